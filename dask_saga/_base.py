@@ -1,0 +1,279 @@
+"""What the classifier and the regressor share: parameters, fit, partial_fit, commit."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from dask import is_dask_collection
+from dask.base import normalize_token, tokenize
+from dask.sizeof import sizeof
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted
+
+from .chunk import visit
+from .driver import Info, load, run
+from .executors import LocalExecutor, find_executor
+from .inputs import dask_blocks, read_chunk, read_rows
+from .losses import LOSSES, resolve_loss
+from .penalties import PENALTIES, resolve_penalty
+from .prediction import linear
+from .state import Problem, SAGAState, anonymous_id, draw_seed, new_state, shown_x
+
+
+class SAGABase(BaseEstimator):
+    """What the classifier and the regressor share."""
+
+    _parameter_constraints: dict = {
+        "loss": [StrOptions(set(LOSSES)), HasMethods(["value", "derivative"])],
+        "penalty": [StrOptions({name for name in PENALTIES if name}), None, HasMethods(["value", "prox"])],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "l1_ratio": [Interval(Real, 0, 1, closed="both")],
+        "fit_intercept": ["boolean"],
+        "step_size": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "step_size_scale": [Interval(Real, 0, None, closed="neither")],
+        "average": ["boolean"],
+        "precondition": ["boolean"],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "memory_dtype": [StrOptions({"float32", "float64"})],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        loss: Any = "log_loss",
+        *,
+        penalty: Any = "l2",
+        alpha: float = 1e-4,
+        l1_ratio: float = 0.15,
+        fit_intercept: bool = True,
+        step_size: str | float = "auto",
+        step_size_scale: float = 0.3,
+        precondition: bool = True,
+        average: bool = True,
+        max_iter: int = 100,
+        tol: float = 1e-4,
+        memory_dtype: str = "float32",
+        random_state: Any = None,
+    ):
+        self.loss = loss
+        self.penalty = penalty
+        self.alpha = alpha
+        self.l1_ratio = l1_ratio
+        self.fit_intercept = fit_intercept
+        self.step_size = step_size
+        self.step_size_scale = step_size_scale
+        self.precondition = precondition
+        self.average = average
+        self.max_iter = max_iter
+        self.tol = tol
+        self.memory_dtype = memory_dtype
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def __dask_tokenize__(self) -> tuple:
+        state = getattr(self, "state_", None)
+        parameters = normalize_token(self.get_params(deep=False))
+        learnt = (state.digest, state.seed, normalize_token(getattr(self, "classes_", None))) if state else None
+        return type(self).__qualname__, parameters, learnt
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Whatever fails inside leaves the estimator as it was; its values are never written, only replaced."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    def _problem(self) -> Problem:
+        self._validate_params()
+        loss, penalty = resolve_loss(self.loss), resolve_penalty(self.penalty, self.alpha, self.l1_ratio)
+        if bool(getattr(loss, "labels", None)) != self._labelled:
+            raise ValueError(f"loss={self.loss!r} is not a loss for {type(self).__name__}")
+        return Problem(
+            loss,
+            penalty,
+            bool(self.fit_intercept),
+            self.step_size if self.step_size == "auto" else float(self.step_size),
+            float(self.step_size_scale),
+            bool(self.average),
+            bool(self.precondition),
+            str(self.memory_dtype),
+        )
+
+    def _check_columns(self, X: Any, reset: bool) -> None:
+        """Names and number of columns, of Dask collections as of arrays."""
+        # An empty frame of the collection's type knows its column names.
+        _check_feature_names(self, getattr(X, "_meta", X) if is_dask_collection(X) else X, reset=reset)
+        if reset and is_dask_collection(X) and np.isnan(X.shape[1]):
+            raise ValueError("X has an unknown number of columns; call X.compute_chunk_sizes() first")
+        _check_n_features(self, X, reset=reset)
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        callback: Callable[[Info], Any] | None = None,
+    ) -> Any:
+        """Fit from zero: passes over all chunks until `tol` or `max_iter`.
+
+        Parameters
+        ----------
+        X : array-like, scipy.sparse, DataFrame, dask array or dask dataframe of shape (n, p)
+            In memory it is one chunk. On Dask its blocks are the chunks; they are
+            kept in the memory of the client's cluster, or of this process without one.
+        y : array-like, dask array or series of shape (n,)
+            Blocked like X.
+        sample_weight : array-like or dask array of shape (n,), default=None
+            Weights of the rows, at least zero.
+        callback : callable, default=None
+            ``callback(info)`` after each pass, where info has epoch, x, intercept,
+            gradient_norm, step_size, seconds and visits; True stops.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For bad parameters or data, naming the argument and the chunk. The
+            estimator is then as it was.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If `max_iter` passes did not reach `tol`, or the steps diverged.
+        """
+        with self._all_or_nothing():
+            problem = self._problem()
+            lazy = any(map(is_dask_collection, (X, y, sample_weight)))
+            if lazy:
+                executor, blocks = find_executor(), dask_blocks(X, y, sample_weight)
+                self._check_columns(X, reset=True)
+            else:
+                executor, blocks = LocalExecutor(), [(X, y, sample_weight)]
+            blocks = executor.load(blocks)
+            names = [k if len(blocks) > 1 else None for k in range(len(blocks))]
+            classes = self._find_classes(executor, blocks, names)
+            reading = (classes, getattr(problem.loss, "labels", None), type(self).__name__, lazy)
+            token = tokenize(draw_seed(None))
+            chunks = [
+                executor.submit(_read_block, block, name, *reading, key=f"saga-read-{token}-{k}")
+                for k, (block, name) in enumerate(zip(blocks, names, strict=True))
+            ]
+            del blocks
+            if not lazy:
+                self._check_columns(X, reset=True)
+            loaded = load(executor, chunks, problem)
+            if not any(fact.rows for fact in loaded.facts):
+                raise ValueError("X has no rows" if sum(loaded.lengths) == 0 else "sample_weight is zero for every row")
+            if len(loaded.stats.mean) != self.n_features_in_:
+                raise ValueError(f"X has {len(loaded.stats.mean)} features, not the {self.n_features_in_} announced")
+            result = run(
+                executor, loaded, problem,
+                seed=draw_seed(self.random_state), max_iter=self.max_iter, tol=self.tol, callback=callback, given=X,
+            )  # fmt: skip
+            self._commit(result.state, result.x, problem, classes)
+            self.n_iter_ = len(result.history)
+            self.history_ = result.history
+            self.converged_ = result.converged
+            if not result.converged:
+                self._warn(result)
+        return self
+
+    def _warn(self, result: Any) -> None:
+        if result.diverged:
+            advice = "The steps diverged; coefficients are the last finite ones. Lower step_size_scale or step_size."
+        elif len(result.history) < self.max_iter:
+            return  # a callback stopped it
+        else:
+            advice = (
+                f"max_iter={self.max_iter} passes ended at a relative gradient norm of "
+                f"{result.history[-1]['gradient_norm']:.1e}, above tol={self.tol}. Raise max_iter, or tol."
+            )
+        warnings.warn(advice, ConvergenceWarning, stacklevel=3)
+
+    def _partial_fit(self, X: Any, y: Any, classes: Any, sample_weight: Any, chunk_id: Hashable) -> Any:
+        for name, argument in (("X", X), ("y", y), ("sample_weight", sample_weight)):
+            if is_dask_collection(argument):
+                raise TypeError(
+                    f"{name} is a Dask collection; partial_fit takes one chunk in memory: "
+                    "use fit, or dask_ml.wrappers.Incremental"
+                )
+        if chunk_id is not None and (isinstance(chunk_id, bool) or not isinstance(chunk_id, (str, Integral))):
+            raise TypeError(f"chunk_id={chunk_id!r} must be a str or an int")
+        with self._all_or_nothing():
+            problem = self._problem()
+            first = not hasattr(self, "state_")
+            labels = getattr(problem.loss, "labels", None)
+            name = None if chunk_id is None else repr(chunk_id)
+            estimator = type(self).__name__
+            chunk = read_chunk(X, y, sample_weight, classes=classes, labels=labels, name=name, estimator=estimator)
+            self._check_columns(X, reset=first)
+            if len(chunk.targets) == 0:
+                return self
+            if chunk.weights.size and not chunk.weights.any():
+                raise ValueError("sample_weight is zero for every row of the chunk")
+            state = new_state(self.n_features_in_, draw_seed(self.random_state)) if first else self.state_
+            key = anonymous_id(state, chunk.content) if chunk_id is None else chunk_id
+            known = state.chunks.get(key)
+            if known is not None and known.content != chunk.content:
+                raise ValueError(
+                    f"chunk_id={chunk_id!r} is known with other content; give new content a new chunk_id, or none"
+                )
+            state = visit(state, key, chunk, problem)
+            self._commit(state, shown_x(state, problem), problem, classes)
+            self.n_iter_ = state.chunks[key].visits
+        return self
+
+    def _commit(self, state: SAGAState, x: np.ndarray, problem: Problem, classes: np.ndarray | None) -> None:
+        self.state_ = state
+        self.coef_ = x[:, :-1].copy() if self._labelled else x[0, :-1].copy()
+        self.intercept_ = x[:, -1].copy()
+        self.step_size_ = problem.step(state.head)
+        self.diverged_ = state.head.diverged
+        if classes is not None:
+            self.classes_ = classes
+
+    def _linear(self, X: Any) -> Any:
+        """Linear predictions of shape (n,): lazy for Dask input."""
+        check_is_fitted(self)
+        rows = X if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
+        self._check_columns(X, reset=False)
+        return linear(rows, self.coef_.ravel(), self.intercept_[0])
+
+    def _predictor(self) -> Any:
+        """An estimator that predicts as this one does, without its memory."""
+        check_is_fitted(self)
+        light = copy.copy(self)
+        light.state_ = light.history_ = None
+        return light.predict
+
+
+def _read_block(block, name, classes, labels, estimator, empty):
+    X, y, sample_weight = block
+    return read_chunk(X, y, sample_weight, classes=classes, labels=labels, name=name, estimator=estimator, empty=empty)
+
+
+@sizeof.register(SAGABase)
+def _sizeof_estimator(estimator: SAGABase) -> int:
+    return 1000 + sum(sizeof(v) for v in vars(estimator).values() if isinstance(v, (SAGAState, np.ndarray)))

@@ -1,0 +1,252 @@
+"""Passes over all chunks, in memory and on Dask, and when to stop.
+
+``run`` is the one driver. It works with references to chunks, heads and memories that
+an executor hands out: values in memory, futures on a cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from dask.base import tokenize
+
+from .chunk import chunk_gradient, chunk_saga, fresh_memory, visit_digest
+from .inputs import Chunk
+from .metric import ColumnStats, Metric, choose_metric, column_stats, merge
+from .state import (
+    ChunkMemory,
+    Head,
+    Problem,
+    SAGAState,
+    candidate,
+    gradient_mapping_norm,
+    new_head,
+    number_occurrences,
+    open_window,
+    visit_seed,
+    window_is_due,
+)
+
+__all__ = ["Info", "Loaded", "Result", "load", "run"]
+
+logger = logging.getLogger("dask_saga")
+
+
+class Info(NamedTuple):
+    """What a callback sees after each epoch.
+
+    Parameters
+    ----------
+    epoch : int
+        Passes made, from 1.
+    x : ndarray of shape (p,)
+        Coefficients as they would be returned now.
+    intercept : float
+    gradient_norm : float
+        Estimated norm of the proximal gradient, relative to its value at zero.
+    step_size : float
+    seconds : float
+        Since the first pass began.
+    visits : int
+        Chunk visits so far.
+    chunks : sequence
+        What the caller gave as chunks.
+    """
+
+    epoch: int
+    x: np.ndarray
+    intercept: float
+    gradient_norm: float
+    step_size: float
+    seconds: float
+    visits: int
+    chunks: Any
+
+
+class Result(NamedTuple):
+    """What ``run`` returns."""
+
+    state: SAGAState
+    x: np.ndarray
+    step_size: float
+    converged: bool
+    diverged: bool
+    history: list[dict]
+
+
+class Loaded(NamedTuple):
+    """Chunks on an executor, and what a client needs to know of each."""
+
+    chunks: list
+    memories: list
+    lengths: list[int]
+    facts: list[ChunkMemory]
+    stats: ColumnStats
+    zero: tuple[float, np.ndarray]
+
+
+class _Summary(NamedTuple):
+    x: np.ndarray
+    gradient_norm: float
+    step_size: float
+    diverged: bool
+
+
+# Tasks. A visit's result is a (head, memory) pair, handed on whole: taking it apart
+# would cost another task in the chain.
+
+
+def _examine(chunk: Chunk, problem: Problem) -> tuple[int, ColumnStats, tuple[float, np.ndarray]]:
+    p = chunk.rows.shape[1]
+    return len(chunk.targets), column_stats(chunk), chunk_gradient(chunk, np.zeros((1, p + 1)), problem)
+
+
+def _remember(chunk: Chunk, problem: Problem, metric: Metric) -> tuple[None, ChunkMemory]:
+    return None, fresh_memory(chunk, problem, metric)
+
+
+def _facts(pair: tuple) -> ChunkMemory:
+    return pair[1]._replace(gradients=np.empty((0, 1)), total=None)
+
+
+def _visit(chunk, previous, own, problem, metric, seed, opens):
+    head = open_window(previous[0], problem, metric) if opens else previous[0]
+    return chunk_saga(chunk, head, own[1], problem, metric, seed)
+
+
+def _summary(previous: tuple, problem: Problem, metric: Metric) -> _Summary:
+    head = previous[0]
+    step = problem.step(head)
+    norm = gradient_mapping_norm(head.x, head.gradient_average, step, problem, metric)
+    return _Summary(candidate(head, problem, metric), norm, step, head.diverged)
+
+
+def _head(previous: tuple) -> Head:
+    return previous[0]
+
+
+def _memory(previous: tuple) -> ChunkMemory:
+    return previous[1]
+
+
+def load(executor: Any, chunks: list, problem: Problem) -> Loaded:
+    """The preparing pass, in parallel: column statistics, bounds and the gradient at zero.
+
+    Parameters
+    ----------
+    executor : LocalExecutor or ClientExecutor
+    chunks : list
+        References to ``Chunk`` on the executor.
+    problem : Problem
+    """
+    name = tokenize(time.time_ns())
+    examined = [executor.submit(_examine, c, problem, key=f"saga-examine-{name}-{k}") for k, c in enumerate(chunks)]
+    lengths, stats, zero = [], None, (0.0, 0.0)
+    for k, (length, chunk_stats, (value, gradient)) in enumerate(executor.gather(examined)):
+        lengths.append(length)
+        if stats is not None and len(stats.mean) != len(chunk_stats.mean):
+            raise ValueError(f"chunk {k}: X has {len(chunk_stats.mean)} features, but chunk 0 has {len(stats.mean)}")
+        stats = chunk_stats if stats is None else merge(stats, chunk_stats)
+        zero = (zero[0] + value, zero[1] + gradient)
+    metric = choose_metric(stats, problem)
+    memories = [
+        executor.submit(_remember, c, problem, metric, key=f"saga-memory-{name}-{k}") for k, c in enumerate(chunks)
+    ]
+    facts = executor.gather([executor.submit(_facts, m, key=f"saga-facts-{name}-{k}") for k, m in enumerate(memories)])
+    return Loaded(chunks, memories, lengths, facts, stats, zero)
+
+
+def run(
+    executor: Any,
+    loaded: Loaded,
+    problem: Problem,
+    *,
+    seed: int,
+    max_iter: int,
+    tol: float,
+    shuffle: bool = True,
+    callback: Callable[[Info], Any] | None = None,
+    given: Any = None,
+) -> Result:
+    """SAGA from zero over all chunks, one after another, epoch by epoch.
+
+    Parameters
+    ----------
+    executor : LocalExecutor or ClientExecutor
+    loaded : Loaded
+        From ``load``, of rows whose weights do not sum to zero.
+    problem : Problem
+    seed : int
+        Entropy of all orders.
+    max_iter : int
+        Passes at most.
+    tol : float
+        Stop where the norm of the proximal gradient is below `tol` times that at zero.
+        The memory's estimate of it is confirmed by one exact pass first.
+    shuffle : bool, default=True
+        Whether each epoch visits the chunks in a new random order.
+    callback : callable, default=None
+        ``callback(info)`` after each epoch; True stops.
+    given : object, default=None
+        What ``info.chunks`` shows.
+    """
+    facts, metric = loaded.facts, choose_metric(loaded.stats, problem)
+    ids = number_occurrences(fact.content for fact in facts)
+    weight = sum(fact.weight for fact in facts)
+    head = new_head(len(loaded.stats.mean), weight=weight, rows=sum(f.rows for f in facts), L=max(f.L for f in facts))
+    at_zero = gradient_mapping_norm(head.x, loaded.zero[1] / weight, problem.step(head), problem, metric)
+    relative = 1.0 / at_zero if at_zero > 0 else 0.0
+    rng = np.random.default_rng(seed)
+    # A new name each time: futures of an earlier fit may still be alive.
+    name = tokenize(seed, time.time_ns())
+
+    previous, own = (head, None), list(loaded.memories)
+    window, count, text, history = frozenset(), 0, "", []
+    began, converged, next_check, wait = time.perf_counter(), False, 1, 1
+    summary = _Summary(head.x, at_zero, problem.step(head), False)
+    for epoch in range(1, max_iter + 1):
+        for k in rng.permutation(len(ids)).tolist() if shuffle else range(len(ids)):
+            opens = window_is_due(ids[k], window, len(ids), count)
+            window, count = (frozenset() if opens else window) | {ids[k]}, 1 if opens else count + 1
+            order_seed = visit_seed(seed, ids[k], epoch - 1)
+            key = f"saga-chunk-{name}-{epoch}-{k}"
+            args = (loaded.chunks[k], previous, own[k], problem, metric, order_seed, opens)
+            previous = own[k] = executor.submit(_visit, *args, key=key)
+            text = visit_digest(text, ids[k], facts[k], problem)
+        key = f"saga-summary-{name}-{epoch}"
+        [summary] = executor.gather([executor.submit(_summary, previous, problem, metric, key=key)])
+        norm, seconds = summary.gradient_norm * relative, time.perf_counter() - began
+        history.append({"epoch": epoch, "gradient_norm": norm, "seconds": seconds, "visits": epoch * len(ids)})
+        logger.info("epoch %d: gradient norm %.2e, %.2f s", epoch, norm, seconds)
+        stop = summary.diverged
+        if not stop and norm <= tol and epoch >= next_check:
+            exact = _exact_norm(executor, loaded.chunks, weight, summary, problem, metric, f"{name}-{epoch}")
+            history[-1]["gradient_norm"] = norm = exact * relative
+            stop = converged = norm <= tol
+            next_check, wait = epoch + wait, 2 * wait
+        if callback is not None:
+            x = summary.x[0]
+            info = Info(epoch, x[:-1], float(x[-1]), norm, summary.step_size, seconds, epoch * len(ids), given)
+            stop = callback(info) is True or stop
+        if stop:
+            break
+    [head], memories = executor.gather([executor.submit(_head, previous, key=f"saga-head-{name}")]), []
+    memories = executor.gather(
+        [executor.submit(_memory, pair, key=f"saga-gather-{name}-{k}") for k, pair in enumerate(own)]
+    )
+    state = SAGAState(head, loaded.stats, dict(zip(ids, memories, strict=True)), window, text, seed)
+    return Result(state, summary.x, summary.step_size, converged, head.diverged, history)
+
+
+def _exact_norm(executor, chunks, weight, summary, problem, metric, name):
+    """Norm of the exact proximal gradient at the summary's x, by one parallel pass."""
+    tasks = [
+        executor.submit(chunk_gradient, chunk, summary.x, problem, key=f"saga-confirm-{name}-{k}")
+        for k, chunk in enumerate(chunks)
+    ]
+    gradient = sum(gradient for _, gradient in executor.gather(tasks)) / weight
+    return gradient_mapping_norm(summary.x, gradient, summary.step_size, problem, metric)

@@ -1,0 +1,412 @@
+"""scikit-learn estimators around the solver: SAGAClassifier and SAGARegressor."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import dask
+import numpy as np
+from dask.base import tokenize
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.utils.metaestimators import available_if
+
+from ._base import SAGABase
+from .inputs import blame, read_labels, two_classes, unique_labels
+from .losses import resolve_loss
+from .prediction import accuracy, probabilities, r2, to_labels
+from .state import draw_seed
+
+__all__ = ["SAGAClassifier", "SAGARegressor"]
+
+
+def _block_classes(block: tuple, name: Any) -> np.ndarray:
+    with blame("y", name):
+        return unique_labels(block[1])
+
+
+def _defines_probability(estimator: Any) -> bool:
+    return hasattr(resolve_loss(estimator.loss), "probability")
+
+
+class SAGAClassifier(ClassifierMixin, SAGABase):
+    """Linear classifier fitted by SAGA, chunk by chunk.
+
+    Minimises ``(1/W) sum_i w_i f(a_i'x + c, b_i) + alpha R(x)`` where W is the sum of
+    the weights, so ``LogisticRegression(C=1 / (alpha * n))`` has the same optimum. The
+    gradient memory of every row is kept: training resumes exactly where it stopped.
+
+    Parameters
+    ----------
+    loss : {"log_loss"} or object, default="log_loss"
+        Or a loss of your own, see ``dask_saga.losses``.
+    penalty : {"l2", "l1", "elasticnet"}, None or object, default="l2"
+        R. An object of your own takes neither `alpha` nor `l1_ratio`.
+    alpha : float, default=1e-4
+        Weight of the penalty against the mean loss.
+    l1_ratio : float, default=0.15
+        Share of the L1 part in "elasticnet".
+    fit_intercept : bool, default=True
+        The intercept is never penalised.
+    step_size : "auto" or float, default="auto"
+        "auto" is at most ``step_size_scale / L``, L the largest curvature of a row.
+    step_size_scale : float, default=0.3
+        Multiplies "auto" only; 0.3 is about the 1/(3L) of the paper.
+    precondition : bool, default=True
+        Centre and scale the columns inside the solver's steps, so that raw columns
+        converge. The optimum is that of the columns as they are. Sparse rows are only
+        scaled.
+    average : bool, default=True
+        Average chunk-end iterates over a pass where they circle the optimum, and cut
+        "auto" steps where chunks unlike each other keep them circling. False is the
+        plain algorithm.
+    max_iter : int, default=100
+        Passes of `fit` at most.
+    tol : float, default=1e-4
+        `fit` stops where the proximal gradient's norm is below `tol` times that at zero.
+    memory_dtype : {"float32", "float64"}, default="float32"
+        Of the gradient memory, one number a row. float32 costs no accuracy.
+    random_state : int, RandomState or None, default=None
+        Seeds all orders. None draws entropy once.
+
+    Attributes
+    ----------
+    coef_ : ndarray of shape (1, n_features)
+    intercept_ : ndarray of shape (1,)
+    classes_ : ndarray of shape (2,)
+    n_features_in_ : int
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Where X had string column names.
+    n_iter_ : int
+        Passes of `fit`; after `partial_fit`, those over the last chunk.
+    history_ : list of dict
+        One a pass of `fit`: epoch, gradient_norm, seconds, visits.
+    step_size_ : float
+        The step of the last pass.
+    state_ : SAGAState
+        x, memory gradients and their average.
+    converged_ : bool
+        Whether the last `fit` reached `tol`.
+    diverged_ : bool
+        Whether a step left finite numbers; coefficients are then the last finite ones.
+
+    See Also
+    --------
+    SAGARegressor : The same for regression.
+    saga : The solver as a function.
+
+    References
+    ----------
+    Defazio, Bach, Lacoste-Julien, "SAGA: A Fast Incremental Gradient Method With
+    Support for Non-Strongly Convex Composite Objectives", NeurIPS 2014.
+
+    Examples
+    --------
+    >>> from dask_ml.datasets import make_classification
+    >>> from dask_saga import SAGAClassifier
+    >>> X, y = make_classification(n_samples=1000, n_features=5, n_informative=3, chunks=250, random_state=0)
+    >>> SAGAClassifier(random_state=0).fit(X, y).score(X, y) > 0.7
+    True
+    """
+
+    _labelled = True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
+
+    def _find_classes(self, executor: Any, blocks: list, names: list) -> np.ndarray:
+        token = tokenize(draw_seed(None))
+        found = executor.gather(
+            [
+                executor.submit(_block_classes, block, name, key=f"saga-classes-{token}-{k}")
+                for k, (block, name) in enumerate(zip(blocks, names, strict=True))
+            ]
+        )
+        return two_classes(np.concatenate([labels for labels in found if len(labels)] or found[:1]), "y")
+
+    def partial_fit(
+        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None, chunk_id: Hashable = None
+    ) -> SAGAClassifier:
+        """One pass over one chunk, new or known.
+
+        A known chunk is recognised by its content, or by `chunk_id`, and goes on with
+        its memory gradients; a new one joins the problem.
+
+        Parameters
+        ----------
+        X : array-like, scipy.sparse or DataFrame of shape (n, p)
+            One chunk in memory. An empty one changes nothing.
+        y : array-like of shape (n,)
+            Labels; one class alone will do.
+        classes : array-like or dask array of shape (2,), default=None
+            All labels; needed at the first call.
+        sample_weight : array-like of shape (n,), default=None
+            On a revisit it may differ from the last visit's.
+        chunk_id : str or int, default=None
+            Names the chunk; None goes by its content.
+
+        Returns
+        -------
+        self : object
+            The estimator after one pass over the chunk.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Naming the argument. The estimator is then as it was.
+        """
+        if classes is not None:
+            # Incremental hands a lazy array on as it is; inside its task no cluster is asked.
+            [classes] = dask.compute(classes, scheduler="synchronous")
+            classes = two_classes(read_labels(classes), "classes")
+        fitted = getattr(self, "classes_", None)
+        if fitted is None and classes is None:
+            raise ValueError("classes must be given at the first call to partial_fit")
+        if fitted is not None and classes is not None and not np.array_equal(fitted, classes):
+            raise ValueError(f"classes={list(classes)} differs from the {list(fitted)} of earlier calls")
+        return self._partial_fit(X, y, classes if fitted is None else fitted, sample_weight, chunk_id)
+
+    def decision_function(self, X: Any) -> Any:
+        """Linear predictions ``a'x + c``; above zero speaks for ``classes_[1]``.
+
+        Parameters
+        ----------
+        X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
+
+        Returns
+        -------
+        ndarray or dask array of shape (n,)
+        """
+        return self._linear(X)
+
+    def predict(self, X: Any) -> Any:
+        """Labels of the rows of X.
+
+        Parameters
+        ----------
+        X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
+
+        Returns
+        -------
+        ndarray or dask array of shape (n,)
+        """
+        return to_labels(self._linear(X), self.classes_)
+
+    @available_if(_defines_probability)
+    def predict_proba(self, X: Any) -> Any:
+        """Probabilities of both classes.
+
+        Parameters
+        ----------
+        X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
+
+        Returns
+        -------
+        ndarray or dask array of shape (n, 2)
+        """
+        return probabilities(self._linear(X), resolve_loss(self.loss))
+
+    @available_if(_defines_probability)
+    def predict_log_proba(self, X: Any) -> Any:
+        """Logarithms of ``predict_proba``.
+
+        Parameters
+        ----------
+        X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
+
+        Returns
+        -------
+        ndarray or dask array of shape (n, 2)
+        """
+        return np.log(self.predict_proba(X))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Weighted mean accuracy; block by block on Dask.
+
+        Parameters
+        ----------
+        X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
+        y : array-like or Dask collection of shape (n,)
+        sample_weight : array-like or Dask collection of shape (n,), default=None
+
+        Returns
+        -------
+        float
+        """
+        return accuracy(self._predictor(), X, y, sample_weight)
+
+
+class SAGARegressor(RegressorMixin, SAGABase):
+    """Linear regression fitted by SAGA, chunk by chunk.
+
+    Minimises ``(1/W) sum_i w_i f(a_i'x + c, b_i) + alpha R(x)`` where W is the sum of
+    the weights, so ``Ridge(alpha=alpha * n)`` has the same optimum.
+
+    Parameters
+    ----------
+    loss : {"squared_error"} or object, default="squared_error"
+        ``(z - y)^2 / 2``, or a loss of your own, see ``dask_saga.losses``.
+    penalty : {"l2", "l1", "elasticnet"}, None or object, default="l2"
+        R. An object of your own takes neither `alpha` nor `l1_ratio`.
+    alpha : float, default=1e-4
+        Weight of the penalty against the mean loss.
+    l1_ratio : float, default=0.15
+        Share of the L1 part in "elasticnet".
+    fit_intercept : bool, default=True
+        The intercept is never penalised.
+    step_size : "auto" or float, default="auto"
+        "auto" is at most ``step_size_scale / L``, L the largest curvature of a row.
+    step_size_scale : float, default=0.3
+        Multiplies "auto" only; 0.3 is about the 1/(3L) of the paper.
+    precondition : bool, default=True
+        Centre and scale the columns inside the solver's steps, so that raw columns
+        converge. The optimum is that of the columns as they are. Sparse rows are only
+        scaled.
+    average : bool, default=True
+        Average chunk-end iterates over a pass where they circle the optimum, and cut
+        "auto" steps where chunks unlike each other keep them circling. False is the
+        plain algorithm.
+    max_iter : int, default=100
+        Passes of `fit` at most.
+    tol : float, default=1e-4
+        `fit` stops where the proximal gradient's norm is below `tol` times that at zero.
+    memory_dtype : {"float32", "float64"}, default="float32"
+        Of the gradient memory, one number a row. float32 costs no accuracy.
+    random_state : int, RandomState or None, default=None
+        Seeds all orders. None draws entropy once.
+
+    Attributes
+    ----------
+    coef_ : ndarray of shape (n_features,)
+    intercept_ : ndarray of shape (1,)
+    n_features_in_ : int
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Where X had string column names.
+    n_iter_ : int
+        Passes of `fit`; after `partial_fit`, those over the last chunk.
+    history_ : list of dict
+        One a pass of `fit`: epoch, gradient_norm, seconds, visits.
+    step_size_ : float
+        The step of the last pass.
+    state_ : SAGAState
+        x, memory gradients and their average.
+    converged_ : bool
+        Whether the last `fit` reached `tol`.
+    diverged_ : bool
+        Whether a step left finite numbers; coefficients are then the last finite ones.
+
+    See Also
+    --------
+    SAGAClassifier : The same for two classes.
+    saga : The solver as a function.
+
+    References
+    ----------
+    Defazio, Bach, Lacoste-Julien, "SAGA: A Fast Incremental Gradient Method With
+    Support for Non-Strongly Convex Composite Objectives", NeurIPS 2014.
+
+    Examples
+    --------
+    >>> from dask_ml.datasets import make_regression
+    >>> from dask_saga import SAGARegressor
+    >>> X, y = make_regression(n_samples=1000, n_features=5, chunks=250, random_state=0)
+    >>> SAGARegressor(random_state=0).fit(X, y).score(X, y) > 0.99
+    True
+    """
+
+    _labelled = False
+
+    def __init__(
+        self,
+        loss: Any = "squared_error",
+        *,
+        penalty: Any = "l2",
+        alpha: float = 1e-4,
+        l1_ratio: float = 0.15,
+        fit_intercept: bool = True,
+        step_size: str | float = "auto",
+        step_size_scale: float = 0.3,
+        precondition: bool = True,
+        average: bool = True,
+        max_iter: int = 100,
+        tol: float = 1e-4,
+        memory_dtype: str = "float32",
+        random_state: Any = None,
+    ):
+        super().__init__(
+            loss,
+            penalty=penalty,
+            alpha=alpha,
+            l1_ratio=l1_ratio,
+            fit_intercept=fit_intercept,
+            step_size=step_size,
+            step_size_scale=step_size_scale,
+            precondition=precondition,
+            average=average,
+            max_iter=max_iter,
+            tol=tol,
+            memory_dtype=memory_dtype,
+            random_state=random_state,
+        )
+
+    def _find_classes(self, executor: Any, blocks: list, names: list) -> None:
+        return None
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, chunk_id: Hashable = None) -> SAGARegressor:
+        """One pass over one chunk, new or known.
+
+        A known chunk is recognised by its content, or by `chunk_id`, and goes on with
+        its memory gradients; a new one joins the problem.
+
+        Parameters
+        ----------
+        X : array-like, scipy.sparse or DataFrame of shape (n, p)
+            One chunk in memory. An empty one changes nothing.
+        y : array-like of shape (n,)
+            Targets.
+        sample_weight : array-like of shape (n,), default=None
+            On a revisit it may differ from the last visit's.
+        chunk_id : str or int, default=None
+            Names the chunk; None goes by its content.
+
+        Returns
+        -------
+        self : object
+            The estimator after one pass over the chunk.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Naming the argument. The estimator is then as it was.
+        """
+        return self._partial_fit(X, y, None, sample_weight, chunk_id)
+
+    def predict(self, X: Any) -> Any:
+        """Predicted targets of the rows of X.
+
+        Parameters
+        ----------
+        X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
+
+        Returns
+        -------
+        ndarray or dask array of shape (n,)
+        """
+        return self._linear(X)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Coefficient of determination R^2; block by block on Dask.
+
+        Parameters
+        ----------
+        X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
+        y : array-like or Dask collection of shape (n,)
+        sample_weight : array-like or Dask collection of shape (n,), default=None
+
+        Returns
+        -------
+        float
+        """
+        return r2(self._predictor(), X, y, sample_weight)

@@ -1,0 +1,51 @@
+"""Where tasks run: in this process, or on a client's cluster.
+
+An executor hands out references, to chunks and to results: values here, futures there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dask
+from dask import delayed, is_dask_collection
+from dask.base import get_scheduler
+
+__all__ = ["ClientExecutor", "LocalExecutor", "find_executor"]
+
+
+class LocalExecutor:
+    """Runs every task at once in this process; references are values."""
+
+    def submit(self, function: Callable, *args: Any, key: str) -> Any:
+        return function(*args)
+
+    def gather(self, references: list) -> list:
+        return references
+
+    def load(self, blocks: list) -> list:
+        return list(dask.compute(*blocks)) if any(map(is_dask_collection, blocks)) else list(blocks)
+
+
+class ClientExecutor:
+    """Runs tasks on a cluster; references are futures."""
+
+    def __init__(self, client: Any):
+        self.client = client
+
+    def submit(self, function: Callable, *args: Any, key: str) -> Any:
+        # A driver that runs inside a task of the same cluster must not wait behind itself.
+        return self.client.submit(function, *args, key=key, pure=False)
+
+    def gather(self, references: list) -> list:
+        return self.client.gather(references)
+
+    def load(self, blocks: list) -> list:
+        return self.client.compute([b if is_dask_collection(b) else delayed(b) for b in blocks])
+
+
+def find_executor() -> LocalExecutor | ClientExecutor:
+    """The executor of the scheduler that Dask would use now: a client's cluster, or this process."""
+    client = getattr(get_scheduler(), "__self__", None)
+    return ClientExecutor(client) if hasattr(client, "gather") else LocalExecutor()

@@ -1,0 +1,359 @@
+"""Any accepted chunk -> rows as the kernels see them, and their hash.
+
+A block of the user's data (numpy, scipy.sparse, pydata/sparse, pandas) becomes a
+``Chunk``: C-contiguous float rows or canonical CSR, float64 targets and weights. Its
+content hash is taken of these, so pandas and numpy of the same values agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from numbers import Number
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import xxhash
+from dask import delayed, is_dask_collection
+from sklearn.utils import check_array, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+
+__all__ = ["Chunk", "dask_blocks", "encode_labels", "read_chunk", "read_labels", "read_rows"]
+
+# About a megabyte of float64 rows: what is converted or transformed at once.
+BLOCK_BYTES = 2**20
+
+
+class Chunk(NamedTuple):
+    """One chunk as the kernels see it; arrays are read only and C-contiguous.
+
+    Parameters
+    ----------
+    rows : ndarray or scipy.sparse CSR of shape (n, p), float32 or float64
+    targets : ndarray of shape (n,), float64
+        Labels as the loss wants them, or numbers.
+    weights : ndarray of shape (n,) or (0,), float64
+        Empty where every row weighs one.
+    content : str
+        Hash of rows and targets.
+    weights_content : str
+        Hash of the weights; "" where there are none.
+    """
+
+    rows: Any
+    targets: np.ndarray
+    weights: np.ndarray
+    content: str
+    weights_content: str
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights."""
+        return float(self.weights.sum()) if self.weights.size else float(len(self.targets))
+
+    def row_blocks(self) -> Iterator[tuple[slice, Any]]:
+        """Consecutive row blocks in float64, of about a megabyte if dense."""
+        n, p = self.rows.shape
+        if sp.issparse(self.rows):
+            yield slice(0, n), self.rows
+            return
+        step = max(1, BLOCK_BYTES // (8 * p))
+        for start in range(0, n, step):
+            block = slice(start, min(start + step, n))
+            yield block, self.rows[block].astype(np.float64, copy=False)
+
+
+@contextlib.contextmanager
+def blame(argument: str, chunk: Any = None) -> Iterator[None]:
+    """Errors from inside name the argument and, where there are several, the chunk."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        text = str(error) if argument in str(error).split() else f"{argument}: {error}"
+        raise kind(text if chunk is None else f"chunk {chunk}: {text}") from error
+
+
+def read_rows(X: Any, *, estimator: str | None = None, empty: bool = False) -> Any:
+    """Rows as the kernels see them: C-ordered float32 or float64, or canonical CSR.
+
+    Parameters
+    ----------
+    X : array-like, DataFrame or sparse of shape (n, p)
+        In memory. float32 stays float32, all else becomes float64.
+    estimator : str, default=None
+        Name for error messages.
+    empty : bool, default=False
+        Whether zero rows are allowed.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For NaN, inf, complex or non-numeric values, other than two dimensions, or a
+        Dask collection.
+    """
+    if is_dask_collection(X):
+        raise TypeError("X is a Dask collection, but one chunk in memory is wanted; use fit, or Incremental")
+    if hasattr(X, "to_scipy_sparse"):  # pydata/sparse
+        X = X.to_scipy_sparse()
+    if sp.issparse(X) and X.dtype == object:
+        raise TypeError("X has dtype object; a sparse X must be numeric")
+    X = check_array(
+        X,
+        accept_sparse="csr",
+        dtype=[np.float64, np.float32],
+        order="C",
+        ensure_min_samples=0 if empty else 1,
+        input_name="X",
+        estimator=estimator,
+    )
+    if sp.issparse(X):
+        if not X.has_canonical_format:
+            X = X.copy()
+            X.sum_duplicates()
+        if max(X.nnz, *X.shape) < 2**31 and X.indices.dtype != np.int32:
+            indices, indptr = X.indices.astype(np.int32), X.indptr.astype(np.int32)
+            X = type(X)((X.data, indices, indptr), shape=X.shape)
+    return X
+
+
+def read_labels(y: Any) -> np.ndarray:
+    """Labels of any kind as a one-dimensional numpy array.
+
+    Strings stay objects; nullable and categorical pandas types become what they hold.
+
+    Raises
+    ------
+    ValueError
+        If a label is missing.
+    """
+    if y is None:
+        raise ValueError("This estimator requires y to be passed, but the target y is None")
+    labels = column_or_1d(np.asarray(y), warn=True)
+    if labels.dtype == object and len(labels):
+        import pandas as pd
+
+        if pd.isna(labels).any():
+            raise ValueError("y contains missing labels (NaN, None or NA); drop those rows")
+        kind = pd.api.types.infer_dtype(labels, skipna=False)
+        if kind in ("integer", "boolean", "floating"):
+            labels = labels.astype({"integer": np.int64, "boolean": bool, "floating": np.float64}[kind])
+    elif labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise ValueError("y contains NaN or infinity")
+    return labels
+
+
+def unique_labels(y: Any) -> np.ndarray:
+    """The sorted distinct labels of one block."""
+    labels = read_labels(y)
+    if len(labels):
+        check_classification_targets(labels)
+    return sorted_labels(labels)
+
+
+def sorted_labels(labels: np.ndarray) -> np.ndarray:
+    """Distinct labels in order.
+
+    Raises
+    ------
+    TypeError
+        If they cannot be compared.
+    """
+    try:
+        return np.unique(labels)
+    except TypeError as error:
+        raise TypeError("y mixes labels that cannot be sorted, such as strings and numbers") from error
+
+
+def two_classes(labels: np.ndarray, argument: str) -> np.ndarray:
+    """The two classes among some labels.
+
+    Raises
+    ------
+    ValueError
+        If there are more, or fewer.
+    """
+    classes = sorted_labels(labels)
+    if len(classes) == 2:
+        return classes
+    if len(classes) < 2:
+        raise ValueError(
+            f"{argument} holds {len(classes)} class(es); a classifier needs at least two classes: {list(classes)}"
+        )
+    raise ValueError(
+        f"Only binary classification is supported. {argument} holds {len(classes)} classes; "
+        "SAGAClassifier takes two for now: wrap it in sklearn.multiclass.OneVsRestClassifier"
+    )
+
+
+def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
+    """Positions of the labels of `y` in `classes`.
+
+    Raises
+    ------
+    ValueError
+        If a label of `y` is not in `classes`.
+    """
+    import pandas as pd
+
+    labels = read_labels(y)
+    codes = pd.Index(classes).get_indexer(labels)
+    if (codes < 0).any():
+        unknown = list(dict.fromkeys(labels[codes < 0].tolist()))[:5]
+        raise ValueError(f"y has labels {unknown} that are not among the classes {list(classes)}")
+    return codes
+
+
+def read_weights(sample_weight: Any, n: int) -> np.ndarray:
+    """Row weights as float64 of shape (n,), or an empty array for none.
+
+    Raises
+    ------
+    ValueError
+        If they are negative, not finite or of another shape.
+    """
+    if sample_weight is None:
+        return np.empty(0)
+    if isinstance(sample_weight, Number):
+        sample_weight = np.full(n, sample_weight)
+    weights = check_array(
+        sample_weight, ensure_2d=False, dtype=np.float64, order="C", ensure_min_samples=0, input_name="sample_weight"
+    )
+    if weights.ndim != 1:
+        raise ValueError(f"sample_weight must be a 1D array or a number, but has {weights.ndim} dimensions")
+    if (weights < 0).any():
+        raise ValueError("sample_weight must not be negative")
+    return weights
+
+
+def read_targets(y: Any, classes: np.ndarray | None, labels: tuple | None) -> np.ndarray:
+    """Targets as the loss wants them: numbers, or the loss's two labels for two classes."""
+    if classes is not None:
+        return np.asarray(labels, dtype=np.float64)[encode_labels(y, classes)]
+    if y is None:
+        raise ValueError("This estimator requires y to be passed, but the target y is None")
+    y = check_array(y, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="y")
+    targets = np.ascontiguousarray(column_or_1d(y, warn=True))
+    if labels is not None and not np.isin(targets, labels).all():
+        raise ValueError(f"y (b) must hold only {labels} for this loss")
+    return targets
+
+
+def read_chunk(
+    X: Any,
+    y: Any,
+    sample_weight: Any = None,
+    *,
+    classes: np.ndarray | None = None,
+    labels: tuple | None = None,
+    name: Any = None,
+    estimator: str | None = None,
+    empty: bool = True,
+) -> Chunk:
+    """One block of the user's data as a ``Chunk``.
+
+    Parameters
+    ----------
+    X, y, sample_weight : array-like
+        As given to ``fit`` or ``partial_fit``, in memory, of equal length.
+    classes : ndarray of shape (2,), default=None
+        All class labels; None where `y` holds numbers.
+    labels : tuple, default=None
+        What the loss calls the classes (``loss.labels``).
+    name : object, default=None
+        Names the chunk in error messages.
+    estimator : str, default=None
+        Names the estimator in error messages.
+    empty : bool, default=True
+        Whether zero rows are allowed.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the argument at fault, and the chunk where `name` is given.
+    """
+    with blame("X", name):
+        rows = read_rows(X, estimator=estimator, empty=empty)
+    n = rows.shape[0]
+    with blame("y", name):
+        targets = read_targets(y, classes, labels)
+        if len(targets) != n:
+            raise ValueError(f"X has {n} rows, but y has {len(targets)}")
+    with blame("sample_weight", name):
+        weights = read_weights(sample_weight, n)
+        if weights.size and len(weights) != n:
+            raise ValueError(f"X has {n} rows, but sample_weight has {len(weights)}")
+    arrays = (rows.data, rows.indices, rows.indptr) if sp.issparse(rows) else (rows,)
+    content = content_hash(*arrays, targets, shape=rows.shape)
+    return Chunk(rows, targets, weights, content, content_hash(weights) if weights.size else "")
+
+
+def content_hash(*arrays: np.ndarray, shape: tuple = ()) -> str:
+    """128-bit hash of C-contiguous arrays; about a tenth of a pass in cost."""
+    state = xxhash.xxh3_128()
+    state.update(repr((shape, [(a.dtype.str, a.shape) for a in arrays])).encode())
+    for array in arrays:
+        state.update(memoryview(array).cast("B") if array.size else b"")
+    return state.hexdigest()
+
+
+def _split(name: str, collection: Any, lengths: tuple | None) -> tuple[list, tuple | None]:
+    """A Dask collection, or an array beside one, as a list of blocks and their known lengths."""
+    if hasattr(collection, "numblocks"):
+        if collection.ndim > 1 and collection.numblocks[1] > 1:
+            raise ValueError(
+                f"{name} is blocked along its columns ({collection.numblocks[1]} blocks); "
+                f"rechunk it first: {name}.rechunk({{1: -1}})"
+            )
+        known = tuple(int(n) for n in collection.chunks[0]) if not np.isnan(collection.chunks[0]).any() else None
+        return list(collection.to_delayed().ravel()), known
+    if is_dask_collection(collection):
+        return collection.to_delayed(), None
+    if lengths is None:
+        raise ValueError(
+            f"{name} is in memory, but X is a Dask collection whose block lengths are unknown; "
+            f"call X.compute_chunk_sizes(), or make {name} a Dask collection too"
+        )
+    array = collection if hasattr(collection, "iloc") else np.asarray(collection)
+    if len(array) != sum(lengths):
+        raise ValueError(f"X has {sum(lengths)} rows, but {name} has {len(array)}")
+    ends = np.cumsum(lengths)
+    return [array[end - n : end] for n, end in zip(lengths, ends, strict=True)], lengths
+
+
+def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
+    """Delayed ``(X, y, sample_weight)`` blocks of Dask collections that are blocked alike.
+
+    Parameters
+    ----------
+    X : dask array or dataframe
+    y, sample_weight : dask array, series or dataframe of one column, or in memory
+        In memory only where the block lengths of X are known.
+
+    Raises
+    ------
+    ValueError
+        If the blocks do not match, naming the first that differs, or X is blocked
+        along its columns.
+    """
+    if not is_dask_collection(X):
+        raise TypeError("y or sample_weight is a Dask collection, but X is not; make X one too")
+    if getattr(X, "ndim", 2) != 2:
+        raise ValueError(f"Expected 2D array for X, got {X.ndim}D array instead. Reshape your data")
+    if y is None:
+        raise ValueError("This estimator requires y to be passed, but the target y is None")
+    blocks, lengths = _split("X", X, None)
+    columns = [blocks]
+    for name, other in (("y", y), ("sample_weight", sample_weight)):
+        if other is None:
+            columns.append([None] * len(blocks))
+            continue
+        others, known = _split(name, other, lengths)
+        if len(others) != len(blocks):
+            raise ValueError(f"X has {len(blocks)} blocks, but {name} has {len(others)}; rechunk one like the other")
+        for k, (n, m) in enumerate(zip(lengths or (), known or (), strict=False)):
+            if n != m:
+                raise ValueError(f"chunk {k}: X has {n} rows, but {name} has {m}; rechunk one like the other")
+        columns.append(others)
+    return [delayed(tuple)(block) for block in zip(*columns, strict=True)]

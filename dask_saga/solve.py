@@ -1,0 +1,176 @@
+"""``saga``: the post's ``full_saga``, for researchers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from dask import delayed, is_dask_collection
+from dask.base import tokenize
+from dask.delayed import Delayed
+
+from .driver import Info, load, run
+from .executors import LocalExecutor, find_executor
+from .inputs import Chunk, read_chunk
+from .losses import resolve_loss
+from .penalties import resolve_penalty
+from .state import Problem, SAGAState, draw_seed
+
+__all__ = ["SAGAResult", "saga"]
+
+
+class SAGAResult(NamedTuple):
+    """What ``saga`` returns.
+
+    Parameters
+    ----------
+    x : ndarray of shape (p,)
+        Coefficients.
+    intercept : float
+        Zero unless fitted.
+    n_iter : int
+        Passes made.
+    converged, diverged : bool
+    step_size : float
+        The step of the last pass.
+    history : list of dict
+        One a pass: epoch, gradient_norm, seconds, visits; ``pandas.DataFrame(history)``.
+    state : SAGAState
+    """
+
+    x: np.ndarray
+    intercept: float
+    n_iter: int
+    converged: bool
+    diverged: bool
+    step_size: float
+    history: list[dict]
+    state: SAGAState
+
+
+def saga(
+    chunks: Sequence,
+    loss: Any = "log_loss",
+    penalty: Any = None,
+    *,
+    fit_intercept: bool = False,
+    step_size: str | float = "auto",
+    step_size_scale: float = 0.3,
+    max_iter: int = 100,
+    tol: float = 0.0,
+    shuffle: bool = True,
+    average: bool = True,
+    precondition: bool = True,
+    memory_dtype: str = "float32",
+    random_state: int | None = None,
+    callback: Callable[[Info], Any] | None = None,
+) -> SAGAResult:
+    """Minimise the mean loss plus a penalty over a list of chunks: the post's ``full_saga``.
+
+    Parameters
+    ----------
+    chunks : sequence of (A, b)
+        A of shape (n, p), b of shape (n,): numpy, scipy.sparse or Dask arrays, delayed
+        pairs, or pairs of delayed. Each pair is one chunk. For "log_loss" b holds -1 and 1.
+    loss : str or object, default="log_loss"
+        A name from ``dask_saga.losses.LOSSES`` or a loss of your own.
+    penalty : object, default=None
+        Such as ``dask_saga.penalties.ElasticNet(l2=1e-4)``, or your own.
+    fit_intercept : bool, default=False
+    step_size : "auto" or float, default="auto"
+        "auto": ``step_size_scale / L`` with L the largest over the rows of all chunks.
+    step_size_scale : float, default=0.3
+    max_iter : int, default=100
+        Passes over all chunks at most.
+    tol : float, default=0.0
+        Stop where the proximal gradient's norm is below `tol` times that at zero.
+    shuffle : bool, default=True
+        Whether each pass takes the chunks in a new random order; the post's is fixed.
+    average : bool, default=True
+        Whether chunk-end iterates are averaged over a pass where x circles, and "auto"
+        steps cut where chunks unlike each other keep it circling.
+    precondition : bool, default=True
+        Whether columns are centred and scaled inside the solver's steps. With `shuffle`,
+        `average` and this False it is the post's algorithm.
+    memory_dtype : {"float32", "float64"}, default="float32"
+    random_state : int, default=None
+        Seed of all orders; None draws one.
+    callback : callable, default=None
+        ``callback(info)`` after each pass, with ``info.x`` and ``info.chunks``; True stops.
+
+    Returns
+    -------
+    SAGAResult
+
+    Raises
+    ------
+    ValueError, TypeError
+        For bad parameters, and for bad data, naming the chunk.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dask_saga import saga
+    >>> A = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [-1.0, -1.0]])
+    >>> b = np.array([1.0, -1.0, 1.0, -1.0])
+    >>> saga([(A[:2], b[:2]), (A[2:], b[2:])], max_iter=20, random_state=0).x.round(1)
+    array([ 2.2, -0.8])
+    """
+    problem = Problem(
+        loss=resolve_loss(loss),
+        penalty=_penalty_object(penalty),
+        fit_intercept=fit_intercept,
+        step_size=step_size,
+        step_size_scale=step_size_scale,
+        average=average,
+        precondition=precondition,
+        memory_dtype=memory_dtype,
+    )
+    _check_numbers(step_size, step_size_scale, max_iter, tol, memory_dtype)
+    seed = draw_seed(random_state)
+    pairs = list(chunks)
+    if not pairs:
+        raise ValueError("chunks is empty; give at least one (A, b)")
+    lazy = any(isinstance(pair, Delayed) or any(map(is_dask_collection, pair)) for pair in pairs)
+    executor = find_executor() if lazy else LocalExecutor()
+    blocks = executor.load([delayed(pair) if lazy else pair for pair in pairs])
+    name, labels = tokenize(time.time_ns()), getattr(problem.loss, "labels", None)
+    read = [executor.submit(_read_pair, pair, labels, k, key=f"saga-read-{name}-{k}") for k, pair in enumerate(blocks)]
+    loaded = load(executor, read, problem)
+    if not any(fact.rows for fact in loaded.facts):
+        raise ValueError("chunks hold no rows")
+    result = run(
+        executor, loaded, problem,
+        seed=seed, max_iter=max_iter, tol=tol, shuffle=shuffle, callback=callback, given=chunks,
+    )  # fmt: skip
+    x, intercept = result.x[0, :-1], float(result.x[0, -1])
+    return SAGAResult(
+        x, intercept, len(result.history), result.converged, result.diverged, result.step_size, result.history,
+        result.state,
+    )  # fmt: skip
+
+
+def _penalty_object(penalty: Any) -> Any:
+    if isinstance(penalty, str):
+        raise TypeError(f"penalty={penalty!r} needs its weight: give an object such as ElasticNet(l2=1e-4)")
+    return resolve_penalty(penalty)
+
+
+def _read_pair(pair: Any, labels: tuple | None, name: int) -> Chunk:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(f"chunk {name}: chunks must hold pairs (A, b), not {type(pair).__name__}")
+    return read_chunk(*pair, labels=labels, name=name)
+
+
+def _check_numbers(step_size, step_size_scale, max_iter, tol, memory_dtype) -> None:
+    if step_size != "auto" and not (np.isreal(step_size) and 0 < step_size < np.inf):
+        raise ValueError(f'step_size={step_size!r} must be "auto" or a positive number')
+    for name, number in (("step_size_scale", step_size_scale), ("max_iter", max_iter)):
+        if not 0 < number < np.inf:
+            raise ValueError(f"{name}={number!r} must be positive")
+    if not tol >= 0:
+        raise ValueError(f"tol={tol!r} must not be negative")
+    if memory_dtype not in ("float32", "float64"):
+        raise ValueError(f'memory_dtype={memory_dtype!r} must be "float32" or "float64"')

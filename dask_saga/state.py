@@ -1,0 +1,376 @@
+"""What SAGA carries from chunk to chunk, and its pure transitions.
+
+Every array in a state is read only: a new state is made, never an old one written.
+So a copy is the state itself, and what fails half-way leaves no trace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Iterable, Mapping
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+from dask.sizeof import sizeof
+from sklearn.utils import check_random_state
+
+from ._kernels import kernels_for
+from .metric import ColumnStats, Metric, choose_metric, no_stats, to_solver, to_user
+
+__all__ = ["ChunkMemory", "Head", "Problem", "SAGAState", "new_head", "new_state"]
+
+# The iterate circles, rather than drifts, where the cosine between its last and its
+# mean displacement over the window is below this (docs/algorithm.md, "Averaging").
+CIRCLES_BELOW = 0.6
+# A visit has settled where x moves less in its second half than in its first: where the
+# squared distances have this ratio, e^(step x rows x curvature) of the direction it moves in.
+SETTLED_ABOVE = 4.0
+# Visits circle on where their squared moves shrink by less than this from window to window.
+STUCK_ABOVE = 0.25
+CUT_BY = 3.0
+# Beyond this a coefficient has left every scale on which data are measured.
+LARGEST_COEFFICIENT = 1e100
+
+
+def frozen(array: np.ndarray) -> np.ndarray:
+    """A read-only view."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+class Problem(NamedTuple):
+    """What is minimised, and how: F = (1/W) sum_i w_i f(a_i'x + c, b_i) + penalty(x).
+
+    Parameters
+    ----------
+    loss, penalty : object
+        From ``losses`` and ``penalties``, or the user's own.
+    fit_intercept : bool, default=False
+        Whether c, which is never penalised, is fitted or stays zero.
+    step_size : "auto" or float, default="auto"
+        "auto" is ``step_size_scale / L``; a float is the step itself.
+    step_size_scale : float, default=0.3
+        Multiplies "auto" only. 0.3 is the post's, about the 1/(3L) of the SAGA paper.
+    average : bool, default=True
+        Whether chunk-end iterates are averaged where x circles, and "auto" steps cut where
+        visits settle. False is the plain algorithm.
+    precondition : bool, default=True
+        Whether the solver centres and scales the columns inside its steps.
+    memory_dtype : str, default="float32"
+        Type of the memory gradients.
+    """
+
+    loss: Any
+    penalty: Any
+    fit_intercept: bool = False
+    step_size: Any = "auto"
+    step_size_scale: float = 0.3
+    average: bool = True
+    precondition: bool = True
+    memory_dtype: str = "float32"
+
+    def step(self, head: Head) -> float:
+        """Step size at this head, in units of x per unit of mean gradient."""
+        if self.step_size != "auto":
+            return float(self.step_size)
+        bound = head.L * head.rows / head.weight if head.weight > 0 else 0.0
+        return self.step_size_scale * head.cut / bound if bound > 0 else self.step_size_scale
+
+    def token(self) -> str:
+        """Text equal for equal problems only."""
+        kinds = [f"{type(part).__module__}.{type(part).__qualname__}" for part in (self.loss, self.penalty)]
+        return repr((kinds, tuple(self)))
+
+
+class Head(NamedTuple):
+    """What travels from chunk to chunk. Arrays have shape (outputs, p + 1), the intercept last.
+
+    Parameters
+    ----------
+    x : ndarray
+        Current coefficients.
+    gradient_sum : ndarray
+        sum_i m_i a_i over all chunks, where m_i is the memory gradient of row i.
+    weight, rows : float, int
+        Sum of weights and number of rows of positive weight, of the chunks that count.
+    L : float
+        Largest curvature bound of a row, times its weight.
+    cut : float
+        Multiplies the "auto" step; below one where visits settled and circled.
+    window_start, window_sum : ndarray
+        x at the opening of the averaging window, and the sum of x at its visits' ends.
+    window_count, window_settled : int
+        Visits in the window, and those that settled before their end.
+    window_energy, last_energy : float
+        Sum of squared moves of x in this window, and in the one before.
+    window_L : float
+        Largest curvature bound met in the window.
+    diverged : bool
+        Whether a step left finite numbers; x then stays at its last good value.
+    """
+
+    x: np.ndarray
+    gradient_sum: np.ndarray
+    weight: float
+    rows: int
+    L: float
+    cut: float
+    window_start: np.ndarray
+    window_sum: np.ndarray
+    window_count: int
+    window_settled: int
+    window_energy: float
+    last_energy: float
+    window_L: float
+    diverged: bool
+
+    @property
+    def gradient_average(self) -> np.ndarray:
+        """gradient_sum / weight."""
+        return self.gradient_sum / self.weight if self.weight > 0 else np.zeros_like(self.gradient_sum)
+
+
+class ChunkMemory(NamedTuple):
+    """What stays beside one chunk of n rows.
+
+    Parameters
+    ----------
+    gradients : ndarray of shape (n, outputs)
+        Memory gradients m_i = w_i f'(z_i) of each row's last visit; zero before the first.
+    visits : int
+        Passes made over the chunk.
+    content, weights_content : str
+        Hashes of the rows with their targets, and of the weights.
+    weight, rows, L : float, int, float
+        The chunk's share of the same fields of ``Head``.
+    measured : int
+        ``Metric.rows`` of the coordinates in which L was measured.
+    total : ndarray of shape (outputs, p + 1) or None
+        sum_i m_i a_i of this chunk; None where that is large beside the gradients.
+    """
+
+    gradients: np.ndarray
+    visits: int
+    content: str
+    weights_content: str
+    weight: float
+    rows: int
+    L: float
+    measured: int
+    total: np.ndarray | None
+
+
+class SAGAState(NamedTuple):
+    """All that an estimator learnt and needs to go on exactly where it stopped.
+
+    Parameters
+    ----------
+    head : Head
+    stats : ColumnStats
+        Of all chunks.
+    chunks : mapping of chunk id to ChunkMemory
+    window_ids : frozenset
+        Ids visited in the current averaging window.
+    digest : str
+        Hash chained over every transition.
+    seed : int
+        Entropy of all row and chunk orders.
+    """
+
+    head: Head
+    stats: ColumnStats
+    chunks: Mapping[Hashable, ChunkMemory]
+    window_ids: frozenset
+    digest: str
+    seed: int
+
+    @property
+    def x(self) -> np.ndarray:
+        """Current coefficients, of shape (p,) for one output."""
+        return _one_output(self.head.x[:, :-1])
+
+    @property
+    def intercept(self) -> Any:
+        """Current intercept."""
+        return self.head.x[0, -1] if len(self.head.x) == 1 else self.head.x[:, -1]
+
+    @property
+    def gradient_average(self) -> np.ndarray:
+        """Average of the memory gradients times their rows, of shape (p,) for one output."""
+        return _one_output(self.head.gradient_average[:, :-1])
+
+    @property
+    def memory_gradients(self) -> dict:
+        """Memory gradients by chunk id, of shape (n,) for one output."""
+        return {key: _one_output(memory.gradients.T).T for key, memory in self.chunks.items()}
+
+    @property
+    def n_samples(self) -> int:
+        """Rows in memory."""
+        return sum(len(memory.gradients) for memory in self.chunks.values())
+
+    def __deepcopy__(self, memo: dict) -> SAGAState:
+        return self
+
+    def __reduce__(self) -> tuple:
+        return _restore, tuple(self)
+
+
+def _one_output(array: np.ndarray) -> np.ndarray:
+    return array[0] if len(array) == 1 else array
+
+
+def _restore(head: Head, stats: ColumnStats, chunks: Mapping, *rest: Any) -> SAGAState:
+    """A state from its pickled fields; unpickled arrays have lost their read-only flag."""
+
+    def freeze(fields: Any) -> Any:
+        return type(fields)(*(frozen(v) if isinstance(v, np.ndarray) else v for v in fields))
+
+    return SAGAState(freeze(head), freeze(stats), {key: freeze(memory) for key, memory in chunks.items()}, *rest)
+
+
+@sizeof.register(SAGAState)
+def _sizeof_state(state: SAGAState) -> int:
+    arrays = [*state.head, *state.stats]
+    size = sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+    for memory in state.chunks.values():
+        size += 500 + memory.gradients.nbytes + (0 if memory.total is None else memory.total.nbytes)
+    return size
+
+
+def new_head(n_columns: int, n_outputs: int = 1, *, weight: float = 0.0, rows: int = 0, L: float = 0.0) -> Head:
+    """A head at x = 0, before any visit."""
+    zeros = frozen(np.zeros((n_outputs, n_columns + 1)))
+    return Head(zeros, zeros, weight, rows, L, 1.0, zeros, zeros, 0, 0, 0.0, np.inf, 0.0, False)
+
+
+def new_state(n_columns: int, seed: int) -> SAGAState:
+    """A state that has seen no chunk."""
+    return SAGAState(new_head(n_columns), no_stats(n_columns), {}, frozenset(), "", seed)
+
+
+def draw_seed(random_state: Any) -> int:
+    """Entropy for all orders: an int as it is, else one draw."""
+    if isinstance(random_state, Integral):
+        return int(random_state)
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+    return int(check_random_state(random_state).randint(2**31))
+
+
+def digest(*parts: Any) -> str:
+    """Hash of a few short values."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def visit_seed(seed: int, chunk_id: Hashable, visits: int) -> int:
+    """Seed of the row order of one visit; a repeated order would ruin convergence."""
+    return int(digest(seed, chunk_id, visits), 16)
+
+
+def anonymous_id(state: SAGAState, content: str) -> Hashable:
+    """Id of a chunk that came without one: the least visited of equal content, or a new one."""
+    same, occurrence = [], 0
+    while (content, occurrence) in state.chunks:
+        same.append((content, occurrence))
+        occurrence += 1
+    return min(same, key=lambda key: state.chunks[key].visits) if same else (content, 0)
+
+
+def number_occurrences(contents: Iterable[str]) -> list[tuple[str, int]]:
+    """Ids of chunks that came without one, repeated content told apart."""
+    seen: dict[str, int] = {}
+    ids = []
+    for content in contents:
+        ids.append((content, seen.get(content, 0)))
+        seen[content] = seen.get(content, 0) + 1
+    return ids
+
+
+def window_is_complete(window_ids: frozenset, known: int, count: int) -> bool:
+    """Whether the averaging window holds every known chunk, or has had visits enough for two rounds."""
+    return len(window_ids) >= known or count >= 2 * known
+
+
+def window_is_due(chunk_id: Hashable, window_ids: frozenset, known: int, count: int) -> bool:
+    """Whether this chunk's arrival opens a new window."""
+    return chunk_id in window_ids and window_is_complete(window_ids, known, count)
+
+
+def proximal_gradient_step(x: np.ndarray, gradient: np.ndarray, step: float, problem: Problem, metric: Metric) -> Any:
+    """One proximal gradient step from x, both of shape (outputs, p + 1) in the solver's coordinates."""
+    out = np.empty_like(x)
+    kernels = kernels_for(problem.loss, problem.penalty)
+    for row, direction, result in zip(x, gradient, out, strict=True):
+        kernels.proximal_step(
+            frozen(row[:-1]), frozen(direction[:-1]), frozen(step * metric.scale), problem.penalty, result[:-1]
+        )
+    out[:, -1] = x[:, -1] - step * gradient[:, -1] if problem.fit_intercept else x[:, -1]
+    return out
+
+
+def gradient_mapping_norm(
+    x: np.ndarray, gradient_average: np.ndarray, step: float, problem: Problem, metric: Metric
+) -> float:
+    """Norm of the proximal gradient at x, scaled by the metric; zero at the optimum only."""
+    x, gradient = to_solver(x, gradient_average, metric)
+    moved = x - proximal_gradient_step(x, gradient, step, problem, metric)
+    return float(np.sqrt((moved**2 / np.append(metric.scale, 1.0)).sum())) / step
+
+
+def candidate(head: Head, problem: Problem, metric: Metric) -> np.ndarray:
+    """The x of the averaging window: one step from its mean where x circles, else the last x."""
+    if not problem.average or head.window_count < 2 or head.diverged:
+        return head.x
+    mean = head.window_sum / head.window_count
+    (start, average), (mean, _), (x, _) = (
+        to_solver(v, head.gradient_average, metric) for v in (head.window_start, mean, head.x)
+    )
+    root = np.sqrt(np.append(metric.scale, 1.0))
+    u, d = (mean - start) / root, (x - mean) / root
+    if (u * d).sum() >= CIRCLES_BELOW * np.linalg.norm(u) * np.linalg.norm(d):
+        return head.x
+    stepped = proximal_gradient_step(mean, average, problem.step(head), problem, metric)
+    return frozen(to_user(stepped, average, metric)[0])
+
+
+def open_window(head: Head, problem: Problem, metric: Metric) -> Head:
+    """The head with x at the old window's candidate and a new, empty window."""
+    x = candidate(head, problem, metric)
+    return head._replace(
+        x=x,
+        cut=_next_cut(head, problem, metric),
+        L=head.window_L,
+        last_energy=head.window_energy,
+        window_start=x,
+        window_sum=frozen(np.zeros_like(x)),
+        window_count=0,
+        window_L=0.0,
+        window_energy=0.0,
+        window_settled=0,
+    )
+
+
+def _next_cut(head: Head, problem: Problem, metric: Metric) -> float:
+    """A smaller step where visits end at their own chunk's solution and go on circling.
+
+    A visit that settles early forgets where it came from: x returns to a point of the
+    chunk's own at each visit, and the chunks never agree (docs/algorithm.md, "Step").
+    """
+    stuck = head.window_energy > STUCK_ABOVE * head.last_energy
+    if not (problem.average and head.window_count > 1 and stuck and 2 * head.window_settled > head.window_count):
+        return head.cut
+    # Here even a chunk of one repeated row does not settle within a visit.
+    rows = head.rows / head.window_count
+    bound = problem.loss.curvature * metric.mean_square * rows * head.rows / head.weight
+    floor = problem.step_size_scale / bound / problem.step(head._replace(cut=1.0))
+    return min(head.cut, max(head.cut / CUT_BY, floor))
+
+
+def shown_x(state: SAGAState, problem: Problem) -> np.ndarray:
+    """What ``coef_`` shows: the candidate once the window is complete, x before."""
+    if window_is_complete(state.window_ids, len(state.chunks), state.head.window_count):
+        return candidate(state.head, problem, choose_metric(state.stats, problem))
+    return state.head.x
