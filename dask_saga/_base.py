@@ -228,6 +228,8 @@ class SAGABase(BaseEstimator):
             name = None if chunk_id is None else repr(chunk_id)
             estimator = type(self).__name__
             chunk = read_chunk(X, y, sample_weight, classes=classes, labels=labels, name=name, estimator=estimator)
+            if first and len(chunk.targets) == 0:
+                return self
             self._check_columns(X, reset=first)
             if len(chunk.targets) == 0:
                 return self

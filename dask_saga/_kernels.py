@@ -4,7 +4,7 @@ Shapes: ``x`` and ``gradient_sum`` hold p coefficients and, last, the intercept.
 are in the solver's coordinates, where a row is ``a_i - shift`` and column j takes
 steps ``step * scale_j``. ``weights`` has one entry a row, or none for all ones.
 ``ratio`` is rows / weight, which makes a uniformly drawn row an unbiased sample of
-the weighted mean. All but ``x``, ``gradient_sum``, ``gradients`` and ``out`` is read only.
+the weighted mean. All else but ``gradients``, ``gradient`` and ``out`` is read only.
 
 SAGA: Defazio, Bach, Lacoste-Julien 2014, equations 1 and 2. Sparse SAGA: Leblond,
 Pedregosa, Lacoste-Julien 2017, section 2.2.
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from numba import NumbaWarning, njit
 
 from . import losses, penalties
@@ -32,7 +33,8 @@ class Kernels(NamedTuple):
 
     dense_pass: Callable
     sparse_pass: Callable
-    loss_and_derivatives: Callable
+    dense_gradient: Callable
+    sparse_gradient: Callable
     proximal_step: Callable
 
 
@@ -58,8 +60,9 @@ def _build(sources: int, cache: bool) -> Kernels:
             w = weights[i] if weights.size else 1.0
             old = gradients[i]
             gradients[i] = w * derivative(loss, z, b[i])
-            # What is stored, perhaps rounded to float32, is what the sum gets.
-            delta = float(gradients[i]) - float(old)
+            # What is stored, perhaps rounded to float32, is what the sum gets: numba's float() would
+            # keep float32, and round the difference as well.
+            delta = np.float64(gradients[i]) - np.float64(old)
             for j in range(p):
                 a = A[i, j] - shift[j]
                 s = step * scale[j]
@@ -80,7 +83,7 @@ def _build(sources: int, cache: bool) -> Kernels:
             w = weights[i] if weights.size else 1.0
             old = gradients[i]
             gradients[i] = w * derivative(loss, z, b[i])
-            delta = float(gradients[i]) - float(old)
+            delta = np.float64(gradients[i]) - np.float64(old)
             for q in range(indptr[i], indptr[i + 1]):
                 j, a = indices[q], data[q]
                 s, D = step * scale[j], rarity[j]
@@ -91,14 +94,37 @@ def _build(sources: int, cache: bool) -> Kernels:
             gradient_sum[p] += delta
 
     @jit
-    def loss_and_derivatives(z, b, weights, loss, out):
-        """Write w_i f'(z_i) to ``out`` and return sum_i w_i f(z_i)."""
+    def dense_gradient(A, b, weights, x, gradient, loss):
+        """Add sum_i w_i f'(z_i) a_i, with 1 for the intercept's column, to ``gradient``; return sum_i w_i f(z_i)."""
         sources  # noqa: B018
-        total = 0.0
-        for i in range(z.size):
+        p, total = A.shape[1], 0.0
+        for i in range(A.shape[0]):
+            z = x[p]
+            for j in range(p):
+                z += A[i, j] * x[j]
             w = weights[i] if weights.size else 1.0
-            total += w * value(loss, z[i], b[i])
-            out[i] = w * derivative(loss, z[i], b[i])
+            total += w * value(loss, z, b[i])
+            m = w * derivative(loss, z, b[i])
+            for j in range(p):
+                gradient[j] += m * A[i, j]
+            gradient[p] += m
+        return total
+
+    @jit
+    def sparse_gradient(data, indices, indptr, b, weights, x, gradient, loss):
+        """As ``dense_gradient``."""
+        sources  # noqa: B018
+        p, total = x.size - 1, 0.0
+        for i in range(b.size):
+            z = x[p]
+            for q in range(indptr[i], indptr[i + 1]):
+                z += data[q] * x[indices[q]]
+            w = weights[i] if weights.size else 1.0
+            total += w * value(loss, z, b[i])
+            m = w * derivative(loss, z, b[i])
+            for q in range(indptr[i], indptr[i + 1]):
+                gradient[indices[q]] += m * data[q]
+            gradient[p] += m
         return total
 
     @jit
@@ -108,7 +134,7 @@ def _build(sources: int, cache: bool) -> Kernels:
         for j in range(x.size):
             out[j] = prox(penalty, x[j] - steps[j] * direction[j], steps[j])
 
-    return Kernels(dense_pass, sparse_pass, loss_and_derivatives, proximal_step)
+    return Kernels(dense_pass, sparse_pass, dense_gradient, sparse_gradient, proximal_step)
 
 
 def _digest(*modules) -> int:

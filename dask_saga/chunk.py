@@ -138,8 +138,7 @@ def _run_pass(chunk, order, x, gradient_sum, gradients, head, problem, metric):
     after = (*steps, problem.loss, problem.penalty)
     scale = frozen(metric.scale)
     if sp.issparse(chunk.rows):
-        arrays = [frozen(array) for array in (chunk.rows.data, chunk.rows.indices, chunk.rows.indptr)]
-        kernels.sparse_pass(*arrays, *before, scale, frozen(metric.rarity), *after)
+        kernels.sparse_pass(*_csr_arrays(chunk), *before, scale, frozen(metric.rarity), *after)
     else:
         kernels.dense_pass(frozen(chunk.rows), *before, frozen(metric.shift), scale, *after)
 
@@ -160,17 +159,15 @@ def chunk_gradient(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[float
     gradient : ndarray of shape (1, p + 1)
     """
     kernels = kernels_for(problem.loss, problem.penalty)
-    total, gradient = 0.0, np.zeros_like(x)
-    for block, rows in chunk.row_blocks():
-        z = rows @ x[0, :-1] + x[0, -1]
-        derivatives = np.empty(len(z))
-        weights = chunk.weights[block] if chunk.weights.size else chunk.weights
-        total += kernels.loss_and_derivatives(
-            frozen(z), frozen(chunk.targets[block]), frozen(weights), problem.loss, derivatives
-        )
-        gradient[0, :-1] += rows.T @ derivatives
-        gradient[0, -1] += derivatives.sum()
-    return total, gradient
+    gradient = np.zeros_like(x)
+    rest = (frozen(chunk.targets), frozen(chunk.weights), frozen(x[0]), gradient[0], problem.loss)
+    if sp.issparse(chunk.rows):
+        return kernels.sparse_gradient(*_csr_arrays(chunk), *rest), gradient
+    return kernels.dense_gradient(frozen(chunk.rows), *rest), gradient
+
+
+def _csr_arrays(chunk: Chunk) -> list[np.ndarray]:
+    return [frozen(array) for array in (chunk.rows.data, chunk.rows.indices, chunk.rows.indptr)]
 
 
 def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) -> SAGAState:

@@ -199,16 +199,15 @@ def run(
     weight = sum(fact.weight for fact in facts)
     head = new_head(len(loaded.stats.mean), weight=weight, rows=sum(f.rows for f in facts), L=max(f.L for f in facts))
     at_zero = gradient_mapping_norm(head.x, loaded.zero[1] / weight, problem.step(head), problem, metric)
-    relative = 1.0 / at_zero if at_zero > 0 else 0.0
     rng = np.random.default_rng(seed)
     # A new name each time: futures of an earlier fit may still be alive.
     name = tokenize(seed, time.time_ns())
 
     previous, own = (head, None), list(loaded.memories)
     window, count, text, history = frozenset(), 0, "", []
-    began, converged, next_check, wait = time.perf_counter(), False, 1, 1
+    began, converged, next_check, wait = time.perf_counter(), at_zero == 0, 1, 1
     summary = _Summary(head.x, at_zero, problem.step(head), False)
-    for epoch in range(1, max_iter + 1):
+    for epoch in range(1, max_iter + 1 if at_zero else 1):
         for k in rng.permutation(len(ids)).tolist() if shuffle else range(len(ids)):
             opens = window_is_due(ids[k], window, len(ids), count)
             window, count = (frozenset() if opens else window) | {ids[k]}, 1 if opens else count + 1
@@ -219,13 +218,13 @@ def run(
             text = visit_digest(text, ids[k], facts[k], problem)
         key = f"saga-summary-{name}-{epoch}"
         [summary] = executor.gather([executor.submit(_summary, previous, problem, metric, key=key)])
-        norm, seconds = summary.gradient_norm * relative, time.perf_counter() - began
+        norm, seconds = summary.gradient_norm / at_zero, time.perf_counter() - began
         history.append({"epoch": epoch, "gradient_norm": norm, "seconds": seconds, "visits": epoch * len(ids)})
         logger.info("epoch %d: gradient norm %.2e, %.2f s", epoch, norm, seconds)
         stop = summary.diverged
         if not stop and norm <= tol and epoch >= next_check:
             exact = _exact_norm(executor, loaded.chunks, weight, summary, problem, metric, f"{name}-{epoch}")
-            history[-1]["gradient_norm"] = norm = exact * relative
+            history[-1]["gradient_norm"] = norm = exact / at_zero
             stop = converged = norm <= tol
             next_check, wait = epoch + wait, 2 * wait
         if callback is not None:

@@ -91,12 +91,14 @@ def _block_stats(rows: Any, weights: np.ndarray) -> ColumnStats:
     if n == 0:
         return no_stats(p)
     weight = weights.sum()
-    mean = rows.T @ weights / weight
     if sp.issparse(rows):
+        mean = rows.T @ weights / weight
         squares = np.maximum(rows.multiply(rows).T @ weights - weight * mean**2, 0.0)
         low, high = (extreme.toarray().ravel() for extreme in (rows.min(axis=0), rows.max(axis=0)))
         return ColumnStats(n, weight, mean, squares, low, high, np.bincount(rows.indices, minlength=p), True)
-    squares = np.square(rows - mean).T @ weights
+    # Not by BLAS: its sums depend on the alignment of the rows and on its threads.
+    mean = (rows * weights[:, None]).sum(axis=0) / weight
+    squares = (np.square(rows - mean) * weights[:, None]).sum(axis=0)
     return ColumnStats(n, weight, mean, squares, rows.min(axis=0), rows.max(axis=0), np.full(p, n), False)
 
 
@@ -159,7 +161,7 @@ def curvature_bound(chunk: Chunk, metric: Metric, problem: Any) -> float:
         if sp.issparse(rows):
             bounds = rows.multiply(rows) @ metric.scale
         else:
-            bounds = np.square(rows - metric.shift) @ metric.scale
+            bounds = (np.square(rows - metric.shift) * metric.scale).sum(axis=1)
         bounds = bounds + problem.fit_intercept
         if chunk.weights.size:
             bounds = bounds * chunk.weights[block]

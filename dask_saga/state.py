@@ -25,9 +25,9 @@ __all__ = ["ChunkMemory", "Head", "Problem", "SAGAState", "new_head", "new_state
 CIRCLES_BELOW = 0.6
 # A visit has settled where x moves less in its second half than in its first: where the
 # squared distances have this ratio, e^(step x rows x curvature) of the direction it moves in.
-SETTLED_ABOVE = 4.0
+SETTLED_ABOVE = 2.0
 # Visits circle on where their squared moves shrink by less than this from window to window.
-STUCK_ABOVE = 0.25
+STUCK_ABOVE = 0.5
 CUT_BY = 3.0
 # Beyond this a coefficient has left every scale on which data are measured.
 LARGEST_COEFFICIENT = 1e100

@@ -1,0 +1,38 @@
+"""Data and one LocalCluster of processes for all tests."""
+
+import numpy as np
+import pytest
+
+
+def make_rows(n=600, p=8, seed=0, classes=True):
+    """Rows on mixed scales and off centre, with labels in {-1, 1} or numbers."""
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((n, p)) * np.logspace(0, 1, p) + np.linspace(-1, 1, p)
+    z = (A / np.logspace(0, 1, p)) @ rng.standard_normal(p) + rng.standard_normal(n)
+    return A, np.where(z > np.median(z), 1.0, -1.0) if classes else z + 3.0
+
+
+@pytest.fixture
+def binary():
+    return make_rows()
+
+
+@pytest.fixture
+def numbers():
+    return make_rows(classes=False)
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    from dask.distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster):
+    from dask.distributed import Client
+
+    with Client(cluster) as client:
+        yield client

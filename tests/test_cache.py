@@ -1,0 +1,93 @@
+"""Numba's on-disk cache: hit by the next process, missed after an edit, never poisoned, never required."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dask_saga
+
+FIT = """
+import numpy as np, scipy.sparse as sp
+from dask_saga import SAGAClassifier, _kernels
+A, y = np.eye(4), np.array([0, 1, 0, 1])
+for X in (A, sp.csr_array(A)):
+    SAGAClassifier(max_iter=200, random_state=0).fit(X, y)
+for kernel in _kernels._BUILT_IN:
+    if "NUMBA_CACHE_DIR" in __import__("os").environ:
+        print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
+"""
+
+OWN_LOSS = """
+import math
+from typing import NamedTuple
+import numpy as np
+from dask_saga import saga
+
+class HalfLog(NamedTuple):
+    curvature = 0.125
+    def value(self, z, y):
+        return 0.5 * math.log1p(math.exp(-y * z))
+    def derivative(self, z, y):
+        return -0.5 * y / (1.0 + math.exp(y * z))
+
+A, b = np.random.default_rng(0).standard_normal((50, 3)), np.tile([1.0, -1.0], 25)
+theirs = saga([(A, b)], loss=HalfLog(), max_iter=300, tol=1e-7, random_state=0)
+ours = saga([(A, b)], loss="log_loss", max_iter=300, tol=1e-7, random_state=0)
+assert theirs.converged and np.allclose(theirs.x, ours.x, atol=1e-6), (theirs.x, ours.x)
+"""
+
+
+def run(code, folder, package_parent=None, **environment):
+    script = folder / "script.py"
+    script.write_text(code)
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    env["PYTHONPATH"] = str(package_parent or Path(dask_saga.__file__).parents[1])
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the package without compiled files."""
+    source = Path(dask_saga.__file__).parent
+    shutil.copytree(source, tmp_path / "copy" / "dask_saga", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "copy"
+
+
+def test_second_process_only_hits(tmp_path):
+    cache = str(tmp_path / "cache")
+    assert all(misses for _, misses in run(FIT, tmp_path, NUMBA_CACHE_DIR=cache))
+    again = run(FIT, tmp_path, NUMBA_CACHE_DIR=cache)
+    assert len(again) == 5
+    assert all(hits and not misses for hits, misses in again)
+
+
+def test_edited_loss_is_a_miss(tmp_path, copied):
+    cache = str(tmp_path / "cache")
+    run(FIT, tmp_path, copied, NUMBA_CACHE_DIR=cache)
+    losses = copied / "dask_saga" / "losses.py"
+    text = losses.read_text()
+    assert text.count("return -y / (1.0 + math.exp(margin))") == 1
+    losses.write_text(text.replace("return -y / (1.0 + math.exp(margin))", "return -y * 1.0 / (1.0 + math.exp(margin))"))
+    assert all(misses and not hits for hits, misses in run(FIT, tmp_path, copied, NUMBA_CACHE_DIR=cache))
+
+
+def test_own_loss_works_and_does_not_poison(tmp_path):
+    cache = str(tmp_path / "cache")
+    run(FIT, tmp_path, NUMBA_CACHE_DIR=cache)
+    run(OWN_LOSS, tmp_path, NUMBA_CACHE_DIR=cache)
+    assert all(hits and not misses for hits, misses in run(FIT, tmp_path, NUMBA_CACHE_DIR=cache))
+
+
+def test_works_without_a_writable_cache(tmp_path, copied):
+    # Files where numba wants to make its folders stop even root.
+    (copied / "dask_saga" / "__pycache__").write_text("")
+    (tmp_path / "file").write_text("")
+    environment = {"HOME": str(tmp_path / "file"), "XDG_CACHE_HOME": str(tmp_path / "file")}
+    os.environ.pop("NUMBA_CACHE_DIR", None)
+    run(FIT + "\nassert type(_kernels._BUILT_IN[0]._cache).__name__ == 'NullCache'", tmp_path, copied, **environment)

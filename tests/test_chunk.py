@@ -1,0 +1,175 @@
+"""``chunk_saga``: a pure function, equal to a plain Python pass on every kind of rows."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from dask_saga import chunk_saga
+from dask_saga.chunk import chunk_gradient, fresh_memory, row_order
+from dask_saga.inputs import read_chunk
+from dask_saga.losses import LOSSES
+from dask_saga.metric import choose_metric, column_stats, curvature_bound, merge, to_solver, to_user
+from dask_saga.penalties import PENALTIES
+from dask_saga.state import Problem, new_head
+
+from . import oracles
+from .conftest import make_rows
+
+KINDS = {
+    "C float64": lambda A: A,
+    "F float64": np.asfortranarray,
+    "C float32": lambda A: A.astype(np.float32),
+    "CSR float64": sp.csr_array,
+    "CSR float32": lambda A: sp.csr_matrix(A.astype(np.float32)),
+    "CSC int64": lambda A: int64_indices(sp.csc_array(A)),
+}
+
+
+def int64_indices(A):
+    A.indices, A.indptr = A.indices.astype(np.int64), A.indptr.astype(np.int64)
+    return A
+
+
+def sparse_enough(A):
+    return np.where(np.abs(A) > 0.7 * np.abs(A).mean(axis=0), A, 0.0)
+
+
+def problem_for(loss, penalty="elasticnet", **kwargs):
+    return Problem(LOSSES[loss](), PENALTIES[penalty](0.01, 0.5), True, **kwargs)
+
+
+@pytest.mark.parametrize("memory_dtype", ["float32", "float64"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_passes_equal_plain_python(kind, loss, penalty, weighted, memory_dtype):
+    A, b = make_rows(40, 5, classes=loss == "log_loss")
+    A = KINDS[kind](sparse_enough(A))
+    weights = np.random.default_rng(1).random(40) * (np.arange(40) % 5 > 0) if weighted else None
+    problem = problem_for(loss, penalty, memory_dtype=memory_dtype)
+    chunk = read_chunk(A, b, weights)
+    metric = choose_metric(column_stats(chunk), problem)
+    head, memory = new_head(5), None
+    w = np.ones(40) if weights is None else weights
+    x, gradient_sum, gradients = np.zeros(6), np.zeros(6), np.zeros(40, memory_dtype)
+    rows = sp.csr_array(A) if sp.issparse(A) else np.asarray(A)
+    for seed in (3, 4):
+        head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
+        order = [i for i in row_order(seed, 40) if w[i] > 0]
+        state = (*to_solver(x[None], gradient_sum[None], metric), gradients)
+        x, gradient_sum, gradients = oracles.saga_pass(
+            rows, b, w, order, state[0][0], state[1][0], gradients, metric,
+            problem.step(head), len(order), w.sum(), problem.loss, problem.penalty, True,
+        )  # fmt: skip
+        x, gradient_sum = (v[0] for v in to_user(x[None], gradient_sum[None], metric))
+    tolerance = 1e-9 if memory_dtype == "float64" else 1e-5
+    np.testing.assert_allclose(head.x[0], x, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(head.gradient_sum[0], gradient_sum, rtol=tolerance, atol=tolerance * 40)
+    np.testing.assert_allclose(memory.gradients[:, 0], gradients, rtol=tolerance, atol=tolerance)
+    assert memory.gradients.dtype == memory_dtype
+    assert memory.visits == 2
+
+
+def bytes_of(value):
+    """Every array of nested tuples as bytes."""
+    if isinstance(value, tuple):
+        return [b for v in value for b in bytes_of(v)]
+    if sp.issparse(value):
+        return [value.data.tobytes(), value.indices.tobytes(), value.indptr.tobytes()]
+    return [value.tobytes()] if isinstance(value, np.ndarray) else [repr(value).encode()]
+
+
+@pytest.mark.parametrize("kind", ["C float64", "CSR float64"])
+def test_inputs_are_never_written_and_results_repeat(kind, binary):
+    A, b = binary
+    A, problem = KINDS[kind](sparse_enough(A)), problem_for("log_loss")
+    for array in (A, b) if not sp.issparse(A) else (A.data, A.indices, A.indptr, b):
+        array.flags.writeable = False
+    chunk = read_chunk(A, b)
+    metric = choose_metric(column_stats(chunk), problem)
+    head, memory = chunk_saga(chunk, new_head(8), None, problem, metric, 0)
+    for field in (head.x, head.gradient_sum, head.window_sum, memory.gradients):
+        assert not field.flags.writeable
+    before = bytes_of((chunk, head, memory, metric))
+    global_state = np.random.get_state()[1].copy()  # noqa: NPY002
+    one = chunk_saga(chunk, head, memory, problem, metric, 1)
+    two = chunk_saga(chunk, head, memory, problem, metric, 1)
+    other = chunk_saga(chunk, head, memory, problem, metric, 2)
+    assert bytes_of((chunk, head, memory, metric)) == before
+    assert bytes_of(one) == bytes_of(two) != bytes_of(other)
+    assert np.array_equal(np.random.get_state()[1], global_state)  # noqa: NPY002
+
+
+def test_float32_rows_are_not_copied_to_float64():
+    A = np.ones((10, 3), np.float32)
+    chunk = read_chunk(A, np.tile([-1.0, 1.0], 5))
+    assert chunk.rows.dtype == np.float32
+    assert np.shares_memory(chunk.rows, A)
+
+
+def test_gradient_and_bound(binary):
+    A, b = binary
+    w = np.random.default_rng(0).random(len(b))
+    problem = problem_for("log_loss")
+    x = np.random.default_rng(1).standard_normal(9) / 10
+    for rows in (A, sp.csr_array(A)):
+        chunk = read_chunk(rows, b, w)
+        value, gradient = chunk_gradient(chunk, x[None], problem)
+        z = A @ x[:-1] + x[-1]
+        m = w * np.array([problem.loss.derivative(u, v) for u, v in zip(z, b, strict=True)])
+        np.testing.assert_allclose(gradient[0], np.append(m @ A, m.sum()))
+        assert value == pytest.approx(sum(w * [problem.loss.value(u, v) for u, v in zip(z, b, strict=True)]))
+        metric = choose_metric(column_stats(chunk), problem)
+        bounds = w * (((A - metric.shift) ** 2 * metric.scale).sum(axis=1) + 1) / 4
+        assert curvature_bound(chunk, metric, problem) == pytest.approx(bounds.max())
+
+
+def test_statistics_merge_exactly(binary):
+    A, b = binary
+    A = A + 1e9 * (np.arange(8) == 3)  # a unix time within a minute
+    w = np.random.default_rng(0).random(len(b))
+    parts = [column_stats(read_chunk(A[k::7], b[k::7], w[k::7])) for k in range(7)]
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merge(merged, part)
+    mean = np.average(A, axis=0, weights=w)
+    np.testing.assert_allclose(merged.mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(merged.squares, w @ (A - mean) ** 2, rtol=1e-6)
+    np.testing.assert_array_equal(merged.low, A.min(axis=0))
+    np.testing.assert_array_equal(merged.high, A.max(axis=0))
+    assert merged.rows == 600
+    sparse = column_stats(read_chunk(sp.csr_array(A), b, w))
+    np.testing.assert_allclose(sparse.mean, mean, rtol=1e-12)
+
+
+def test_constant_and_empty_columns_keep_unit_scale():
+    A = np.random.default_rng(0).standard_normal((50, 4))
+    A[:, 1], A[:, 2] = 0.1, 0.0
+    for rows in (A, sp.csr_array(A)):
+        metric = choose_metric(column_stats(read_chunk(rows, np.ones(50))), problem_for("squared_error"))
+        assert metric.scale[2] == 1.0
+        assert np.isfinite(metric.scale).all()
+    assert choose_metric(column_stats(read_chunk(A, np.ones(50))), problem_for("squared_error")).scale[1] == 1.0
+
+
+def test_memory_of_other_content_is_refused(binary):
+    A, b = binary
+    problem = problem_for("log_loss")
+    one, other = read_chunk(A[:300], b[:300]), read_chunk(A[300:], b[300:])
+    metric = choose_metric(column_stats(one), problem)
+    with pytest.raises(ValueError, match="other content"):
+        chunk_saga(other, new_head(8), fresh_memory(one, problem, metric), problem, metric, 0)
+
+
+def test_a_divergent_step_freezes_finite_values(numbers):
+    A, b = numbers
+    problem = problem_for("squared_error", step_size=1e6)
+    chunk = read_chunk(A, b)
+    metric = choose_metric(column_stats(chunk), problem)
+    head, memory = chunk_saga(chunk, new_head(8), None, problem, metric, 0)
+    assert head.diverged
+    assert not head.x.any()
+    assert not memory.gradients.any()
+    again, _ = chunk_saga(chunk, head, memory, problem, metric, 0)
+    assert bytes_of(again.x) == bytes_of(head.x)

@@ -1,0 +1,72 @@
+"""Losses and penalties as plain Python: derivatives, bounds, proximal operators, names."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from dask_saga.losses import LOSSES, LogLoss, resolve_loss
+from dask_saga.penalties import PENALTIES, ElasticNet, resolve_penalty
+
+
+def targets(loss):
+    return loss.labels or (-2.0, 0.0, 3.5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_derivative_is_that_of_value(name):
+    loss, h = LOSSES[name](), 1e-6
+    for y in targets(loss):
+        for z in np.linspace(-5, 5, 41):
+            slope = (loss.value(z + h, y) - loss.value(z - h, y)) / (2 * h)
+            assert loss.derivative(z, y) == pytest.approx(slope, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_curvature_is_the_least_upper_bound(name):
+    loss, h = LOSSES[name](), 1e-4
+    for y in targets(loss):
+        z = np.linspace(-5, 5, 201)
+        curvature = [(loss.derivative(u + h, y) - loss.derivative(u - h, y)) / (2 * h) for u in z]
+        assert max(curvature) <= loss.curvature + 1e-6
+        assert max(curvature) >= 0.99 * loss.curvature
+
+
+def test_log_loss_at_extreme_margins():
+    loss = LogLoss()
+    assert loss.value(-800.0, 1.0) == 800.0
+    assert loss.value(800.0, 1.0) == 0.0
+    assert loss.derivative(-800.0, 1.0) == -1.0
+    assert loss.derivative(800.0, 1.0) == 0.0
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("step", [0.1, 2.0])
+def test_prox_minimises(name, step):
+    penalty = PENALTIES[name](0.7, 0.3)
+    grid = np.linspace(-4, 4, 80001)
+    for v in (-3.0, -0.2, 0.0, 0.05, 1.7):
+        best = grid[np.argmin((grid - v) ** 2 / 2 + step * penalty.value(grid))]
+        assert penalty.prox(v, step) == pytest.approx(best, abs=1e-4)
+
+
+def test_names_and_objects_resolve():
+    assert resolve_loss("log_loss") == LogLoss()
+    assert resolve_penalty("elasticnet", 2.0, 0.25) == ElasticNet(0.5, 1.5)
+    assert resolve_penalty(ElasticNet(l1=3.0), 2.0) == ElasticNet(l1=3.0)
+
+
+def test_unknown_names_and_objects_are_refused():
+    class NoCurvature(NamedTuple):
+        def value(self, z, y):
+            return 0.0
+
+        def derivative(self, z, y):
+            return 0.0
+
+    for bad, error in (("hinge", ValueError), (NoCurvature(), TypeError), (LogLoss, TypeError)):
+        with pytest.raises(error, match="loss="):
+            resolve_loss(bad)
+    for bad, error in (("l3", ValueError), (3.0, TypeError)):
+        with pytest.raises(error, match="penalty="):
+            resolve_penalty(bad)

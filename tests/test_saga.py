@@ -1,0 +1,186 @@
+"""``saga``: the post's algorithm with the post's settings; the optimum with ours; chunks of any kind."""
+
+from typing import NamedTuple
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from dask_saga import saga
+from dask_saga.chunk import row_order
+from dask_saga.losses import LOSSES, LogLoss
+from dask_saga.penalties import PENALTIES, ElasticNet
+from dask_saga.state import visit_seed
+
+from . import oracles
+from .conftest import make_rows
+
+POST = {"shuffle": False, "average": False, "precondition": False, "memory_dtype": "float64"}
+
+
+def split(A, b, k):
+    return [(A[rows], b[rows]) for rows in np.array_split(np.arange(len(b)), k)]
+
+
+@pytest.mark.parametrize("kind", ["arrays", "delayed", "dask arrays"])
+def test_with_the_posts_settings_it_is_the_posts_algorithm(binary, kind):
+    A, b = binary
+    chunks = split(A, b, 4)
+    given = chunks
+    if kind == "delayed":
+        given = [dask.delayed(tuple)(chunk) for chunk in chunks]
+    elif kind == "dask arrays":
+        given = [(da.from_array(X, chunks=X.shape), da.from_array(y, chunks=y.shape)) for X, y in chunks]
+    result = saga(given, max_iter=5, random_state=3, **POST)
+
+    step_size = 0.3 / (0.25 * (A**2).sum(axis=1).max())
+    x, average = np.zeros(8), np.zeros(8)
+    memory = [np.zeros(len(b)) for _, b in chunks]
+    for epoch in range(5):
+        for k, ((X, y), chunk_id) in enumerate(zip(chunks, result.state.chunks, strict=True)):
+            order = row_order(visit_seed(3, chunk_id, epoch), len(y))
+            orders = order[: len(y) // 2], order[len(y) // 2 :]
+            for part in orders:
+                x, memory[k], average = oracles.post_pass(
+                    X, y, len(b), LogLoss(), x, memory[k], average, step_size, part
+                )
+    assert result.step_size == pytest.approx(step_size, rel=1e-12)
+    np.testing.assert_allclose(result.x, x, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(result.state.gradient_average, average, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(result.state.memory_gradients.values(), memory, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert result.intercept == 0.0
+
+
+@pytest.mark.parametrize("k", [1, 7])
+@pytest.mark.parametrize("fit_intercept", [False, True])
+@pytest.mark.parametrize("penalty", ["l2", None])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_optimum_equals_scipys(loss, penalty, fit_intercept, sparse, k):
+    A, b = make_rows(classes=loss == "log_loss")
+    A = sp.csr_array(np.where(np.abs(A) > 0.5, A, 0.0)) if sparse else A
+    loss, penalty = LOSSES[loss](), PENALTIES[penalty](1e-2, 0.0)
+    result = saga(
+        split(A, b, k), loss, penalty, fit_intercept=fit_intercept,
+        max_iter=2000, tol=1e-9, memory_dtype="float64", random_state=0,
+    )  # fmt: skip
+    best = oracles.smooth_optimum(A, b, loss, penalty, fit_intercept)
+    assert result.converged
+    np.testing.assert_allclose(np.append(result.x, result.intercept), best, rtol=1e-5, atol=1e-6)
+
+
+def test_callback_sees_every_pass_and_stops(binary):
+    A, b = binary
+    chunks, seen = split(A, b, 3), []
+
+    def callback(info):
+        seen.append(info)
+        return info.epoch == 4
+
+    result = saga(chunks, callback=callback, max_iter=50, random_state=0)
+    assert [info.epoch for info in seen] == [1, 2, 3, 4] == [row["epoch"] for row in result.history]
+    assert seen[-1].chunks is chunks
+    assert seen[-1].visits == 12
+    np.testing.assert_array_equal(seen[-1].x, result.x)
+    objective = [oracles.objective(A, b, info.x, info.intercept, LogLoss(), ElasticNet()) for info in seen]
+    assert objective[-1] < objective[0] < np.log(2)
+
+
+def test_tol_is_never_met_falsely(binary):
+    A, b = binary
+    for k in (1, 5):
+        result = saga(split(A, b, k), penalty=ElasticNet(l2=1e-3), tol=1e-3, max_iter=500, random_state=0)
+        assert result.converged
+        exact = oracles.smooth_optimum(A, b, LogLoss(), ElasticNet(l2=1e-3), False)
+        best = oracles.objective(A, b, exact[:-1], 0.0, LogLoss(), ElasticNet(l2=1e-3))
+        gap = oracles.objective(A, b, result.x, 0.0, LogLoss(), ElasticNet(l2=1e-3)) - best
+        assert gap <= 10 * 1e-3 * (np.log(2) - best)
+
+
+class Quantile(NamedTuple):
+    """Smoothed absolute error: a user's own loss with a parameter."""
+
+    width: float = 0.5
+    curvature = 2.0
+
+    def value(self, z, y):
+        return abs(z - y) - self.width / 2 if abs(z - y) > self.width else (z - y) ** 2 / (2 * self.width)
+
+    def derivative(self, z, y):
+        return max(-1.0, min(1.0, (z - y) / self.width))
+
+
+class Shrink(NamedTuple):
+    """A user's own penalty."""
+
+    alpha: float
+
+    def value(self, x):
+        return 0.5 * self.alpha * (x - 1.0) ** 2
+
+    def prox(self, v, step):
+        return (v + step * self.alpha) / (1.0 + step * self.alpha)
+
+
+def test_own_loss_and_penalty(numbers):
+    A, b = numbers
+    result = saga(split(A, b, 4), Quantile(), Shrink(0.1), max_iter=500, tol=1e-7, random_state=0)
+    assert result.converged
+
+    def objective(x):
+        return oracles.objective(A, b, x, 0.0, Quantile(), Shrink(0.1))
+
+    best = objective(result.x)
+    for j in range(8):
+        for h in (-1e-3, 1e-3):
+            assert objective(result.x + h * (np.arange(8) == j)) > best
+
+
+def test_stops_where_zero_is_the_optimum():
+    A = np.array([[1.0], [1.0]])
+    result = saga([(A, np.array([1.0, -1.0]))], max_iter=10, tol=1e-6)
+    assert result.converged
+    assert result.x == 0.0
+    assert result.n_iter == 0
+
+
+def test_rows_sorted_by_label_converge_in_few_and_many_chunks():
+    A, b = make_rows(n=5000, p=10)
+    order = np.argsort(b, kind="stable")
+    A, b = A[order], b[order]
+    penalty = ElasticNet(l2=1e-3)
+    exact = oracles.smooth_optimum(A, b, LogLoss(), penalty, True)
+    best = oracles.objective(A, b, exact[:-1], exact[-1], LogLoss(), penalty)
+    for k in (7, 40):
+        result = saga(split(A, b, k), penalty=penalty, fit_intercept=True, max_iter=40, random_state=0)
+        gap = oracles.objective(A, b, result.x, result.intercept, LogLoss(), penalty) - best
+        assert gap <= 1e-6 * (np.log(2) - best)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"chunks": []}, ValueError, "chunks is empty"),
+        ({"chunks": [np.ones((3, 2))]}, TypeError, "chunk 0: chunks must hold pairs"),
+        ({"chunks": [(np.ones((3, 2)), [1, -1, 1]), (np.ones((3, 3)), [1, -1, 1])]}, ValueError, "chunk 1.*3 features"),
+        ({"chunks": [(np.ones((3, 2)), [1, -1, 1]), (np.ones((3, 2)), [1, -1])]}, ValueError, "chunk 1.*3 rows.*y has 2"),
+        ({"chunks": [(np.ones((3, 2)), [1, 0, 1])]}, ValueError, r"chunk 0: y.*\(-1.0, 1.0\)"),
+        ({"chunks": [(np.full((3, 2), np.nan), [1, -1, 1])]}, ValueError, "chunk 0.*X contains NaN"),
+        ({"chunks": [(np.ones((0, 2)), np.ones(0))]}, ValueError, "no rows"),
+        ({"loss": "hinge"}, ValueError, "loss"),
+        ({"penalty": "l2"}, TypeError, "penalty"),
+        ({"step_size": 0.0}, ValueError, "step_size"),
+        ({"step_size": "large"}, ValueError, "step_size"),
+        ({"step_size_scale": -1}, ValueError, "step_size_scale"),
+        ({"max_iter": 0}, ValueError, "max_iter"),
+        ({"tol": -1.0}, ValueError, "tol"),
+        ({"memory_dtype": "int8"}, ValueError, "memory_dtype"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_named(change, error, match):
+    arguments = {"chunks": [(np.eye(2), [1.0, -1.0])], **change}
+    with pytest.raises(error, match=match):
+        saga(**arguments)
