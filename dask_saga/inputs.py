@@ -147,9 +147,10 @@ def read_labels(y: Any) -> np.ndarray:
 def unique_labels(y: Any) -> np.ndarray:
     """The sorted distinct labels of one block."""
     labels = read_labels(y)
+    distinct = sorted_labels(labels)
     if len(labels):
         check_classification_targets(labels)
-    return sorted_labels(labels)
+    return distinct
 
 
 def sorted_labels(labels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,157 @@
+"""Bad input gets an error that names the argument, and the chunk, and leaves the estimator as it was."""
+
+import warnings
+
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from dask_saga import SAGAClassifier, SAGARegressor
+
+from .conftest import make_rows
+
+A, y = make_rows(n=60, p=3)
+X, labels = da.from_array(A, chunks=(20, 3)), da.from_array(y, chunks=20)
+
+
+def edited(value, at=(25, 1)):
+    B = A.copy()
+    B[at] = value
+    return B
+
+
+BAD_DATA = {
+    "NaN": ((edited(np.nan), y), ValueError, "X contains NaN"),
+    "inf": ((edited(np.inf), y), ValueError, "X contains infinity"),
+    "sparse NaN": ((sp.csr_array(edited(np.nan)), y), ValueError, "X contains NaN"),
+    "complex": ((A.astype(complex), y), ValueError, "X.*[Cc]omplex"),
+    "object": ((np.where(A > 5, "a", A.astype(object)), y), (ValueError, TypeError), "X"),
+    "strings": ((np.full((60, 3), "a"), y), ValueError, "X"),
+    "1-d X": ((A[:, 0], y), ValueError, "X.*2D"),
+    "3-d X": ((A[None], y), ValueError, "X"),
+    "no columns": ((A[:, :0], y), ValueError, "X.*0 feature"),
+    "short y": ((A, y[:-1]), ValueError, "X has 60 rows, but y has 59"),
+    "no y": ((A, None), ValueError, r"\by\b.*None"),
+    "2-d y": ((A, np.c_[y, y]), ValueError, r"\by\b"),
+    "NaN in y": ((A, np.where(y > 0, np.nan, y)), ValueError, r"\by\b.*NaN"),
+    "negative weight": ((A, y, np.linspace(-1, 1, 60)), ValueError, "sample_weight must not be negative"),
+    "zero weights": ((A, y, np.zeros(60)), ValueError, "sample_weight is zero"),
+    "NaN weight": ((A, y, np.full(60, np.nan)), ValueError, "sample_weight contains NaN"),
+    "short weights": ((A, y, np.ones(59)), ValueError, "sample_weight has 59"),
+    "2-d weights": ((A, y, np.ones((60, 2))), ValueError, "sample_weight"),
+}
+BAD_PARAMETERS = {
+    "loss": "hinge", "penalty": "l3", "alpha": -1.0, "l1_ratio": 1.5, "step_size": 0.0, "step_size_scale": -2.0,
+    "max_iter": 0, "tol": -1.0, "memory_dtype": "float16", "fit_intercept": "yes", "precondition": None,
+    "random_state": "seed",
+}  # fmt: skip
+
+
+def fitted(kind=SAGAClassifier):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return kind(max_iter=3, random_state=0).fit(pd.DataFrame(A, columns=list("abc")), y)
+
+
+def check_refused(estimator, call, error, match):
+    before = dict(vars(estimator))
+    with warnings.catch_warnings(), pytest.raises(error, match=match):
+        warnings.simplefilter("ignore", UserWarning)
+        call()
+    assert vars(estimator).keys() == before.keys()
+    assert all(vars(estimator)[name] is value for name, value in before.items())
+
+
+@pytest.mark.parametrize("kind", [SAGAClassifier, SAGARegressor])
+@pytest.mark.parametrize("when", ["fresh", "fitted"])
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data(case, method, when, kind):
+    arguments, error, match = BAD_DATA[case]
+    estimator = kind() if when == "fresh" else fitted(kind)
+    extra = {"classes": [-1.0, 1.0]} if method == "partial_fit" and kind is SAGAClassifier else {}
+    weights = {"sample_weight": arguments[2]} if len(arguments) > 2 else {}
+    check_refused(
+        estimator, lambda: getattr(estimator, method)(*arguments[:2], **weights, **extra), error, match
+    )
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize("name", BAD_PARAMETERS)
+def test_bad_parameters(name, method):
+    estimator = SAGARegressor(**{name: BAD_PARAMETERS[name]})
+    check_refused(estimator, lambda: getattr(estimator, method)(A, y), ValueError, name)
+
+
+def test_a_loss_of_the_other_kind():
+    for estimator, loss in ((SAGAClassifier(), "squared_error"), (SAGARegressor(), "log_loss")):
+        estimator.set_params(loss=loss)
+        check_refused(estimator, lambda e=estimator: e.fit(A, y), ValueError, "loss")
+
+
+def test_one_class_in_fit():
+    estimator = SAGAClassifier()
+    check_refused(estimator, lambda: estimator.fit(A, np.ones(60)), ValueError, "y holds 1 class")
+
+
+def test_classes():
+    fresh, known = SAGAClassifier(), fitted()
+    check_refused(fresh, lambda: fresh.partial_fit(A, y), ValueError, "classes must be given")
+    check_refused(fresh, lambda: fresh.partial_fit(A, y, classes=[1.0]), ValueError, "classes holds 1 class")
+    check_refused(fresh, lambda: fresh.partial_fit(A, y, classes=[0.0, 1.0]), ValueError, r"y has labels \[-1.0\]")
+    check_refused(known, lambda: known.partial_fit(A, 2 * y), ValueError, "y has labels")
+    check_refused(known, lambda: known.partial_fit(A, y, classes=[1, 2]), ValueError, "classes=.*differs")
+
+
+@pytest.mark.parametrize("method", ["partial_fit", "predict", "score"])
+def test_other_columns_later(method):
+    estimator = fitted()
+    rest = () if method == "predict" else (y,)
+    check_refused(estimator, lambda: getattr(estimator, method)(A[:, :2], *rest), ValueError, "2 features")
+    renamed = pd.DataFrame(A, columns=list("abd"))
+    check_refused(estimator, lambda: getattr(estimator, method)(renamed, *rest), ValueError, "feature names")
+
+
+def test_dask_input_to_partial_fit():
+    estimator = SAGAClassifier()
+    for arguments in ((X, labels), (A, labels), (dd.from_pandas(pd.DataFrame(A), npartitions=2), y)):
+        check_refused(
+            estimator, lambda a=arguments: estimator.partial_fit(*a, classes=[-1, 1]), TypeError, "Dask.*Incremental"
+        )
+
+
+BAD_DASK = {
+    "columns": ((X.rechunk((20, 2)), labels), r"X is blocked along its columns.*rechunk"),
+    "number of blocks": ((X, labels.rechunk(30)), "X has 3 blocks, but y has 2"),
+    "block lengths": ((X, labels.rechunk(((20, 30, 10),))), "chunk 1: X has 20 rows, but y has 30"),
+    "unknown lengths": ((dd.from_pandas(pd.DataFrame(A), npartitions=3), labels.rechunk(((20, 30, 10),))),
+                        "chunk 1: X has 20 rows, but y has 30"),
+    "NaN": ((da.from_array(edited(np.nan), chunks=(20, 3)), labels), "chunk 1: .*X contains NaN"),
+    "label": ((X, da.from_array(np.where(np.arange(60) == 45, np.nan, y), chunks=20)), "chunk 2: y contains NaN"),
+    "one class": ((X, da.ones_like(labels)), "y holds 1 class"),
+    "weights": ((X, labels, da.from_array(-np.ones(60), chunks=20)), "chunk 0: sample_weight must not be negative"),
+    "zero weights": ((X, labels, da.zeros(60, chunks=20)), "sample_weight is zero"),
+    "weight blocks": ((X, labels, da.ones(60, chunks=30)), "X has 3 blocks, but sample_weight has 2"),
+    "y only": ((A, labels), "X is not"),
+    "1-d": ((X[:, 0], labels), "2D"),
+    "empty": ((X[:0], labels[:0]), "y holds 0 class"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_DASK)
+def test_bad_dask_data(case):
+    arguments, match = BAD_DASK[case]
+    for estimator in (SAGAClassifier(), fitted()):
+        check_refused(estimator, lambda e=estimator: e.fit(*arguments), (ValueError, TypeError), match)
+
+
+def test_not_fitted():
+    from sklearn.exceptions import NotFittedError
+
+    for call in (SAGAClassifier().predict, SAGARegressor().predict):
+        for rows in (A, X):
+            with pytest.raises(NotFittedError):
+                call(rows)
