@@ -58,9 +58,10 @@ def fitted(kind=SAGAClassifier):
 
 def check_refused(estimator, call, error, match):
     before = dict(vars(estimator))
-    with warnings.catch_warnings(), pytest.raises(error, match=match):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        call()
+        with pytest.raises(error, match=match):
+            call()
     assert vars(estimator).keys() == before.keys()
     assert all(vars(estimator)[name] is value for name, value in before.items())
 
@@ -74,9 +75,7 @@ def test_bad_data(case, method, when, kind):
     estimator = kind() if when == "fresh" else fitted(kind)
     extra = {"classes": [-1.0, 1.0]} if method == "partial_fit" and kind is SAGAClassifier else {}
     weights = {"sample_weight": arguments[2]} if len(arguments) > 2 else {}
-    check_refused(
-        estimator, lambda: getattr(estimator, method)(*arguments[:2], **weights, **extra), error, match
-    )
+    check_refused(estimator, lambda: getattr(estimator, method)(*arguments[:2], **weights, **extra), error, match)
 
 
 @pytest.mark.parametrize("method", ["fit", "partial_fit"])

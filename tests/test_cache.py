@@ -73,7 +73,9 @@ def test_edited_loss_is_a_miss(tmp_path, copied):
     losses = copied / "dask_saga" / "losses.py"
     text = losses.read_text()
     assert text.count("return -y / (1.0 + math.exp(margin))") == 1
-    losses.write_text(text.replace("return -y / (1.0 + math.exp(margin))", "return -y * 1.0 / (1.0 + math.exp(margin))"))
+    losses.write_text(
+        text.replace("return -y / (1.0 + math.exp(margin))", "return -y * 1.0 / (1.0 + math.exp(margin))")
+    )
     assert all(misses and not hits for hits, misses in run(FIT, tmp_path, copied, NUMBA_CACHE_DIR=cache))
 
 

@@ -185,7 +185,17 @@ def test_metadata_routing(binary):
 def test_learnt_attributes_are_real(binary):
     A, y = binary
     model = SAGAClassifier(random_state=0).fit(A, y)
-    learnt = {"coef_", "intercept_", "classes_", "n_iter_", "history_", "step_size_", "state_", "converged_", "diverged_"}
+    learnt = {
+        "coef_",
+        "intercept_",
+        "classes_",
+        "n_iter_",
+        "history_",
+        "step_size_",
+        "state_",
+        "converged_",
+        "diverged_",
+    }
     assert learnt <= set(vars(model))
     assert model.coef_.shape == (1, 8)
     assert model.intercept_.shape == (1,)

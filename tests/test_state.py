@@ -202,7 +202,9 @@ def test_the_sum_is_always_that_of_the_memory(sequence, sparse, float64):
         by_id[k] = A[rows]
     head = estimator.state_.head
     scale = np.abs(A).max()
-    np.testing.assert_allclose(head.gradient_sum[0], oracles.gradient_sum_of(by_id, estimator.state_), atol=1e-10 * scale)
+    np.testing.assert_allclose(
+        head.gradient_sum[0], oracles.gradient_sum_of(by_id, estimator.state_), atol=1e-10 * scale
+    )
     for key, memory in estimator.state_.chunks.items():
         if memory.total is not None:
             dense = by_id[key].toarray() if sparse else by_id[key]

@@ -1,0 +1,168 @@
+"""``fit``, predictions and scores on Dask collections: same bits everywhere, lazy where expected."""
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from sklearn.linear_model import LogisticRegression
+
+from dask_saga import SAGAClassifier, SAGARegressor, saga
+
+from .conftest import make_rows
+
+A, y = make_rows()
+X, labels = da.from_array(A, chunks=(150, 8)), da.from_array(y, chunks=150)
+
+
+def unknown(array):
+    """The same blocks, of lengths that Dask does not know."""
+    frame = dd.from_dask_array(array)
+    return frame.to_dask_array()
+
+
+def frame():
+    columns = pd.DataFrame(A, columns=[f"c{j}" for j in range(8)]).assign(late=np.where(y > 0, "yes", "no"))
+    return dd.from_pandas(columns, npartitions=4)
+
+
+def test_the_same_bits_in_memory_on_threads_and_on_a_cluster(client):
+    fits = [SAGAClassifier(random_state=0).fit(X, labels)]
+    for scheduler in ("threads", "sync"):
+        with dask.config.set(scheduler=scheduler):
+            fits.append(SAGAClassifier(random_state=0).fit(X, labels))
+    for model in fits[1:]:
+        assert model.coef_.tobytes() == fits[0].coef_.tobytes()
+        assert list(model.state_.chunks) == list(fits[0].state_.chunks)
+        assert model.state_.digest == fits[0].state_.digest
+    pairs = [(A[k : k + 150], y[k : k + 150]) for k in range(0, 600, 150)]
+    ours = saga(pairs, penalty=fits[0]._problem().penalty, fit_intercept=True, tol=1e-4, random_state=0)
+    assert ours.x.tobytes() == fits[0].coef_[0].tobytes()
+
+
+def test_nothing_is_left_on_the_cluster(client):
+    SAGAClassifier(random_state=0).fit(X, labels)
+
+    def tasks():
+        return client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
+
+    for _ in range(50):
+        if not tasks():
+            break
+    assert tasks() == 0
+
+
+KINDS = {
+    "array": lambda: (X, labels),
+    "unknown lengths": lambda: (unknown(X), unknown(labels)),
+    "dataframe": lambda: (frame().drop(columns="late"), (frame().late == "yes").astype(int) * 2 - 1),
+    "one-column dataframe y": lambda: (frame().drop(columns="late"), frame()[["late"]]),
+    "y in memory": lambda: (X, y),
+    "y a series in memory": lambda: (X, pd.Series(y, index=np.arange(600) + 5)),
+    "empty block": lambda: tuple(da.concatenate([array[:150], array[:0], array[150:]]) for array in (X, labels)),
+    "scipy sparse": lambda: (X.map_blocks(sp.csr_matrix), labels),
+    "float32": lambda: (X.astype("f4"), labels),
+    "column vector y": lambda: (X, labels[:, None]),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:A column-vector y")
+@pytest.mark.parametrize("on", ["cluster", "threads"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_optimum_from_any_collection(kind, on, request):
+    if on == "cluster":
+        request.getfixturevalue("client")
+    rows, targets = KINDS[kind]()
+    with dask.config.set(scheduler=None if on == "cluster" else "threads"):
+        model = SAGAClassifier(alpha=1e-2, tol=1e-7, max_iter=1000, random_state=0).fit(rows, targets)
+    best = LogisticRegression(C=1 / (1e-2 * 600), solver="newton-cholesky", tol=1e-10).fit(A, y)
+    assert model.converged_
+    np.testing.assert_allclose(model.coef_, best.coef_, rtol=1e-4, atol=1e-6)
+    if "frame" in kind:
+        assert list(model.feature_names_in_) == [f"c{j}" for j in range(8)]
+
+
+def test_chunked_sample_weight():
+    weights = np.random.default_rng(0).integers(0, 3, 600)
+    for given in (da.from_array(weights, chunks=150), weights):
+        model = SAGAClassifier(alpha=1e-2, tol=1e-7, max_iter=1000, random_state=0).fit(X, labels, given)
+        best = LogisticRegression(C=1 / (1e-2 * weights.sum()), solver="newton-cholesky", tol=1e-10)
+        best.fit(A, y, sample_weight=weights)
+        np.testing.assert_allclose(model.coef_, best.coef_, rtol=1e-4, atol=1e-6)
+
+
+def test_predictions_are_lazy_and_of_the_right_kind():
+    model = SAGAClassifier(random_state=0).fit(A, np.where(y > 0, "late", "ok"))
+    expected = {name: getattr(model, name)(A) for name in ("decision_function", "predict", "predict_proba")}
+    expected["predict_log_proba"] = model.predict_log_proba(A)
+    named = SAGAClassifier(random_state=0).fit(
+        *(part.compute() for part in (frame().drop(columns="late"), frame().late))
+    )
+    for fitted, rows in (
+        (model, X),
+        (model, unknown(X)),
+        (model, X.rechunk((150, 3))),
+        (named, frame().drop(columns="late")),
+    ):
+        for name, values in expected.items():
+            lazy = getattr(fitted, name)(rows)
+            assert isinstance(lazy, da.Array)
+            assert lazy.dtype == lazy.compute().dtype
+            if fitted is model:
+                assert lazy.shape[1:] == values.shape[1:]
+                compare = np.testing.assert_array_equal if name == "predict" else np.testing.assert_allclose
+                compare(lazy.compute(), values)
+    assert model.predict(X).chunks == ((150,) * 4,)
+    assert model.predict_proba(X).chunks == ((150,) * 4, (2,))
+
+
+def test_graphs_carry_coefficients_only():
+    rows = np.random.default_rng(0).standard_normal((200_000, 2))
+    targets = np.where(rows[:, 0] > 0, 1, 0)
+    model = SAGAClassifier(random_state=0, tol=1e-2).fit(rows, targets)
+    blocks = da.zeros((10, 2), chunks=(5, 2))
+    for lazy in (model.predict(blocks), model.predict_proba(blocks)):
+        import cloudpickle
+
+        assert len(cloudpickle.dumps(lazy)) < 20_000 < model.state_.n_samples * 4
+
+
+def test_scores_by_block_are_weighted():
+    weights = np.random.default_rng(0).random(600)
+    classifier = SAGAClassifier(random_state=0).fit(A, y)
+    numbers = A @ np.arange(8) + np.random.default_rng(1).standard_normal(600) * 30
+    regressor = SAGARegressor(random_state=0).fit(A, numbers)
+    uneven = ((10, 290, 300), (8,))
+    for model, target in ((classifier, y), (regressor, numbers)):
+        for w in (None, weights):
+            expected = model.score(A, target, sample_weight=w)
+            for rows in (X.rechunk(uneven), unknown(X.rechunk(uneven))):
+                blocks = da.from_array(target, chunks=uneven[0])
+                chunked = None if w is None else da.from_array(w, chunks=uneven[0])
+                assert model.score(rows, blocks, sample_weight=chunked) == pytest.approx(expected, rel=1e-12)
+    from sklearn.metrics import r2_score
+
+    assert regressor.score(A, numbers) == pytest.approx(r2_score(numbers, regressor.predict(A)))
+
+
+def test_a_killed_worker_changes_nothing(cluster, client):
+    expected = SAGAClassifier(random_state=0, max_iter=8, tol=0.0).fit(X, labels, callback=lambda info: info.epoch == 6)
+    killed = []
+
+    def kill(info):
+        if info.epoch == 3 and not killed:
+            import os
+            import signal
+
+            address = next(iter(client.scheduler_info(n_workers=-1)["workers"]))
+            killed.append(address)
+            pid = client.run(os.getpid, workers=[address])[address]
+            os.kill(pid, signal.SIGKILL)
+        return info.epoch == 6
+
+    model = SAGAClassifier(random_state=0, max_iter=8, tol=0.0).fit(X, labels, callback=kill)
+    assert killed
+    assert model.coef_.tobytes() == expected.coef_.tobytes()
+    client.wait_for_workers(2, timeout=60)

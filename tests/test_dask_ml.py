@@ -1,0 +1,154 @@
+"""Inside dask-ml: Incremental and the four searches, synchronous and asynchronous."""
+
+import asyncio
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import sparse
+from dask.distributed import Client
+from dask_ml.wrappers import Incremental
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+
+from dask_saga import SAGAClassifier, SAGARegressor, model_selection
+
+from .conftest import make_rows
+
+A, y = make_rows(n=2000)
+X, labels = da.from_array(A, chunks=(100, 8)), da.from_array(y, chunks=100)
+SEARCHES = ["HyperbandSearchCV", "IncrementalSearchCV", "InverseDecaySearchCV", "SuccessiveHalvingSearchCV"]
+
+
+def best():
+    return LogisticRegression(C=1 / (1e-2 * 2000), solver="newton-cholesky", tol=1e-10).fit(A, y)
+
+
+@pytest.mark.parametrize("on", ["cluster", "threads"])
+@pytest.mark.parametrize("order", [{}, {"random_state": 0}, {"shuffle_blocks": False}])
+def test_incremental_reaches_the_optimum(order, on, request):
+    if on == "cluster":
+        request.getfixturevalue("client")
+    with dask.config.set(scheduler=None if on == "cluster" else "threads"):
+        wrapped = Incremental(SAGAClassifier(alpha=1e-2, random_state=0), **order)
+        wrapped.fit(X, labels, classes=[-1.0, 1.0])
+        for _ in range(29):
+            wrapped.partial_fit(X, labels, classes=[-1.0, 1.0])
+        model = wrapped.estimator_
+        assert len(model.state_.chunks) == 20
+        assert model.state_.n_samples == 2000
+        np.testing.assert_allclose(model.coef_, best().coef_, rtol=1e-3, atol=1e-5)
+        assert wrapped.score(X, labels) == pytest.approx(model.score(A, y))
+        np.testing.assert_array_equal(wrapped.predict(X).compute(), model.predict(A))
+        np.testing.assert_allclose(wrapped.predict_proba(X).compute(), model.predict_proba(A))
+
+
+@pytest.mark.parametrize("kind", [np.array, list, lambda classes: da.from_array(np.array(classes), chunks=1)])
+def test_classes_of_any_kind(kind, client):
+    wrapped = Incremental(SAGAClassifier(random_state=0)).fit(X, labels, classes=kind([-1.0, 1.0]))
+    np.testing.assert_array_equal(wrapped.classes_, [-1.0, 1.0])
+
+
+def test_incremental_on_dataframes(client):
+    frame = dd.from_pandas(pd.DataFrame(A, columns=list("abcdefgh")).assign(y=y), npartitions=10)
+    rows = frame.drop(columns="y")
+    wrapped = Incremental(SAGAClassifier(random_state=0)).fit(rows, frame.y, classes=[-1.0, 1.0])
+    assert list(wrapped.feature_names_in_) == list("abcdefgh")
+    np.testing.assert_array_equal(
+        np.asarray(wrapped.predict(rows).compute()), wrapped.estimator_.predict(rows.compute())
+    )
+
+
+@pytest.mark.parametrize("convert", [sp.csr_matrix, sparse.COO.from_numpy])
+def test_incremental_on_sparse_blocks_some_all_zero(convert, client):
+    B = np.where(np.abs(A) > 2, A, 0.0)
+    B[300:400] = 0.0
+    blocks = da.from_array(B, chunks=(100, 8)).map_blocks(convert)
+    wrapped = Incremental(SAGAClassifier(alpha=1e-2, random_state=0)).fit(blocks, labels, classes=[-1.0, 1.0])
+    for _ in range(30):
+        wrapped.partial_fit(blocks, labels, classes=[-1.0, 1.0])
+    expected = LogisticRegression(C=1 / (1e-2 * 2000), solver="newton-cholesky", tol=1e-10).fit(B, y)
+    np.testing.assert_allclose(wrapped.coef_, expected.coef_, rtol=1e-3, atol=1e-5)
+
+
+def test_incremental_with_one_class_blocks(client):
+    order = np.argsort(y, kind="stable")
+    blocks, sorted_labels = da.from_array(A[order], chunks=(100, 8)), da.from_array(y[order], chunks=100)
+    wrapped = Incremental(SAGAClassifier(alpha=1e-2, random_state=0)).fit(blocks, sorted_labels, classes=[-1.0, 1.0])
+    for _ in range(40):
+        wrapped.partial_fit(blocks, sorted_labels, classes=[-1.0, 1.0])
+    np.testing.assert_allclose(wrapped.coef_, best().coef_, rtol=1e-3, atol=1e-4)
+
+
+def test_incremental_regressor_and_grid_search(client):
+    target = X @ np.arange(8)
+    wrapped = Incremental(SAGARegressor(random_state=0))
+    search = GridSearchCV(wrapped, {"estimator__alpha": [1e-4, 1e3]}, cv=2, error_score="raise")
+    search.fit(A, A @ np.arange(8))
+    assert search.best_params_ == {"estimator__alpha": 1e-4}
+    wrapped.fit(X, target)
+    assert wrapped.score(X, target) > 0.9
+
+
+def search_for(name, **kwargs):
+    parameters = {"step_size_scale": np.logspace(-3, 8, 60), "alpha": np.logspace(-6, -1, 30)}
+    estimator = kwargs.pop("estimator", SAGAClassifier(random_state=0))
+    more = {
+        "HyperbandSearchCV": {"max_iter": 9},
+        "SuccessiveHalvingSearchCV": {"n_initial_parameters": 8, "n_initial_iter": 2},
+    }
+    settings = more.get(name, {"n_initial_parameters": 5, "max_iter": 5})
+    if name == "IncrementalSearchCV":
+        settings["decay_rate"] = None
+    return getattr(model_selection, name)(estimator, parameters, random_state=0, test_size=0.2, **settings, **kwargs)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches(name, client):
+    search = search_for(name).fit(X, labels, classes=[-1.0, 1.0])
+    assert np.isfinite(search.cv_results_["test_score"]).all()
+    assert search.best_score_ > 0.75
+    assert search.score(X, labels) > 0.75
+    assert len(search.best_estimator_.state_.chunks) >= 1
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches_with_an_asynchronous_client(name):
+    async def run():
+        async with Client(
+            processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0", asynchronous=True
+        ):
+            return await search_for(name).fit(X, labels, classes=[-1.0, 1.0])
+
+    search = asyncio.run(run())
+    assert np.isfinite(search.cv_results_["test_score"]).all()
+    assert search.best_score_ > 0.75
+
+
+def test_a_search_in_which_steps_diverge(client):
+    target = da.from_array(A @ np.arange(8) + np.random.default_rng(0).standard_normal(2000), chunks=100)
+    parameters = {"step_size_scale": np.logspace(-2, 9, 200)}
+    search = model_selection.HyperbandSearchCV(
+        SAGARegressor(random_state=0), parameters, max_iter=27, random_state=0, test_size=0.2
+    )
+    search.fit(X, target)
+    scores, calls = search.cv_results_["test_score"], len(search.cv_results_["params"])
+    assert calls > 20
+    assert np.isfinite(scores).all()
+    assert (scores < 0.5).any()
+    assert any(params["step_size_scale"] > 1e3 for params in search.cv_results_["params"])
+    full = SAGARegressor(random_state=0).fit(X, target)
+    assert search.best_estimator_.score(X, target) == pytest.approx(full.score(X, target), rel=0.01)
+    assert not search.best_estimator_.diverged_
+
+
+def test_a_search_on_sparse_blocks(client):
+    B = da.from_array(np.where(np.abs(A) > 2, A, 0.0), chunks=(100, 8))
+    search = search_for("IncrementalSearchCV").fit(B.map_blocks(sparse.COO.from_numpy), labels, classes=[-1.0, 1.0])
+    assert np.isfinite(search.best_score_)
+    with pytest.raises(TypeError, match="from_scipy_sparse"):
+        search_for("HyperbandSearchCV").fit(B.map_blocks(sp.csr_matrix), labels, classes=[-1.0, 1.0])
