@@ -13,4 +13,5 @@ venv=".venv-$1"
     exit 1
 }
 python="$PWD/$venv/bin/python"
+"$python" -m pip install --quiet --disable-pip-version-check --upgrade pip
 "$python" -m pip install --quiet --disable-pip-version-check --editable ".[$2]"

@@ -86,7 +86,7 @@ class SAGABase(BaseEstimator):
     def __dask_tokenize__(self) -> tuple:
         state = getattr(self, "state_", None)
         parameters = normalize_token(self.get_params(deep=False))
-        learnt = (state.digest, state.seed, normalize_token(getattr(self, "classes_", None))) if state else None
+        learnt = (state.digest, state.seed, np.ravel(getattr(self, "classes_", [])).tolist()) if state else None
         return type(self).__qualname__, parameters, learnt
 
     @contextlib.contextmanager

@@ -113,10 +113,12 @@ def saga(
     --------
     >>> import numpy as np
     >>> from dask_saga import saga
+    >>> from dask_saga.penalties import ElasticNet
     >>> A = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [-1.0, -1.0]])
     >>> b = np.array([1.0, -1.0, 1.0, -1.0])
-    >>> saga([(A[:2], b[:2]), (A[2:], b[2:])], max_iter=20, random_state=0).x.round(1)
-    array([ 2.2, -0.8])
+    >>> result = saga([(A[:2], b[:2]), (A[2:], b[2:])], penalty=ElasticNet(l2=0.1), tol=1e-6, random_state=0)
+    >>> result.x.round(2), result.converged
+    (array([ 1.59, -0.4 ]), True)
     """
     problem = Problem(
         loss=resolve_loss(loss),

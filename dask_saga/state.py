@@ -27,7 +27,7 @@ CIRCLES_BELOW = 0.6
 # squared distances have this ratio, e^(step x rows x curvature) of the direction it moves in.
 SETTLED_ABOVE = 2.0
 # Visits circle on where their squared moves shrink by less than this from window to window.
-STUCK_ABOVE = 0.5
+STUCK_ABOVE = 0.7
 CUT_BY = 3.0
 # Beyond this a coefficient has left every scale on which data are measured.
 LARGEST_COEFFICIENT = 1e100
