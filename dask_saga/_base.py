@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from dask import is_dask_collection
-from dask.base import normalize_token, tokenize
+from dask.base import normalize_token
 from dask.sizeof import sizeof
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
@@ -116,6 +116,9 @@ class SAGABase(BaseEstimator):
             str(self.memory_dtype),
         )
 
+    def _find_classes(self, executor: Any, blocks: list, names: list) -> np.ndarray | None:
+        return None
+
     def _check_columns(self, X: Any, reset: bool) -> None:
         """Names and number of columns, of Dask collections as of arrays."""
         # An empty frame of the collection's type knows its column names.
@@ -175,10 +178,9 @@ class SAGABase(BaseEstimator):
             names = [k if len(blocks) > 1 else None for k in range(len(blocks))]
             classes = self._find_classes(executor, blocks, names)
             reading = (classes, getattr(problem.loss, "labels", None), type(self).__name__, lazy)
-            token = tokenize(draw_seed(None))
             chunks = [
-                executor.submit(_read_block, block, name, *reading, key=f"saga-read-{token}-{k}")
-                for k, (block, name) in enumerate(zip(blocks, names, strict=True))
+                executor.submit(_read_block, block, name, *reading, name="saga-read")
+                for block, name in zip(blocks, names, strict=True)
             ]
             del blocks
             if not lazy:

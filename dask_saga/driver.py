@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from dask.base import tokenize
 
 from .chunk import chunk_gradient, chunk_saga, fresh_memory, visit_digest
 from .inputs import Chunk
@@ -143,8 +142,7 @@ def load(executor: Any, chunks: list, problem: Problem) -> Loaded:
         References to ``Chunk`` on the executor.
     problem : Problem
     """
-    name = tokenize(time.time_ns())
-    examined = [executor.submit(_examine, c, problem, key=f"saga-examine-{name}-{k}") for k, c in enumerate(chunks)]
+    examined = [executor.submit(_examine, chunk, problem, name="saga-examine") for chunk in chunks]
     lengths, stats, zero = [], None, (0.0, 0.0)
     for k, (length, chunk_stats, (value, gradient)) in enumerate(executor.gather(examined)):
         lengths.append(length)
@@ -153,10 +151,8 @@ def load(executor: Any, chunks: list, problem: Problem) -> Loaded:
         stats = chunk_stats if stats is None else merge(stats, chunk_stats)
         zero = (zero[0] + value, zero[1] + gradient)
     metric = choose_metric(stats, problem)
-    memories = [
-        executor.submit(_remember, c, problem, metric, key=f"saga-memory-{name}-{k}") for k, c in enumerate(chunks)
-    ]
-    facts = executor.gather([executor.submit(_facts, m, key=f"saga-facts-{name}-{k}") for k, m in enumerate(memories)])
+    memories = [executor.submit(_remember, chunk, problem, metric, name="saga-memory") for chunk in chunks]
+    facts = executor.gather([executor.submit(_facts, memory, name="saga-facts") for memory in memories])
     return Loaded(chunks, memories, lengths, facts, stats, zero)
 
 
@@ -200,8 +196,6 @@ def run(
     head = new_head(len(loaded.stats.mean), weight=weight, rows=sum(f.rows for f in facts), L=max(f.L for f in facts))
     at_zero = gradient_mapping_norm(head.x, loaded.zero[1] / weight, problem.step(head), problem, metric)
     rng = np.random.default_rng(seed)
-    # A new name each time: futures of an earlier fit may still be alive.
-    name = tokenize(seed, time.time_ns())
 
     previous, own = (head, None), list(loaded.memories)
     window, count, text, history = frozenset(), 0, "", []
@@ -212,18 +206,16 @@ def run(
             opens = window_is_due(ids[k], window, len(ids), count)
             window, count = (frozenset() if opens else window) | {ids[k]}, 1 if opens else count + 1
             order_seed = visit_seed(seed, ids[k], epoch - 1)
-            key = f"saga-chunk-{name}-{epoch}-{k}"
             args = (loaded.chunks[k], previous, own[k], problem, metric, order_seed, opens)
-            previous = own[k] = executor.submit(_visit, *args, key=key)
+            previous = own[k] = executor.submit(_visit, *args, name="saga-chunk")
             text = visit_digest(text, ids[k], facts[k], problem)
-        key = f"saga-summary-{name}-{epoch}"
-        [summary] = executor.gather([executor.submit(_summary, previous, problem, metric, key=key)])
+        [summary] = executor.gather([executor.submit(_summary, previous, problem, metric, name="saga-summary")])
         norm, seconds = summary.gradient_norm / at_zero, time.perf_counter() - began
         history.append({"epoch": epoch, "gradient_norm": norm, "seconds": seconds, "visits": epoch * len(ids)})
         logger.info("epoch %d: gradient norm %.2e, %.2f s", epoch, norm, seconds)
         stop = summary.diverged
         if not stop and norm <= tol and epoch >= next_check:
-            exact = _exact_norm(executor, loaded.chunks, weight, summary, problem, metric, f"{name}-{epoch}")
+            exact = _exact_norm(executor, loaded.chunks, weight, summary, problem, metric)
             history[-1]["gradient_norm"] = norm = exact / at_zero
             stop = converged = norm <= tol
             next_check, wait = epoch + wait, 2 * wait
@@ -233,19 +225,14 @@ def run(
             stop = callback(info) is True or stop
         if stop:
             break
-    [head], memories = executor.gather([executor.submit(_head, previous, key=f"saga-head-{name}")]), []
-    memories = executor.gather(
-        [executor.submit(_memory, pair, key=f"saga-gather-{name}-{k}") for k, pair in enumerate(own)]
-    )
+    [head] = executor.gather([executor.submit(_head, previous, name="saga-head")])
+    memories = executor.gather([executor.submit(_memory, pair, name="saga-gather") for pair in own])
     state = SAGAState(head, loaded.stats, dict(zip(ids, memories, strict=True)), window, text, seed)
     return Result(state, summary.x, summary.step_size, converged, head.diverged, history)
 
 
-def _exact_norm(executor, chunks, weight, summary, problem, metric, name):
+def _exact_norm(executor, chunks, weight, summary, problem, metric):
     """Norm of the exact proximal gradient at the summary's x, by one parallel pass."""
-    tasks = [
-        executor.submit(chunk_gradient, chunk, summary.x, problem, key=f"saga-confirm-{name}-{k}")
-        for k, chunk in enumerate(chunks)
-    ]
+    tasks = [executor.submit(chunk_gradient, chunk, summary.x, problem, name="saga-confirm") for chunk in chunks]
     gradient = sum(gradient for _, gradient in executor.gather(tasks)) / weight
     return gradient_mapping_norm(summary.x, gradient, summary.step_size, problem, metric)

@@ -7,7 +7,6 @@ from typing import Any
 
 import dask
 import numpy as np
-from dask.base import tokenize
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.metaestimators import available_if
 
@@ -15,7 +14,6 @@ from ._base import SAGABase
 from .inputs import blame, read_labels, two_classes, unique_labels
 from .losses import resolve_loss
 from .prediction import accuracy, probabilities, r2, to_labels
-from .state import draw_seed
 
 __all__ = ["SAGAClassifier", "SAGARegressor"]
 
@@ -117,13 +115,11 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         return tags
 
     def _find_classes(self, executor: Any, blocks: list, names: list) -> np.ndarray:
-        token = tokenize(draw_seed(None))
-        found = executor.gather(
-            [
-                executor.submit(_block_classes, block, name, key=f"saga-classes-{token}-{k}")
-                for k, (block, name) in enumerate(zip(blocks, names, strict=True))
-            ]
-        )
+        tasks = [
+            executor.submit(_block_classes, block, name, name="saga-classes")
+            for block, name in zip(blocks, names, strict=True)
+        ]
+        found = executor.gather(tasks)
         return two_classes(np.concatenate([labels for labels in found if len(labels)] or found[:1]), "y")
 
     def partial_fit(
@@ -299,13 +295,8 @@ class SAGARegressor(RegressorMixin, SAGABase):
 
     See Also
     --------
-    SAGAClassifier : The same for two classes.
+    SAGAClassifier : The same for two classes; names the source.
     saga : The solver as a function.
-
-    References
-    ----------
-    Defazio, Bach, Lacoste-Julien, "SAGA: A Fast Incremental Gradient Method With
-    Support for Non-Strongly Convex Composite Objectives", NeurIPS 2014.
 
     Examples
     --------
@@ -350,9 +341,6 @@ class SAGARegressor(RegressorMixin, SAGABase):
             memory_dtype=memory_dtype,
             random_state=random_state,
         )
-
-    def _find_classes(self, executor: Any, blocks: list, names: list) -> None:
-        return None
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, chunk_id: Hashable = None) -> SAGARegressor:
         """One pass over one chunk, new or known.

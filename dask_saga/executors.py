@@ -5,6 +5,7 @@ An executor hands out references, to chunks and to results: values here, futures
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ __all__ = ["ClientExecutor", "LocalExecutor", "find_executor"]
 class LocalExecutor:
     """Runs every task at once in this process; references are values."""
 
-    def submit(self, function: Callable, *args: Any, key: str) -> Any:
+    def submit(self, function: Callable, *args: Any, name: str) -> Any:
         return function(*args)
 
     def gather(self, references: list) -> list:
@@ -34,9 +35,9 @@ class ClientExecutor:
     def __init__(self, client: Any):
         self.client = client
 
-    def submit(self, function: Callable, *args: Any, key: str) -> Any:
-        # A driver that runs inside a task of the same cluster must not wait behind itself.
-        return self.client.submit(function, *args, key=key, pure=False)
+    def submit(self, function: Callable, *args: Any, name: str) -> Any:
+        # The name is what the dashboard groups tasks by; futures of an earlier fit may still be alive.
+        return self.client.submit(function, *args, key=f"{name}-{uuid.uuid4().hex}", pure=False)
 
     def gather(self, references: list) -> list:
         return self.client.gather(references)

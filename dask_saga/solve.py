@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from dask import delayed, is_dask_collection
-from dask.base import tokenize
 from dask.delayed import Delayed
 
 from .driver import Info, load, run
@@ -138,8 +136,8 @@ def saga(
     lazy = any(isinstance(pair, Delayed) or any(map(is_dask_collection, pair)) for pair in pairs)
     executor = find_executor() if lazy else LocalExecutor()
     blocks = executor.load([delayed(pair) if lazy else pair for pair in pairs])
-    name, labels = tokenize(time.time_ns()), getattr(problem.loss, "labels", None)
-    read = [executor.submit(_read_pair, pair, labels, k, key=f"saga-read-{name}-{k}") for k, pair in enumerate(blocks)]
+    labels = getattr(problem.loss, "labels", None)
+    read = [executor.submit(_read_pair, pair, labels, k, name="saga-read") for k, pair in enumerate(blocks)]
     loaded = load(executor, read, problem)
     if not any(fact.rows for fact in loaded.facts):
         raise ValueError("chunks hold no rows")
