@@ -28,11 +28,20 @@ from .prediction import linear
 from .state import Problem, SAGAState, anonymous_id, draw_seed, new_state, shown_x
 
 
+def loss_constraint(labelled: bool) -> list:
+    """What scikit-learn's validation accepts as `loss`; objects are checked by ``resolve_loss``."""
+    return [
+        StrOptions({name for name, loss in LOSSES.items() if bool(loss.labels) == labelled}),
+        tuple,
+        type,
+        HasMethods(["value", "derivative"]),
+    ]
+
+
 class SAGABase(BaseEstimator):
     """What the classifier and the regressor share."""
 
     _parameter_constraints: dict = {
-        "loss": [StrOptions(set(LOSSES)), HasMethods(["value", "derivative"])],
         "penalty": [StrOptions({name for name in PENALTIES if name}), None, HasMethods(["value", "prox"])],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "l1_ratio": [Interval(Real, 0, 1, closed="both")],
@@ -104,7 +113,8 @@ class SAGABase(BaseEstimator):
         self._validate_params()
         loss, penalty = resolve_loss(self.loss), resolve_penalty(self.penalty, self.alpha, self.l1_ratio)
         if bool(getattr(loss, "labels", None)) != self._labelled:
-            raise ValueError(f"loss={self.loss!r} is not a loss for {type(self).__name__}")
+            wanted = "labels = (-1.0, 1.0)" if self._labelled else "no labels"
+            raise ValueError(f"loss={self.loss!r} is not for {type(self).__name__}, whose losses have {wanted}")
         return Problem(
             loss,
             penalty,
@@ -204,15 +214,25 @@ class SAGABase(BaseEstimator):
 
     def _warn(self, result: Any) -> None:
         if result.diverged:
-            advice = "The steps diverged; coefficients are the last finite ones. Lower step_size_scale or step_size."
+            advice = self._diverged_advice()
         elif len(result.history) < self.max_iter:
             return  # a callback stopped it
         else:
             advice = (
                 f"max_iter={self.max_iter} passes ended at a relative gradient norm of "
-                f"{result.history[-1]['gradient_norm']:.1e}, above tol={self.tol}. Raise max_iter, or tol."
+                f"{result.history[-1]['gradient_norm']:.1e}, above tol={self.tol}. "
+                + (
+                    "Raise max_iter, or alpha."
+                    if self.step_size == "auto"
+                    else "Raise max_iter, or try step_size='auto'."
+                )
             )
         warnings.warn(advice, ConvergenceWarning, stacklevel=3)
+
+    def _diverged_advice(self) -> str:
+        remedy = "step_size_scale" if self.step_size == "auto" else "step_size"
+        own = "" if isinstance(self.loss, str) else ", or check the curvature of the loss"
+        return f"The steps diverged; coefficients are the last finite ones. Lower {remedy}{own}, and fit again."
 
     def _partial_fit(self, X: Any, y: Any, classes: Any, sample_weight: Any, chunk_id: Hashable) -> Any:
         for name, argument in (("X", X), ("y", y), ("sample_weight", sample_weight)):
@@ -225,7 +245,8 @@ class SAGABase(BaseEstimator):
             raise TypeError(f"chunk_id={chunk_id!r} must be a str or an int")
         with self._all_or_nothing():
             problem = self._problem()
-            first = not hasattr(self, "state_")
+            before = getattr(self, "state_", None)
+            first = before is None
             labels = getattr(problem.loss, "labels", None)
             name = None if chunk_id is None else repr(chunk_id)
             estimator = type(self).__name__
@@ -237,7 +258,7 @@ class SAGABase(BaseEstimator):
                 return self
             if chunk.weights.size and not chunk.weights.any():
                 raise ValueError("sample_weight is zero for every row of the chunk")
-            state = new_state(self.n_features_in_, draw_seed(self.random_state)) if first else self.state_
+            state = new_state(self.n_features_in_, draw_seed(self.random_state)) if first else before
             key = anonymous_id(state, chunk.content) if chunk_id is None else chunk_id
             known = state.chunks.get(key)
             if known is not None and known.content != chunk.content:
@@ -247,6 +268,8 @@ class SAGABase(BaseEstimator):
             state = visit(state, key, chunk, problem)
             self._commit(state, shown_x(state, problem), problem, classes)
             self.n_iter_ = state.chunks[key].visits
+            if self.diverged_ and not (before is not None and before.head.diverged):
+                warnings.warn(self._diverged_advice(), ConvergenceWarning, stacklevel=4)
         return self
 
     def _commit(self, state: SAGAState, x: np.ndarray, problem: Problem, classes: np.ndarray | None) -> None:

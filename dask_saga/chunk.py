@@ -17,6 +17,7 @@ from .state import (
     Head,
     Problem,
     SAGAState,
+    adapt,
     digest,
     frozen,
     open_window,
@@ -41,7 +42,8 @@ def fresh_memory(chunk: Chunk, problem: Problem, metric: Metric) -> ChunkMemory:
     # A total dearer than a quarter of the gradients is not worth keeping.
     total = frozen(total) if total.nbytes <= gradients.nbytes / 4 else None
     hashes = (chunk.content, chunk.weights_content)
-    return ChunkMemory(frozen(gradients), 0, *hashes, chunk.weight, rows, L, metric.rows, total)
+    measured = (metric.rows, problem.geometry)
+    return ChunkMemory(frozen(gradients), 0, *hashes, chunk.weight, rows, L, measured, total)
 
 
 def chunk_saga(
@@ -78,6 +80,7 @@ def chunk_saga(
     ValueError
         If `memory` is that of other content.
     """
+    head = adapt(head, problem)
     if memory is None:
         memory = fresh_memory(chunk, problem, metric)
         head = head._replace(weight=head.weight + memory.weight, rows=head.rows + memory.rows)
@@ -87,8 +90,9 @@ def chunk_saga(
         now = fresh_memory(chunk, problem, metric)
         head = head._replace(weight=head.weight + now.weight - memory.weight, rows=head.rows + now.rows - memory.rows)
         memory = now._replace(gradients=memory.gradients, visits=memory.visits, total=memory.total)
-    elif memory.measured != metric.rows:
-        memory = memory._replace(L=curvature_bound(chunk, metric, problem), measured=metric.rows)
+    elif memory.measured != (metric.rows, problem.geometry):
+        L, measured = curvature_bound(chunk, metric, problem), (metric.rows, problem.geometry)
+        memory = memory._replace(L=L, measured=measured)
     head = head._replace(L=max(head.L, memory.L), window_L=max(head.window_L, memory.L))
     memory = memory._replace(visits=memory.visits + 1)
     if head.diverged or head.weight <= 0:

@@ -193,7 +193,13 @@ def run(
     facts, metric = loaded.facts, choose_metric(loaded.stats, problem)
     ids = number_occurrences(fact.content for fact in facts)
     weight = sum(fact.weight for fact in facts)
-    head = new_head(len(loaded.stats.mean), weight=weight, rows=sum(f.rows for f in facts), L=max(f.L for f in facts))
+    head = new_head(
+        len(loaded.stats.mean),
+        weight=weight,
+        rows=sum(f.rows for f in facts),
+        L=max(f.L for f in facts),
+        geometry=problem.geometry,
+    )
     at_zero = gradient_mapping_norm(head.x, loaded.zero[1] / weight, problem.step(head), problem, metric)
     rng = np.random.default_rng(seed)
 

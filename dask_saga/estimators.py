@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.metaestimators import available_if
 
-from ._base import SAGABase
+from ._base import SAGABase, loss_constraint
 from .inputs import blame, read_labels, two_classes, unique_labels
 from .losses import resolve_loss
 from .prediction import accuracy, probabilities, r2, to_labels
@@ -108,6 +108,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
     """
 
     _labelled = True
+    _parameter_constraints: dict = {**SAGABase._parameter_constraints, "loss": loss_constraint(_labelled)}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -308,6 +309,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
     """
 
     _labelled = False
+    _parameter_constraints: dict = {**SAGABase._parameter_constraints, "loss": loss_constraint(_labelled)}
 
     def __init__(
         self,

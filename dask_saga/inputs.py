@@ -118,7 +118,7 @@ def read_rows(X: Any, *, estimator: str | None = None, empty: bool = False) -> A
     return X
 
 
-def read_labels(y: Any) -> np.ndarray:
+def read_labels(y: Any, warn: bool = False) -> np.ndarray:
     """Labels of any kind as a one-dimensional numpy array.
 
     Strings stay objects; nullable and categorical pandas types become what they hold.
@@ -130,7 +130,7 @@ def read_labels(y: Any) -> np.ndarray:
     """
     if y is None:
         raise ValueError("This estimator requires y to be passed, but the target y is None")
-    labels = column_or_1d(np.asarray(y), warn=True)
+    labels = column_or_1d(np.asarray(y), warn=warn)
     if labels.dtype == object and len(labels):
         import pandas as pd
 
@@ -180,7 +180,7 @@ def two_classes(labels: np.ndarray, argument: str) -> np.ndarray:
         return classes
     if len(classes) < 2:
         raise ValueError(
-            f"{argument} holds {len(classes)} class(es); a classifier needs at least two classes: {list(classes)}"
+            f"{argument} holds {len(classes)} class(es); a classifier needs at least two classes: {classes.tolist()}"
         )
     raise ValueError(
         f"Only binary classification is supported. {argument} holds {len(classes)} classes; "
@@ -198,11 +198,11 @@ def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
     """
     import pandas as pd
 
-    labels = read_labels(y)
+    labels = read_labels(y, warn=True)
     codes = pd.Index(classes).get_indexer(labels)
     if (codes < 0).any():
         unknown = list(dict.fromkeys(labels[codes < 0].tolist()))[:5]
-        raise ValueError(f"y has labels {unknown} that are not among the classes {list(classes)}")
+        raise ValueError(f"y has labels {unknown} that are not among the classes {classes.tolist()}")
     return codes
 
 
@@ -313,8 +313,8 @@ def _split(name: str, collection: Any, lengths: tuple | None) -> tuple[list, tup
         return collection.to_delayed(), None
     if lengths is None:
         raise ValueError(
-            f"{name} is in memory, but X is a Dask collection whose block lengths are unknown; "
-            f"call X.compute_chunk_sizes(), or make {name} a Dask collection too"
+            f"{name} is in memory, but X is a Dask collection whose block lengths are unknown; make {name} a "
+            "Dask collection too, or give X known lengths: X.to_dask_array(lengths=True), X.compute_chunk_sizes()"
         )
     array = collection if hasattr(collection, "iloc") else np.asarray(collection)
     if len(array) != sum(lengths):
@@ -351,10 +351,15 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
             columns.append([None] * len(blocks))
             continue
         others, known = _split(name, other, lengths)
+        if lengths and known and sum(lengths) != sum(known):
+            raise ValueError(f"X has {sum(lengths)} rows, but {name} has {sum(known)}")
+        remedy = f"{name}.rechunk((X.chunks[0],))" if hasattr(other, "rechunk") else f"{name}.repartition like X"
         if len(others) != len(blocks):
-            raise ValueError(f"X has {len(blocks)} blocks, but {name} has {len(others)}; rechunk one like the other")
+            raise ValueError(
+                f"X has {len(blocks)} blocks, but {name} has {len(others)}; block one like the other: {remedy}"
+            )
         for k, (n, m) in enumerate(zip(lengths or (), known or (), strict=False)):
             if n != m:
-                raise ValueError(f"chunk {k}: X has {n} rows, but {name} has {m}; rechunk one like the other")
+                raise ValueError(f"chunk {k}: X has {n} rows, but {name} has {m}; block one like the other: {remedy}")
         columns.append(others)
     return [delayed(tuple)(block) for block in zip(*columns, strict=True)]

@@ -5,8 +5,11 @@ data, chunks or sparsity. The kernels reach its methods through the free functio
 below, which numba compiles and inlines; calling the methods directly runs them as
 ordinary Python, which is what the tests' oracles do.
 
-A new loss is a class of this form. ``dask_saga`` takes an instance of it wherever it
-takes a loss's name; it need not be registered here.
+A new loss is a class of this form: ``value(z, y)``, ``derivative(z, y)`` and ``curvature``,
+an upper bound of the second derivative in z (a property where it depends on a field).
+``labels = (-1.0, 1.0)`` makes it a classifier's: y then takes these two values. Where it
+has ``probability(z)`` too, the classifier has ``predict_proba``. ``dask_saga`` takes an
+instance wherever it takes a loss's name; it need not be registered here.
 """
 
 from __future__ import annotations
@@ -81,18 +84,26 @@ def resolve_loss(loss: Any) -> Any:
     ValueError
         If the name is unknown.
     TypeError
-        If the object lacks one of the three.
+        If the object lacks one of the three, is no NamedTuple, or fails when called.
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise ValueError(f"loss={loss!r} is unknown; choose one of {sorted(LOSSES)}")
         return LOSSES[loss]()
+    kind = type(loss).__name__
+    if isinstance(loss, type):
+        raise TypeError(f"loss is the class {loss.__name__}; give an instance: {loss.__name__}()")
     missing = [name for name in ("value", "derivative", "curvature") if not hasattr(loss, name)]
-    if missing or isinstance(loss, type) or not isinstance(loss, tuple):
-        raise TypeError(
-            f"loss={loss!r} must be a name from {sorted(LOSSES)} or an instance of a NamedTuple class "
-            f"with value, derivative and curvature{f'; it lacks {missing}' if missing else ''}"
-        )
+    if missing:
+        raise TypeError(f"loss is a {kind} without {', '.join(missing)}; give a name from {sorted(LOSSES)} or a loss")
+    if not isinstance(loss, tuple):
+        raise TypeError(f"loss is a {kind}, which numba cannot compile: make its class a typing.NamedTuple")
+    for method in (loss.value, loss.derivative):
+        for y in getattr(loss, "labels", None) or (0.0,):
+            try:
+                float(method(0.5, y))
+            except Exception as error:
+                raise TypeError(f"loss: {kind}.{method.__name__}(0.5, {y}) failed: {error!r}") from error
     return loss
 
 

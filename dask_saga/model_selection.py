@@ -7,6 +7,7 @@ it. These classes do that, tell of blocks that dask-ml cannot count, and nothing
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import dask
@@ -25,21 +26,36 @@ class _OnAnyDask:
                 "X has scipy.sparse blocks, whose length dask-ml cannot take; "
                 "convert them first: X.map_blocks(sparse.COO.from_scipy_sparse)"
             )
+        # Without them every trial would fail on the workers, each with its own traceback.
+        if "classes" not in fit_params and "classes" in signature(self.estimator.partial_fit).parameters:
+            raise ValueError("classes must be given to fit: search.fit(X, y, classes=[...])")
         with dask.config.set(scheduler=default_client().get):
             return await super()._fit(X, y, **fit_params)
 
 
 class IncrementalSearchCV(_OnAnyDask, dask_ml.IncrementalSearchCV):
-    """``dask_ml.model_selection.IncrementalSearchCV``, on every Dask."""
+    """``dask_ml.model_selection.IncrementalSearchCV``, on every Dask.
+
+    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier.
+    """
 
 
 class InverseDecaySearchCV(_OnAnyDask, dask_ml.InverseDecaySearchCV):
-    """``dask_ml.model_selection.InverseDecaySearchCV``, on every Dask."""
+    """``dask_ml.model_selection.InverseDecaySearchCV``, on every Dask.
+
+    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier.
+    """
 
 
 class SuccessiveHalvingSearchCV(_OnAnyDask, dask_ml.SuccessiveHalvingSearchCV):
-    """``dask_ml.model_selection.SuccessiveHalvingSearchCV``, on every Dask."""
+    """``dask_ml.model_selection.SuccessiveHalvingSearchCV``, on every Dask.
+
+    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier.
+    """
 
 
 class HyperbandSearchCV(_OnAnyDask, dask_ml.HyperbandSearchCV):
-    """``dask_ml.model_selection.HyperbandSearchCV``, on every Dask."""
+    """``dask_ml.model_selection.HyperbandSearchCV``, on every Dask.
+
+    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier.
+    """

@@ -70,8 +70,8 @@ def resolve_penalty(penalty: Any, alpha: float = 1.0, l1_ratio: float = 0.15) ->
         return PENALTIES[penalty](alpha, l1_ratio)
     if not (isinstance(penalty, tuple) and hasattr(penalty, "value") and hasattr(penalty, "prox")):
         raise TypeError(
-            f"penalty={penalty!r} must be one of {list(PENALTIES)} or an instance of a NamedTuple class "
-            "with value and prox"
+            f"penalty is a {type(penalty).__name__}; it must be one of {list(PENALTIES)} or an instance of a "
+            "typing.NamedTuple class with value and prox"
         )
     return penalty
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from dask import delayed, is_dask_collection
 from dask.delayed import Delayed
+from distributed import Future
 
 from .driver import Info, load, run
 from .executors import LocalExecutor, find_executor
@@ -71,7 +72,7 @@ def saga(
     ----------
     chunks : sequence of (A, b)
         A of shape (n, p), b of shape (n,): numpy, scipy.sparse or Dask arrays, delayed
-        pairs, or pairs of delayed. Each pair is one chunk. For "log_loss" b holds -1 and 1.
+        pairs, pairs of delayed, or futures of pairs. Each pair is one chunk. For "log_loss" b holds -1 and 1.
     loss : str or object, default="log_loss"
         A name from ``dask_saga.losses.LOSSES`` or a loss of your own.
     penalty : object, default=None
@@ -133,7 +134,7 @@ def saga(
     pairs = list(chunks)
     if not pairs:
         raise ValueError("chunks is empty; give at least one (A, b)")
-    lazy = any(isinstance(pair, Delayed) or any(map(is_dask_collection, pair)) for pair in pairs)
+    lazy = any(isinstance(pair, (Delayed, Future)) or any(map(is_dask_collection, pair)) for pair in pairs)
     executor = find_executor() if lazy else LocalExecutor()
     blocks = executor.load([delayed(pair) if lazy else pair for pair in pairs])
     labels = getattr(problem.loss, "labels", None)

@@ -78,6 +78,11 @@ class Problem(NamedTuple):
         bound = head.L * head.rows / head.weight if head.weight > 0 else 0.0
         return self.step_size_scale * head.cut / bound if bound > 0 else self.step_size_scale
 
+    @property
+    def geometry(self) -> tuple:
+        """What the curvature bounds of given rows depend on."""
+        return self.loss, self.fit_intercept, self.precondition
+
     def token(self) -> str:
         """Text equal for equal problems only."""
         kinds = [f"{type(part).__module__}.{type(part).__qualname__}" for part in (self.loss, self.penalty)]
@@ -107,6 +112,8 @@ class Head(NamedTuple):
         Sum of squared moves of x in this window, and in the one before.
     window_L : float
         Largest curvature bound met in the window.
+    geometry : tuple
+        ``Problem.geometry`` for which L and the cut were found.
     diverged : bool
         Whether a step left finite numbers; x then stays at its last good value.
     """
@@ -124,6 +131,7 @@ class Head(NamedTuple):
     window_energy: float
     last_energy: float
     window_L: float
+    geometry: tuple
     diverged: bool
 
     @property
@@ -145,8 +153,8 @@ class ChunkMemory(NamedTuple):
         Hashes of the rows with their targets, and of the weights.
     weight, rows, L : float, int, float
         The chunk's share of the same fields of ``Head``.
-    measured : int
-        ``Metric.rows`` of the coordinates in which L was measured.
+    measured : tuple
+        ``Metric.rows`` and ``Problem.geometry`` for which L was measured.
     total : ndarray of shape (outputs, p + 1) or None
         sum_i m_i a_i of this chunk; None where that is large beside the gradients.
     """
@@ -158,7 +166,7 @@ class ChunkMemory(NamedTuple):
     weight: float
     rows: int
     L: float
-    measured: int
+    measured: tuple
     total: np.ndarray | None
 
 
@@ -211,6 +219,10 @@ class SAGAState(NamedTuple):
         """Rows in memory."""
         return sum(len(memory.gradients) for memory in self.chunks.values())
 
+    def __repr__(self) -> str:
+        p = self.head.x.shape[1] - 1
+        return f"<SAGAState of {len(self.chunks)} chunks, {self.n_samples} rows, {p} columns>"
+
     def __deepcopy__(self, memo: dict) -> SAGAState:
         return self
 
@@ -240,10 +252,12 @@ def _sizeof_state(state: SAGAState) -> int:
     return size
 
 
-def new_head(n_columns: int, n_outputs: int = 1, *, weight: float = 0.0, rows: int = 0, L: float = 0.0) -> Head:
+def new_head(
+    n_columns: int, n_outputs: int = 1, *, weight: float = 0.0, rows: int = 0, L: float = 0.0, geometry: tuple = ()
+) -> Head:
     """A head at x = 0, before any visit."""
     zeros = frozen(np.zeros((n_outputs, n_columns + 1)))
-    return Head(zeros, zeros, weight, rows, L, 1.0, zeros, zeros, 0, 0, 0.0, np.inf, 0.0, False)
+    return Head(zeros, zeros, weight, rows, L, 1.0, zeros, zeros, 0, 0, 0.0, np.inf, 0.0, geometry, False)
 
 
 def new_state(n_columns: int, seed: int) -> SAGAState:
@@ -351,6 +365,17 @@ def open_window(head: Head, problem: Problem, metric: Metric) -> Head:
         window_energy=0.0,
         window_settled=0,
     )
+
+
+def adapt(head: Head, problem: Problem) -> Head:
+    """The head for a problem of other geometry: bounds, cut and window start anew."""
+    if head.geometry == problem.geometry:
+        return head
+    x = head.x
+    if not problem.fit_intercept and x[:, -1].any():
+        x = frozen(np.column_stack([x[:, :-1], np.zeros(len(x))]))
+    fresh = new_head(x.shape[1] - 1, len(x), weight=head.weight, rows=head.rows, geometry=problem.geometry)
+    return fresh._replace(x=x, gradient_sum=head.gradient_sum, window_start=x)
 
 
 def _next_cut(head: Head, problem: Problem, metric: Metric) -> float:

@@ -146,6 +146,11 @@ def test_a_search_in_which_steps_diverge(client):
     assert not search.best_estimator_.diverged_
 
 
+def test_a_search_without_classes_says_so_at_once(client):
+    with pytest.raises(ValueError, match="classes must be given"):
+        search_for("HyperbandSearchCV").fit(X, labels)
+
+
 def test_a_search_on_sparse_blocks(client):
     B = da.from_array(np.where(np.abs(A) > 2, A, 0.0), chunks=(100, 8))
     search = search_for("IncrementalSearchCV").fit(B.map_blocks(sparse.COO.from_numpy), labels, classes=[-1.0, 1.0])

@@ -1,12 +1,15 @@
 """The estimators as scikit-learn sees them: its checks, its optima, its tools, labels of any kind."""
 
 import inspect
+import math
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import sklearn
 from dask.distributed import Client
 from sklearn import config_context
 from sklearn.calibration import CalibratedClassifierCV
@@ -18,6 +21,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
+from sklearn.utils.fixes import parse_version
 
 from dask_saga import SAGAClassifier, SAGARegressor
 
@@ -29,6 +33,23 @@ EXPECTED_FAILURES = {
     "check_sample_weight_equivalence_on_dense_data": "needs tol far below the default",
     "check_sample_weight_equivalence_on_sparse_data": "needs tol far below the default",
 }
+
+
+class SteepLog(NamedTuple):
+    """A user's loss for a classifier, with a curvature that depends on a field."""
+
+    slope: float = 3.0
+    labels = (-1.0, 1.0)
+
+    @property
+    def curvature(self):
+        return self.slope**2 / 4
+
+    def value(self, z, y):
+        return math.log1p(math.exp(-abs(self.slope * z))) + max(-self.slope * y * z, 0.0)
+
+    def derivative(self, z, y):
+        return -self.slope * y / (1.0 + math.exp(min(self.slope * y * z, 700.0)))
 
 
 @pytest.mark.parametrize("estimator", [SAGAClassifier(), SAGARegressor()])
@@ -77,9 +98,10 @@ def test_classifier_has_logistic_regressions_optimum(binary, penalty, fit_interc
 def sklearns_saga(A, y, alpha, ratio, fit_intercept):
     """scikit-learn's saga at a tight tolerance on the same columns."""
     A = A.toarray().astype(float) if sp.issparse(A) else A.astype(float)
-    fit = LogisticRegression(
-        C=1 / (alpha * len(y)), l1_ratio=ratio, solver="saga", fit_intercept=fit_intercept, tol=1e-10, max_iter=100_000
-    )
+    # Before 1.8 the penalty had to be named.
+    named = {} if parse_version(sklearn.__version__) >= parse_version("1.8") else {"penalty": "elasticnet"}
+    settings = {"solver": "saga", "fit_intercept": fit_intercept, "tol": 1e-10, "max_iter": 100_000, **named}
+    fit = LogisticRegression(C=1 / (alpha * len(y)), l1_ratio=ratio, **settings)
     fit.fit(A, y)
     return np.append(fit.coef_, fit.intercept_)
 
@@ -223,10 +245,67 @@ def test_divergence_is_finite_and_told(numbers):
     assert np.isfinite(model.coef_).all()
     assert np.isfinite(model.score(A, y))
     stream = SAGARegressor(step_size=1e9)
-    for _ in range(3):
+    with pytest.warns(ConvergenceWarning, match="Lower step_size"):
+        stream.partial_fit(A, y)
+    for _ in range(2):
         stream.partial_fit(A, y)
         assert stream.diverged_
         assert np.isfinite(stream.predict(A)).all()
+
+
+@pytest.mark.parametrize("change", [{"precondition": False}, {"loss": SteepLog()}, {"fit_intercept": False}])
+def test_partial_fit_after_set_params_measures_its_steps_anew(binary, change):
+    A, y = binary
+    A = A + 2.0
+    model = SAGAClassifier(alpha=1e-2, random_state=0).fit(A, y).set_params(**change)
+    fresh = SAGAClassifier(alpha=1e-2, random_state=0, **change).partial_fit(A, y, classes=[-1, 1])
+    for _ in range(300):
+        model.partial_fit(A, y)
+    assert model.step_size_ == fresh.step_size_
+    best = SAGAClassifier(alpha=1e-2, tol=1e-6, max_iter=3000, random_state=0, **change).fit(A, y)
+    assert best.converged_
+    tolerance = 0.1 if change == {"precondition": False} else 1e-3
+    np.testing.assert_allclose(model.coef_, best.coef_, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(model.intercept_, best.intercept_, rtol=tolerance, atol=tolerance)
+
+
+def test_own_losses_are_refused_in_plain_words(binary):
+    A, y = binary
+
+    class Plain:
+        curvature = 1.0
+
+        def value(self, z, y):
+            return 0.0
+
+        derivative = value
+
+    class Broken(NamedTuple):
+        curvature = 1.0
+
+        def value(self, z, y):
+            return undefined  # noqa: F821
+
+        def derivative(self, z, y):
+            return 0.0
+
+    class Unlabelled(NamedTuple):
+        curvature = 1.0
+
+        def value(self, z, y):
+            return z
+
+        def derivative(self, z, y):
+            return 1.0
+
+    for loss, match in (
+        (Plain(), "NamedTuple"),
+        (SteepLog, r"give an instance: SteepLog\(\)"),
+        (Broken(), "Broken.value.*undefined"),
+        (Unlabelled(), "labels = "),
+    ):
+        with pytest.raises((TypeError, ValueError), match=match):
+            SAGAClassifier(loss=loss).fit(A, y)
 
 
 def test_parameter_names_are_free_for_client_submit():

@@ -293,6 +293,12 @@ def test_tokens_tell_histories_apart(binary):
     assert len(set(tokens)) == len(tokens)
 
 
+def test_the_state_introduces_itself_briefly(binary):
+    A, y = binary
+    estimator = classifier().partial_fit(A, y, classes=[-1, 1])
+    assert repr(estimator.state_) == "<SAGAState of 1 chunks, 600 rows, 8 columns>"
+
+
 def test_a_light_tokenize_does_not_read_the_memory(binary):
     A, y = binary
     estimator = classifier().partial_fit(A, y, classes=[-1, 1])
