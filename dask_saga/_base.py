@@ -25,35 +25,24 @@ from .inputs import dask_blocks, read_chunk, read_rows
 from .losses import LOSSES, resolve_loss
 from .penalties import PENALTIES, resolve_penalty
 from .prediction import linear
-from .state import Problem, SAGAState, anonymous_id, draw_seed, new_state, shown_x
+from .problem import CONSTRAINTS, Problem
+from .state import SAGAState, anonymous_id, draw_seed, new_state, shown_x
 
 
 def loss_constraint(labelled: bool) -> list:
-    """What scikit-learn's validation accepts as `loss`; objects are checked by ``resolve_loss``."""
-    return [
-        StrOptions({name for name, loss in LOSSES.items() if bool(loss.labels) == labelled}),
-        tuple,
-        type,
-        HasMethods(["value", "derivative"]),
-    ]
+    """What a classifier, or a regressor, takes as `loss`."""
+    names = {name for name, loss in LOSSES.items() if bool(loss.labels) == labelled}
+    return [StrOptions(names), *CONSTRAINTS["loss"][1:]]
 
 
 class SAGABase(BaseEstimator):
     """What the classifier and the regressor share."""
 
     _parameter_constraints: dict = {
-        "penalty": [StrOptions({name for name in PENALTIES if name}), None, HasMethods(["value", "prox"])],
+        **CONSTRAINTS,
+        "penalty": [StrOptions({name for name in PENALTIES if name}), None, tuple, HasMethods(["value", "prox"])],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "l1_ratio": [Interval(Real, 0, 1, closed="both")],
-        "fit_intercept": ["boolean"],
-        "step_size": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
-        "step_size_scale": [Interval(Real, 0, None, closed="neither")],
-        "average": ["boolean"],
-        "precondition": ["boolean"],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "tol": [Interval(Real, 0, None, closed="left")],
-        "memory_dtype": [StrOptions({"float32", "float64"})],
-        "random_state": ["random_state"],
     }
 
     def __init__(
@@ -243,6 +232,8 @@ class SAGABase(BaseEstimator):
                 )
         if chunk_id is not None and (isinstance(chunk_id, bool) or not isinstance(chunk_id, (str, Integral))):
             raise TypeError(f"chunk_id={chunk_id!r} must be a str or an int")
+        if isinstance(chunk_id, Integral):
+            chunk_id = int(chunk_id)  # numpy's 2 equals 2, but does not print like it
         with self._all_or_nothing():
             problem = self._problem()
             before = getattr(self, "state_", None)

@@ -12,6 +12,7 @@ Pedregosa, Lacoste-Julien 2017, section 2.2.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Callable
@@ -145,11 +146,16 @@ def _digest(*modules) -> int:
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", NumbaWarning)
     _BUILT_IN = _build(_digest(losses, penalties), cache=True)
-    # A user's class in the on-disk index would break it for everyone who lacks the class.
-    _FOREIGN = _build(0, cache=False)
 
 
 def kernels_for(loss: Any, penalty: Any) -> Kernels:
     """The kernels with an on-disk cache for built-in types, those without for a user's own."""
     built_in = all(type(part).__module__.startswith("dask_saga.") for part in (loss, penalty))
-    return _BUILT_IN if built_in else _FOREIGN
+    return _BUILT_IN if built_in else _foreign(type(loss), type(penalty))
+
+
+@functools.lru_cache(maxsize=32)
+def _foreign(loss: type, penalty: type) -> Kernels:
+    # Not in the on-disk index: it would be broken for everyone who lacks the class. And built
+    # for these very classes: numba takes another class of the same name and fields for the same.
+    return _build(0, cache=False)

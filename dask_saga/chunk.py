@@ -10,12 +10,12 @@ import scipy.sparse as sp
 from ._kernels import kernels_for
 from .inputs import Chunk
 from .metric import Metric, choose_metric, column_stats, curvature_bound, merge, to_solver, to_user
+from .problem import Problem
 from .state import (
     LARGEST_COEFFICIENT,
     SETTLED_ABOVE,
     ChunkMemory,
     Head,
-    Problem,
     SAGAState,
     adapt,
     digest,

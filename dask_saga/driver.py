@@ -16,12 +16,13 @@ import numpy as np
 from .chunk import chunk_gradient, chunk_saga, fresh_memory, visit_digest
 from .inputs import Chunk
 from .metric import ColumnStats, Metric, choose_metric, column_stats, merge
+from .problem import Problem
 from .state import (
     ChunkMemory,
     Head,
-    Problem,
     SAGAState,
     candidate,
+    digest,
     gradient_mapping_norm,
     new_head,
     number_occurrences,
@@ -204,7 +205,9 @@ def run(
     rng = np.random.default_rng(seed)
 
     previous, own = (head, None), list(loaded.memories)
-    window, count, text, history = frozenset(), 0, "", []
+    loaded.memories.clear()  # else the empty ones would stay beside the real ones
+    window, count, history = frozenset(), 0, []
+    text = digest("fit", ids, problem.token())
     began, converged, next_check, wait = time.perf_counter(), at_zero == 0, 1, 1
     summary = _Summary(head.x, at_zero, problem.step(head), False)
     for epoch in range(1, max_iter + 1 if at_zero else 1):
@@ -220,7 +223,7 @@ def run(
         history.append({"epoch": epoch, "gradient_norm": norm, "seconds": seconds, "visits": epoch * len(ids)})
         logger.info("epoch %d: gradient norm %.2e, %.2f s", epoch, norm, seconds)
         stop = summary.diverged
-        if not stop and norm <= tol and epoch >= next_check:
+        if not stop and norm <= tol and (epoch >= next_check or epoch == max_iter):
             exact = _exact_norm(executor, loaded.chunks, weight, summary, problem, metric)
             history[-1]["gradient_norm"] = norm = exact / at_zero
             stop = converged = norm <= tol
@@ -228,7 +231,8 @@ def run(
         if callback is not None:
             x = summary.x[0]
             info = Info(epoch, x[:-1], float(x[-1]), norm, summary.step_size, seconds, epoch * len(ids), given)
-            stop = callback(info) is True or stop
+            answer = callback(info)
+            stop = stop or (isinstance(answer, (bool, np.bool_)) and bool(answer))
         if stop:
             break
     [head] = executor.gather([executor.submit(_head, previous, name="saga-head")])

@@ -7,6 +7,7 @@ from typing import Any
 
 import dask
 import numpy as np
+from dask import is_dask_collection
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.metaestimators import available_if
 
@@ -37,7 +38,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
     Parameters
     ----------
     loss : {"log_loss"} or object, default="log_loss"
-        Or a loss of your own, see ``dask_saga.losses``.
+        Or a loss of your own with ``labels = (-1.0, 1.0)``, see ``dask_saga.losses``.
     penalty : {"l2", "l1", "elasticnet"}, None or object, default="l2"
         R. An object of your own takes neither `alpha` nor `l1_ratio`.
     alpha : float, default=1e-4
@@ -154,15 +155,15 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         ValueError, TypeError
             Naming the argument. The estimator is then as it was.
         """
-        if classes is not None:
-            # Incremental hands a lazy array on as it is; inside its task no cluster is asked.
-            [classes] = dask.compute(classes, scheduler="synchronous")
-            classes = two_classes(read_labels(classes), "classes")
         fitted = getattr(self, "classes_", None)
+        if is_dask_collection(classes):  # as Incremental hands it on
+            [classes] = dask.compute(classes) if fitted is None else [None]
+        if classes is not None:
+            classes = two_classes(read_labels(classes, "classes"), "classes")
         if fitted is None and classes is None:
             raise ValueError("classes must be given at the first call to partial_fit")
         if fitted is not None and classes is not None and not np.array_equal(fitted, classes):
-            raise ValueError(f"classes={list(classes)} differs from the {list(fitted)} of earlier calls")
+            raise ValueError(f"classes={classes.tolist()} differs from the {fitted.tolist()} of earlier calls")
         return self._partial_fit(X, y, classes if fitted is None else fitted, sample_weight, chunk_id)
 
     def decision_function(self, X: Any) -> Any:
@@ -329,20 +330,10 @@ class SAGARegressor(RegressorMixin, SAGABase):
         random_state: Any = None,
     ):
         super().__init__(
-            loss,
-            penalty=penalty,
-            alpha=alpha,
-            l1_ratio=l1_ratio,
-            fit_intercept=fit_intercept,
-            step_size=step_size,
-            step_size_scale=step_size_scale,
-            precondition=precondition,
-            average=average,
-            max_iter=max_iter,
-            tol=tol,
-            memory_dtype=memory_dtype,
-            random_state=random_state,
-        )
+            loss, penalty=penalty, alpha=alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept,
+            step_size=step_size, step_size_scale=step_size_scale, precondition=precondition, average=average,
+            max_iter=max_iter, tol=tol, memory_dtype=memory_dtype, random_state=random_state,
+        )  # fmt: skip
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, chunk_id: Hashable = None) -> SAGARegressor:
         """One pass over one chunk, new or known.

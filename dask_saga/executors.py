@@ -12,6 +12,7 @@ from typing import Any
 import dask
 from dask import delayed, is_dask_collection
 from dask.base import get_scheduler
+from distributed import rejoin, secede
 
 __all__ = ["ClientExecutor", "LocalExecutor", "find_executor"]
 
@@ -40,7 +41,14 @@ class ClientExecutor:
         return self.client.submit(function, *args, key=f"{name}-{uuid.uuid4().hex}", pure=False)
 
     def gather(self, references: list) -> list:
-        return self.client.gather(references)
+        try:
+            secede()  # a driver inside a task must not hold the thread that its own tasks need
+        except (ValueError, KeyError, AttributeError):
+            return self.client.gather(references)
+        try:
+            return self.client.gather(references)
+        finally:
+            rejoin()
 
     def load(self, blocks: list) -> list:
         return self.client.compute([b if is_dask_collection(b) else delayed(b) for b in blocks])

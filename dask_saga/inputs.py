@@ -26,7 +26,7 @@ BLOCK_BYTES = 2**20
 
 
 class Chunk(NamedTuple):
-    """One chunk as the kernels see it; arrays are read only and C-contiguous.
+    """One chunk as the kernels see it; arrays are C-contiguous, often the user's own, and never written.
 
     Parameters
     ----------
@@ -53,10 +53,10 @@ class Chunk(NamedTuple):
         return float(self.weights.sum()) if self.weights.size else float(len(self.targets))
 
     def row_blocks(self) -> Iterator[tuple[slice, Any]]:
-        """Consecutive row blocks in float64, of about a megabyte if dense."""
+        """Consecutive row blocks in float64: of about a megabyte if dense, one if sparse."""
         n, p = self.rows.shape
         if sp.issparse(self.rows):
-            yield slice(0, n), self.rows
+            yield slice(0, n), self.rows.astype(np.float64, copy=False)
             return
         step = max(1, BLOCK_BYTES // (8 * p))
         for start in range(0, n, step):
@@ -112,13 +112,13 @@ def read_rows(X: Any, *, estimator: str | None = None, empty: bool = False) -> A
         if not X.has_canonical_format:
             X = X.copy()
             X.sum_duplicates()
-        if max(X.nnz, *X.shape) < 2**31 and X.indices.dtype != np.int32:
-            indices, indptr = X.indices.astype(np.int32), X.indptr.astype(np.int32)
-            X = type(X)((X.data, indices, indptr), shape=X.shape)
+        index = np.int32 if max(X.nnz, *X.shape) < 2**31 else np.int64
+        arrays = X.data, X.indices.astype(index, copy=False), X.indptr.astype(index, copy=False)
+        X = type(X)(tuple(map(np.ascontiguousarray, arrays)), shape=X.shape)
     return X
 
 
-def read_labels(y: Any, warn: bool = False) -> np.ndarray:
+def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:
     """Labels of any kind as a one-dimensional numpy array.
 
     Strings stay objects; nullable and categorical pandas types become what they hold.
@@ -135,12 +135,12 @@ def read_labels(y: Any, warn: bool = False) -> np.ndarray:
         import pandas as pd
 
         if pd.isna(labels).any():
-            raise ValueError("y contains missing labels (NaN, None or NA); drop those rows")
+            raise ValueError(f"{argument} contains missing labels (NaN, None or NA)")
         kind = pd.api.types.infer_dtype(labels, skipna=False)
         if kind in ("integer", "boolean", "floating"):
             labels = labels.astype({"integer": np.int64, "boolean": bool, "floating": np.float64}[kind])
     elif labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise ValueError("y contains NaN or infinity")
+        raise ValueError(f"{argument} contains NaN or infinity")
     return labels
 
 
@@ -153,7 +153,7 @@ def unique_labels(y: Any) -> np.ndarray:
     return distinct
 
 
-def sorted_labels(labels: np.ndarray) -> np.ndarray:
+def sorted_labels(labels: np.ndarray, argument: str = "y") -> np.ndarray:
     """Distinct labels in order.
 
     Raises
@@ -164,7 +164,7 @@ def sorted_labels(labels: np.ndarray) -> np.ndarray:
     try:
         return np.unique(labels)
     except TypeError as error:
-        raise TypeError("y mixes labels that cannot be sorted, such as strings and numbers") from error
+        raise TypeError(f"{argument} mixes labels that cannot be sorted, such as strings and numbers") from error
 
 
 def two_classes(labels: np.ndarray, argument: str) -> np.ndarray:
@@ -175,7 +175,7 @@ def two_classes(labels: np.ndarray, argument: str) -> np.ndarray:
     ValueError
         If there are more, or fewer.
     """
-    classes = sorted_labels(labels)
+    classes = sorted_labels(labels, argument)
     if len(classes) == 2:
         return classes
     if len(classes) < 2:
@@ -199,6 +199,8 @@ def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
     import pandas as pd
 
     labels = read_labels(y, warn=True)
+    if {labels.dtype.kind, classes.dtype.kind} <= set("biuf") and labels.dtype.kind != classes.dtype.kind:
+        labels, classes = labels.astype(float), classes.astype(float)
     codes = pd.Index(classes).get_indexer(labels)
     if (codes < 0).any():
         unknown = list(dict.fromkeys(labels[codes < 0].tolist()))[:5]
@@ -316,9 +318,9 @@ def _split(name: str, collection: Any, lengths: tuple | None) -> tuple[list, tup
             f"{name} is in memory, but X is a Dask collection whose block lengths are unknown; make {name} a "
             "Dask collection too, or give X known lengths: X.to_dask_array(lengths=True), X.compute_chunk_sizes()"
         )
-    array = collection if hasattr(collection, "iloc") else np.asarray(collection)
-    if len(array) != sum(lengths):
-        raise ValueError(f"X has {sum(lengths)} rows, but {name} has {len(array)}")
+    array = collection.iloc if hasattr(collection, "iloc") else np.asarray(collection)
+    if len(collection) != sum(lengths):
+        raise ValueError(f"X has {sum(lengths)} rows, but {name} has {len(collection)}")
     ends = np.cumsum(lengths)
     return [array[end - n : end] for n, end in zip(lengths, ends, strict=True)], lengths
 
@@ -329,7 +331,7 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
     Parameters
     ----------
     X : dask array or dataframe
-    y, sample_weight : dask array, series or dataframe of one column, or in memory
+    y, sample_weight : dask array or series, or in memory
         In memory only where the block lengths of X are known.
 
     Raises
@@ -340,6 +342,8 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
     """
     if not is_dask_collection(X):
         raise TypeError("y or sample_weight is a Dask collection, but X is not; make X one too")
+    if not hasattr(X, "npartitions"):
+        raise TypeError(f"X is a {type(X).__name__}; give a dask array or dataframe, or delayed pairs to saga")
     if getattr(X, "ndim", 2) != 2:
         raise ValueError(f"Expected 2D array for X, got {X.ndim}D array instead. Reshape your data")
     if y is None:
@@ -347,8 +351,8 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
     blocks, lengths = _split("X", X, None)
     columns = [blocks]
     for name, other in (("y", y), ("sample_weight", sample_weight)):
-        if other is None:
-            columns.append([None] * len(blocks))
+        if other is None or isinstance(other, Number):
+            columns.append([other] * len(blocks))
             continue
         others, known = _split(name, other, lengths)
         if lengths and known and sum(lengths) != sum(known):

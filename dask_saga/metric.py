@@ -75,11 +75,20 @@ def no_stats(p: int) -> ColumnStats:
 
 
 def column_stats(chunk: Chunk) -> ColumnStats:
-    """Statistics of one chunk's columns, in float64 and, if dense, by two passes."""
+    """Statistics of one chunk's columns, in float64 and, if dense, by two passes.
+
+    Raises
+    ------
+    ValueError
+        If squares overflow.
+    """
     stats = no_stats(chunk.rows.shape[1])
     for block, rows in chunk.row_blocks():
         weights = chunk.weights[block] if chunk.weights.size else np.ones(rows.shape[0])
-        stats = merge(stats, _block_stats(rows, weights))
+        with np.errstate(over="ignore", invalid="ignore"):
+            stats = merge(stats, _block_stats(rows, weights))
+    if not np.isfinite(stats.squares).all():
+        raise ValueError(f"X has values too large to be squared in column {np.argmin(np.isfinite(stats.squares))}")
     return stats
 
 
@@ -147,7 +156,7 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
         # A column that is constant but for rounding keeps unit steps.
         varies = divisor > 1e-24 * moment
         scale[varies] = 1.0 / divisor[varies]
-    return Metric(shift, scale, rarity, float(spread @ scale) + problem.fit_intercept, stats.rows)
+    return Metric(shift, scale, rarity, float((spread * scale).sum()) + problem.fit_intercept, stats.rows)
 
 
 def curvature_bound(chunk: Chunk, metric: Metric, problem: Any) -> float:
@@ -172,7 +181,7 @@ def curvature_bound(chunk: Chunk, metric: Metric, problem: Any) -> float:
 def to_solver(x: np.ndarray, gradient_sum: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """x and gradient sum of shape (k, p + 1) from the user's coordinates to the solver's, as new arrays."""
     x, gradient_sum = x.copy(), gradient_sum.copy()
-    x[:, -1] += x[:, :-1] @ metric.shift
+    x[:, -1] += (x[:, :-1] * metric.shift).sum(axis=1)
     gradient_sum[:, :-1] -= gradient_sum[:, -1:] * metric.shift
     return x, gradient_sum
 
@@ -180,6 +189,6 @@ def to_solver(x: np.ndarray, gradient_sum: np.ndarray, metric: Metric) -> tuple[
 def to_user(x: np.ndarray, gradient_sum: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """The inverse of ``to_solver``."""
     x, gradient_sum = x.copy(), gradient_sum.copy()
-    x[:, -1] -= x[:, :-1] @ metric.shift
+    x[:, -1] -= (x[:, :-1] * metric.shift).sum(axis=1)
     gradient_sum[:, :-1] += gradient_sum[:, -1:] * metric.shift
     return x, gradient_sum

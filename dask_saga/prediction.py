@@ -11,9 +11,8 @@ from typing import Any
 import dask
 import numpy as np
 from dask import delayed, is_dask_collection
-from sklearn.metrics import accuracy_score
 
-from .inputs import dask_blocks, read_labels, read_rows, read_weights
+from .inputs import blame, dask_blocks, read_labels, read_rows, read_targets, read_weights
 
 __all__ = ["accuracy", "linear", "probabilities", "r2", "to_labels"]
 
@@ -53,43 +52,55 @@ def probabilities(z: Any, loss: Any) -> Any:
 
 
 def _by_block(predict: Callable, X: Any, y: Any, sample_weight: Any, part: Callable) -> np.ndarray:
-    """``part(prediction, y, weights)`` of every block that has rows, as rows of an array."""
+    """Columns of ``part(prediction, y, weights)`` of every block that has rows; the second is the weight."""
     if not any(map(is_dask_collection, (X, y, sample_weight))):
-        return np.array([part(predict(X), y, sample_weight)])
-    tasks = [delayed(_score_block)(block, predict, part) for block in dask_blocks(X, y, sample_weight)]
-    return np.array([row for row in dask.compute(*tasks) if row is not None])
+        parts = [_score_block((X, y, sample_weight), predict, part)]
+    else:
+        if hasattr(X, "numblocks") and X.ndim == 2 and X.numblocks[1] > 1:
+            X = X.rechunk({1: -1})
+        tasks = [delayed(_score_block)(block, predict, part) for block in dask_blocks(X, y, sample_weight)]
+        parts = [row for row in dask.compute(*tasks) if row is not None]
+    columns = np.array(parts).reshape(len(parts), -1).T
+    if not parts or not columns[1].sum() > 0:
+        raise ValueError("sample_weight is zero for every row" if parts else "X has no rows")
+    return columns
 
 
 def _score_block(block: tuple, predict: Callable, part: Callable) -> Any:
     X, y, sample_weight = block
-    return part(predict(X), y, sample_weight) if X.shape[0] else None
+    if hasattr(X, "shape") and X.shape[0] == 0:
+        return None
+    prediction = predict(X)
+    weights = read_weights(1.0 if sample_weight is None else sample_weight, len(prediction))
+    for name, other in (("y", y), ("sample_weight", weights)):
+        if other is not None and len(other) != len(prediction):
+            raise ValueError(f"X has {len(prediction)} rows, but {name} has {len(other)}")
+    return part(prediction, y, weights)
 
 
 def accuracy(predict: Callable, X: Any, y: Any, sample_weight: Any) -> float:
     """Weighted mean accuracy."""
-    shares, weights = _by_block(predict, X, y, sample_weight, _accuracy_part).T
-    return float(np.average(shares, weights=weights))
+    right, weights = _by_block(predict, X, y, sample_weight, _accuracy_part)
+    return float(right.sum() / weights.sum())
 
 
-def _accuracy_part(prediction, y, sample_weight):
-    labels = read_labels(y)
-    weights = read_weights(sample_weight, len(labels))
-    if not weights.size:
-        return accuracy_score(labels, prediction), len(labels)
-    return accuracy_score(labels, prediction, sample_weight=weights) if weights.any() else 0.0, weights.sum()
+def _accuracy_part(prediction, y, weights):
+    with blame("y"):
+        labels = read_labels(y)
+    return weights[labels == prediction].sum(), weights.sum()
 
 
 def r2(predict: Callable, X: Any, y: Any, sample_weight: Any) -> float:
     """Coefficient of determination."""
-    errors, weights, means, spreads = _by_block(predict, X, y, sample_weight, _r2_part).T
+    errors, weights, means, spreads = _by_block(predict, X, y, sample_weight, _r2_part)
     mean = np.average(means, weights=weights)
     spread = spreads.sum() + weights @ (means - mean) ** 2
     return float(1.0 - errors.sum() / spread) if spread > 0 else float(errors.sum() == 0)
 
 
-def _r2_part(prediction, y, sample_weight):
-    y = np.asarray(y, dtype=np.float64).ravel()
-    weights = read_weights(1.0 if sample_weight is None else sample_weight, len(y))
+def _r2_part(prediction, y, weights):
+    with blame("y"):
+        targets = read_targets(y, None, None)
     total = weights.sum()
-    mean = weights @ y / total if total else 0.0
-    return weights @ (y - prediction) ** 2, total, mean, weights @ (y - mean) ** 2
+    mean = weights @ targets / total if total else 0.0
+    return weights @ (targets - prediction) ** 2, total, mean, weights @ (targets - mean) ** 2

@@ -9,13 +9,15 @@ import numpy as np
 from dask import delayed, is_dask_collection
 from dask.delayed import Delayed
 from distributed import Future
+from sklearn.utils._param_validation import validate_parameter_constraints
 
 from .driver import Info, load, run
 from .executors import LocalExecutor, find_executor
 from .inputs import Chunk, read_chunk
 from .losses import resolve_loss
 from .penalties import resolve_penalty
-from .state import Problem, SAGAState, draw_seed
+from .problem import CONSTRAINTS, Problem
+from .state import SAGAState, draw_seed
 
 __all__ = ["SAGAResult", "saga"]
 
@@ -119,6 +121,12 @@ def saga(
     >>> result.x.round(2), result.converged
     (array([ 1.59, -0.4 ]), True)
     """
+    given = dict(
+        loss=loss, fit_intercept=fit_intercept, step_size=step_size, step_size_scale=step_size_scale,
+        precondition=precondition, average=average, max_iter=max_iter, tol=tol, memory_dtype=memory_dtype,
+        random_state=random_state,
+    )  # fmt: skip
+    validate_parameter_constraints(CONSTRAINTS, given, caller_name="saga")
     problem = Problem(
         loss=resolve_loss(loss),
         penalty=_penalty_object(penalty),
@@ -129,11 +137,13 @@ def saga(
         precondition=precondition,
         memory_dtype=memory_dtype,
     )
-    _check_numbers(step_size, step_size_scale, max_iter, tol, memory_dtype)
     seed = draw_seed(random_state)
     pairs = list(chunks)
     if not pairs:
         raise ValueError("chunks is empty; give at least one (A, b)")
+    for k, pair in enumerate(pairs):
+        if not isinstance(pair, (Delayed, Future, tuple, list)):
+            raise TypeError(f"chunk {k}: chunks must hold pairs (A, b), not {type(pair).__name__}")
     lazy = any(isinstance(pair, (Delayed, Future)) or any(map(is_dask_collection, pair)) for pair in pairs)
     executor = find_executor() if lazy else LocalExecutor()
     blocks = executor.load([delayed(pair) if lazy else pair for pair in pairs])
@@ -163,15 +173,3 @@ def _read_pair(pair: Any, labels: tuple | None, name: int) -> Chunk:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"chunk {name}: chunks must hold pairs (A, b), not {type(pair).__name__}")
     return read_chunk(*pair, labels=labels, name=name)
-
-
-def _check_numbers(step_size, step_size_scale, max_iter, tol, memory_dtype) -> None:
-    if step_size != "auto" and not (np.isreal(step_size) and 0 < step_size < np.inf):
-        raise ValueError(f'step_size={step_size!r} must be "auto" or a positive number')
-    for name, number in (("step_size_scale", step_size_scale), ("max_iter", max_iter)):
-        if not 0 < number < np.inf:
-            raise ValueError(f"{name}={number!r} must be positive")
-    if not tol >= 0:
-        raise ValueError(f"tol={tol!r} must not be negative")
-    if memory_dtype not in ("float32", "float64"):
-        raise ValueError(f'memory_dtype={memory_dtype!r} must be "float32" or "float64"')

@@ -17,8 +17,9 @@ from sklearn.utils import check_random_state
 
 from ._kernels import kernels_for
 from .metric import ColumnStats, Metric, choose_metric, no_stats, to_solver, to_user
+from .problem import Problem
 
-__all__ = ["ChunkMemory", "Head", "Problem", "SAGAState", "new_head", "new_state"]
+__all__ = ["ChunkMemory", "Head", "SAGAState", "new_head", "new_state"]
 
 # The iterate circles, rather than drifts, where the cosine between its last and its
 # mean displacement over the window is below this (docs/algorithm.md, "Averaging").
@@ -38,55 +39,6 @@ def frozen(array: np.ndarray) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-class Problem(NamedTuple):
-    """What is minimised, and how: F = (1/W) sum_i w_i f(a_i'x + c, b_i) + penalty(x).
-
-    Parameters
-    ----------
-    loss, penalty : object
-        From ``losses`` and ``penalties``, or the user's own.
-    fit_intercept : bool, default=False
-        Whether c, which is never penalised, is fitted or stays zero.
-    step_size : "auto" or float, default="auto"
-        "auto" is ``step_size_scale / L``; a float is the step itself.
-    step_size_scale : float, default=0.3
-        Multiplies "auto" only. 0.3 is the post's, about the 1/(3L) of the SAGA paper.
-    average : bool, default=True
-        Whether chunk-end iterates are averaged where x circles, and "auto" steps cut where
-        visits settle. False is the plain algorithm.
-    precondition : bool, default=True
-        Whether the solver centres and scales the columns inside its steps.
-    memory_dtype : str, default="float32"
-        Type of the memory gradients.
-    """
-
-    loss: Any
-    penalty: Any
-    fit_intercept: bool = False
-    step_size: Any = "auto"
-    step_size_scale: float = 0.3
-    average: bool = True
-    precondition: bool = True
-    memory_dtype: str = "float32"
-
-    def step(self, head: Head) -> float:
-        """Step size at this head, in units of x per unit of mean gradient."""
-        if self.step_size != "auto":
-            return float(self.step_size)
-        bound = head.L * head.rows / head.weight if head.weight > 0 else 0.0
-        return self.step_size_scale * head.cut / bound if bound > 0 else self.step_size_scale
-
-    @property
-    def geometry(self) -> tuple:
-        """What the curvature bounds of given rows depend on."""
-        return self.loss, self.fit_intercept, self.precondition
-
-    def token(self) -> str:
-        """Text equal for equal problems only."""
-        kinds = [f"{type(part).__module__}.{type(part).__qualname__}" for part in (self.loss, self.penalty)]
-        return repr((kinds, tuple(self)))
 
 
 class Head(NamedTuple):
@@ -385,7 +337,8 @@ def _next_cut(head: Head, problem: Problem, metric: Metric) -> float:
     chunk's own at each visit, and the chunks never agree (docs/algorithm.md, "Step").
     """
     stuck = head.window_energy > STUCK_ABOVE * head.last_energy
-    if not (problem.average and head.window_count > 1 and stuck and 2 * head.window_settled > head.window_count):
+    settled = head.window_count > 1 and 2 * head.window_settled > head.window_count
+    if not (problem.average and problem.step_size == "auto" and settled and stuck):
         return head.cut
     # Here even a chunk of one repeated row does not settle within a visit.
     rows = head.rows / head.window_count

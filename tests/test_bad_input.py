@@ -1,5 +1,6 @@
 """Bad input gets an error that names the argument, and the chunk, and leaves the estimator as it was."""
 
+import pickle
 import warnings
 
 import dask.array as da
@@ -28,11 +29,12 @@ BAD_DATA = {
     "inf": ((edited(np.inf), y), ValueError, "X contains infinity"),
     "sparse NaN": ((sp.csr_array(edited(np.nan)), y), ValueError, "X contains NaN"),
     "complex": ((A.astype(complex), y), ValueError, "X.*[Cc]omplex"),
-    "object": ((np.where(A > 5, "a", A.astype(object)), y), (ValueError, TypeError), "X"),
-    "strings": ((np.full((60, 3), "a"), y), ValueError, "X"),
+    "object": ((np.where(A > 5, "a", A.astype(object)), y), ValueError, "X: could not convert"),
+    "huge": ((edited(1e200), y), ValueError, "X has values too large to be squared in column 1"),
+    "strings": ((np.full((60, 3), "a"), y), ValueError, "X: could not convert"),
     "1-d X": ((A[:, 0], y), ValueError, "X.*2D"),
-    "3-d X": ((A[None], y), ValueError, "X"),
-    "no columns": ((A[:, :0], y), ValueError, "X.*0 feature"),
+    "3-d X": ((A[None], y), ValueError, "X.*dim 3"),
+    "no columns": ((A[:, :0], y), ValueError, "X: Found array with 0 feature"),
     "short y": ((A, y[:-1]), ValueError, "X has 60 rows, but y has 59"),
     "no y": ((A, None), ValueError, r"\by\b.*None"),
     "2-d y": ((A, np.c_[y, y]), ValueError, r"\by\b"),
@@ -41,7 +43,7 @@ BAD_DATA = {
     "zero weights": ((A, y, np.zeros(60)), ValueError, "sample_weight is zero"),
     "NaN weight": ((A, y, np.full(60, np.nan)), ValueError, "sample_weight contains NaN"),
     "short weights": ((A, y, np.ones(59)), ValueError, "sample_weight has 59"),
-    "2-d weights": ((A, y, np.ones((60, 2))), ValueError, "sample_weight"),
+    "2-d weights": ((A, y, np.ones((60, 2))), ValueError, "sample_weight must be a 1D array"),
 }
 BAD_PARAMETERS = {
     "loss": "hinge", "penalty": "l3", "alpha": -1.0, "l1_ratio": 1.5, "step_size": 0.0, "step_size_scale": -2.0,
@@ -57,13 +59,14 @@ def fitted(kind=SAGAClassifier):
 
 
 def check_refused(estimator, call, error, match):
-    before = dict(vars(estimator))
+    before, bits = dict(vars(estimator)), pickle.dumps(vars(estimator))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         with pytest.raises(error, match=match):
             call()
     assert vars(estimator).keys() == before.keys()
     assert all(vars(estimator)[name] is value for name, value in before.items())
+    assert pickle.dumps(vars(estimator)) == bits
 
 
 @pytest.mark.parametrize("kind", [SAGAClassifier, SAGARegressor])
@@ -78,11 +81,13 @@ def test_bad_data(case, method, when, kind):
     check_refused(estimator, lambda: getattr(estimator, method)(*arguments[:2], **weights, **extra), error, match)
 
 
+@pytest.mark.parametrize("kind", [SAGAClassifier, SAGARegressor])
 @pytest.mark.parametrize("method", ["fit", "partial_fit"])
 @pytest.mark.parametrize("name", BAD_PARAMETERS)
-def test_bad_parameters(name, method):
-    estimator = SAGARegressor(**{name: BAD_PARAMETERS[name]})
-    check_refused(estimator, lambda: getattr(estimator, method)(A, y), ValueError, name)
+def test_bad_parameters(name, method, kind):
+    estimator = kind(**{name: BAD_PARAMETERS[name]})
+    extra = {"classes": [-1.0, 1.0]} if method == "partial_fit" and kind is SAGAClassifier else {}
+    check_refused(estimator, lambda: getattr(estimator, method)(A, y, **extra), ValueError, f"'{name}' parameter")
 
 
 def test_a_loss_of_the_other_kind():
@@ -101,6 +106,8 @@ def test_classes():
     check_refused(fresh, lambda: fresh.partial_fit(A, y), ValueError, "classes must be given")
     check_refused(fresh, lambda: fresh.partial_fit(A, y, classes=[1.0]), ValueError, "classes holds 1 class")
     check_refused(fresh, lambda: fresh.partial_fit(A, y, classes=[0.0, 1.0]), ValueError, r"y has labels \[-1.0\]")
+    check_refused(fresh, lambda: fresh.partial_fit(A, y, classes=[0, None]), ValueError, "classes contains missing")
+    check_refused(fresh, lambda: fresh.partial_fit(A, y, classes=[0, np.nan]), ValueError, "classes contains NaN")
     check_refused(known, lambda: known.partial_fit(A, 2 * y), ValueError, "y has labels")
     check_refused(known, lambda: known.partial_fit(A, y, classes=[1, 2]), ValueError, "classes=.*differs")
 
@@ -145,6 +152,21 @@ def test_bad_dask_data(case):
     arguments, match = BAD_DASK[case]
     for estimator in (SAGAClassifier(), fitted()):
         check_refused(estimator, lambda e=estimator: e.fit(*arguments), (ValueError, TypeError), match)
+
+
+@pytest.mark.parametrize("kind", [SAGAClassifier, SAGARegressor])
+def test_score(kind):
+    estimator = fitted(kind)
+    rows = pd.DataFrame(A, columns=list("abc"))
+    lazy = (dd.from_pandas(rows, npartitions=1), lambda values: da.from_array(values, chunks=len(values)))
+    for X, part in ((rows, lambda values: values), lazy):
+        for arguments, match in (
+            ((X, part(np.where(y > 0, np.nan, y))), r"\by\b.*NaN"),
+            ((X, part(y[:-1])), "X has 60 rows, but y has 59"),
+            ((X, part(y), part(np.zeros(60))), "sample_weight is zero"),
+            ((X, part(y), part(-np.ones(60))), "sample_weight must not be negative"),
+        ):
+            check_refused(estimator, lambda a=arguments: estimator.score(*a), ValueError, match)
 
 
 def test_not_fitted():

@@ -86,10 +86,10 @@ def test_own_loss_works_and_does_not_poison(tmp_path):
     assert all(hits and not misses for hits, misses in run(FIT, tmp_path, NUMBA_CACHE_DIR=cache))
 
 
-def test_works_without_a_writable_cache(tmp_path, copied):
+def test_works_without_a_writable_cache(tmp_path, copied, monkeypatch):
     # Files where numba wants to make its folders stop even root.
     (copied / "dask_saga" / "__pycache__").write_text("")
     (tmp_path / "file").write_text("")
     environment = {"HOME": str(tmp_path / "file"), "XDG_CACHE_HOME": str(tmp_path / "file")}
-    os.environ.pop("NUMBA_CACHE_DIR", None)
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     run(FIT + "\nassert type(_kernels._BUILT_IN[0]._cache).__name__ == 'NullCache'", tmp_path, copied, **environment)

@@ -54,11 +54,21 @@ def test_nothing_is_left_on_the_cluster(client):
     assert tasks() == 0
 
 
+def test_inside_a_task_of_a_one_thread_worker(client):
+    def train():
+        return SAGAClassifier(random_state=0).fit(X, labels).coef_
+
+    trained = [client.submit(train, pure=False) for _ in range(2)]
+    for coef in client.gather(trained):
+        np.testing.assert_array_equal(coef, SAGAClassifier(random_state=0).fit(X, labels).coef_)
+
+
 KINDS = {
     "array": lambda: (X, labels),
     "unknown lengths": lambda: (unknown(X), unknown(labels)),
     "dataframe": lambda: (frame().drop(columns="late"), (frame().late == "yes").astype(int) * 2 - 1),
     "one-column dataframe y": lambda: (frame().drop(columns="late"), frame()[["late"]]),
+    "pandas y of float index": lambda: (X, pd.Series(y, index=np.arange(600) / 7)),
     "y in memory": lambda: (X, y),
     "y a series in memory": lambda: (X, pd.Series(y, index=np.arange(600) + 5)),
     "empty block": lambda: tuple(da.concatenate([array[:150], array[:0], array[150:]]) for array in (X, labels)),

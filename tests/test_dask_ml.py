@@ -53,6 +53,12 @@ def test_classes_of_any_kind(kind, client):
     np.testing.assert_array_equal(wrapped.classes_, [-1.0, 1.0])
 
 
+def test_lazy_classes_of_persisted_labels(client):
+    kept = labels.persist()
+    wrapped = Incremental(SAGAClassifier(random_state=0)).fit(X, kept, classes=da.unique(kept))
+    np.testing.assert_array_equal(wrapped.classes_, [-1.0, 1.0])
+
+
 def test_incremental_on_dataframes(client):
     frame = dd.from_pandas(pd.DataFrame(A, columns=list("abcdefgh")).assign(y=y), npartitions=10)
     rows = frame.drop(columns="y")

@@ -154,6 +154,13 @@ def test_labels_of_any_kind(binary, kind):
     assert fitted.classes_.dtype.kind in "iubOU"
 
 
+@pytest.mark.parametrize(("first", "later"), [([0, 1], bool), ([False, True], int), ([0.0, 1.0], int)])
+def test_zero_and_one_are_false_and_true(binary, first, later):
+    A, y = binary
+    model = SAGAClassifier(random_state=0).partial_fit(A, (y > 0).astype(later), classes=first)
+    assert list(model.classes_) == first
+
+
 def test_missing_and_mixed_labels_are_refused(binary):
     A, y = binary
     for labels in (np.where(y > 0, "a", None), pd.Series(y, dtype="Int64").where(y > 0), np.where(y > 0, np.nan, 1.0)):

@@ -78,7 +78,7 @@ def test_callback_sees_every_pass_and_stops(binary):
 
     def callback(info):
         seen.append(info)
-        return info.epoch == 4
+        return np.True_ if info.epoch == 4 else "yes"
 
     result = saga(chunks, callback=callback, max_iter=50, random_state=0)
     assert [info.epoch for info in seen] == [1, 2, 3, 4] == [row["epoch"] for row in result.history]
@@ -139,6 +139,27 @@ def test_own_loss_and_penalty(numbers):
             assert objective(result.x + h * (np.arange(8) == j)) > best
 
 
+def test_losses_of_one_name_are_not_confused(numbers):
+    A, b = numbers
+
+    def loss_around(centre):
+        class Shifted(NamedTuple):
+            curvature = 1.0
+
+            def value(self, z, y):
+                return 0.5 * (z - centre) ** 2
+
+            def derivative(self, z, y):
+                return z - centre
+
+        return Shifted()
+
+    for centre in (0.0, 10.0, 0.0):
+        result = saga([(A, b)], loss_around(centre), fit_intercept=True, max_iter=200, tol=1e-6, random_state=0)
+        assert result.converged
+        assert result.intercept + A[0] @ result.x == pytest.approx(centre, abs=1e-3)
+
+
 def test_stops_where_zero_is_the_optimum():
     A = np.array([[1.0], [1.0]])
     result = saga([(A, np.array([1.0, -1.0]))], max_iter=10, tol=1e-6)
@@ -170,6 +191,11 @@ def test_rows_sorted_by_label_converge_in_few_and_many_chunks():
         ({"chunks": [(np.ones((3, 2)), [1, 0, 1])]}, ValueError, r"chunk 0: y.*\(-1.0, 1.0\)"),
         ({"chunks": [(np.full((3, 2), np.nan), [1, -1, 1])]}, ValueError, "chunk 0.*X contains NaN"),
         ({"chunks": [(np.ones((0, 2)), np.ones(0))]}, ValueError, "no rows"),
+        ({"chunks": [5]}, TypeError, "chunk 0: chunks must hold pairs"),
+        ({"fit_intercept": "no"}, ValueError, "fit_intercept"),
+        ({"random_state": -1}, ValueError, "random_state"),
+        ({"max_iter": 2.5}, ValueError, "max_iter"),
+        ({"step_size": None}, ValueError, "step_size"),
         ({"loss": "hinge"}, ValueError, "loss"),
         ({"penalty": "l2"}, TypeError, "penalty"),
         ({"step_size": 0.0}, ValueError, "step_size"),

@@ -3,8 +3,10 @@
 import copy
 import pickle
 import time
+import warnings
 
 import dask
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from dask.base import tokenize
 from dask.sizeof import sizeof
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from dask_saga import SAGAClassifier, SAGARegressor
@@ -136,8 +139,6 @@ def test_changed_content_is_a_new_chunk(binary, change):
 
 
 def test_a_repeated_block_counts_twice_in_fit_and_is_a_revisit_in_partial_fit(binary):
-    import dask.array as da
-
     A, y = binary
     B, c = np.r_[A, A[:200]], np.r_[y, y[:200]]
     X, labels = da.from_array(B, chunks=(200, 8)), da.from_array(c, chunks=200)
@@ -150,8 +151,6 @@ def test_a_repeated_block_counts_twice_in_fit_and_is_a_revisit_in_partial_fit(bi
 
 
 def test_partial_fit_after_fit_knows_the_chunks(binary):
-    import dask.array as da
-
     A, y = binary
     X, labels = da.from_array(A, chunks=(200, 8)), da.from_array(y, chunks=200)
     estimator = classifier(tol=1e-6, max_iter=500).fit(X, labels)
@@ -170,6 +169,8 @@ def test_chunk_id_names_a_chunk_and_refuses_other_content(binary):
     assert set(estimator.state_.chunks) == {"monday", 2}
     with pytest.raises(ValueError, match="chunk_id='monday' is known with other content"):
         estimator.partial_fit(A[300:], y[300:], chunk_id="monday")
+    one, other = (classifier().partial_fit(A, y, classes=[-1, 1], chunk_id=key) for key in (2, np.int64(2)))
+    assert same_state(one, other)
     with pytest.raises(TypeError, match="chunk_id"):
         estimator.partial_fit(A, y, chunk_id=3.5)
 
@@ -286,6 +287,10 @@ def test_tokens_tell_histories_apart(binary):
             token((X, y, np.full(200, 2.0))),
             token((X, -y, None)),
         ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            blocks = da.from_array(np.r_[X, Z], chunks=(200, 8)), da.from_array(np.r_[y, w], chunks=200)
+            tokens.append(tokenize(classifier(max_iter=1).fit(*blocks).set_params(max_iter=100)))
         changed = classifier(alpha=1.0).partial_fit(X, y, classes=[-1, 1]).set_params(alpha=1e-2)
         tokens.append(tokenize(changed))
         tokens.append(tokenize(SAGARegressor(alpha=1e-2, random_state=0).partial_fit(X, y)))

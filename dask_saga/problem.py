@@ -1,0 +1,80 @@
+"""What is minimised, and how: the parameters that every visit needs."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+
+from .losses import LOSSES
+
+__all__ = ["CONSTRAINTS", "Problem"]
+
+# What scikit-learn's validation accepts, for the estimators as for ``saga``.
+CONSTRAINTS: dict[str, list] = {
+    "loss": [StrOptions(set(LOSSES)), tuple, type, HasMethods(["value", "derivative"])],
+    "fit_intercept": ["boolean"],
+    "step_size": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+    "step_size_scale": [Interval(Real, 0, None, closed="neither")],
+    "precondition": ["boolean"],
+    "average": ["boolean"],
+    "max_iter": [Interval(Integral, 1, None, closed="left")],
+    "tol": [Interval(Real, 0, None, closed="left")],
+    "memory_dtype": [StrOptions({"float32", "float64"})],
+    "random_state": ["random_state"],
+}
+
+
+class Problem(NamedTuple):
+    """What is minimised, and how: F = (1/W) sum_i w_i f(a_i'x + c, b_i) + penalty(x).
+
+    Parameters
+    ----------
+    loss, penalty : object
+        From ``losses`` and ``penalties``, or the user's own.
+    fit_intercept : bool, default=False
+        Whether c, which is never penalised, is fitted or stays zero.
+    step_size : "auto" or float, default="auto"
+        "auto" is ``step_size_scale / L``; a float is the step itself.
+    step_size_scale : float, default=0.3
+        Multiplies "auto" only. 0.3 is the post's, about the 1/(3L) of the SAGA paper.
+    average : bool, default=True
+        Whether chunk-end iterates are averaged where x circles, and "auto" steps cut where
+        visits settle. False is the plain algorithm.
+    precondition : bool, default=True
+        Whether the solver centres and scales the columns inside its steps.
+    memory_dtype : str, default="float32"
+        Type of the memory gradients.
+    """
+
+    loss: Any
+    penalty: Any
+    fit_intercept: bool = False
+    step_size: Any = "auto"
+    step_size_scale: float = 0.3
+    average: bool = True
+    precondition: bool = True
+    memory_dtype: str = "float32"
+
+    def step(self, head: Any) -> float:
+        """Step size at this head, in units of x per unit of mean gradient."""
+        if self.step_size != "auto":
+            return float(self.step_size)
+        bound = head.L * head.rows / head.weight if head.weight > 0 else 0.0
+        return self.step_size_scale * head.cut / bound if bound > 0 else self.step_size_scale
+
+    @property
+    def geometry(self) -> tuple:
+        """What the curvature bounds of given rows depend on."""
+        return self.loss, self.fit_intercept, self.precondition
+
+    def token(self) -> str:
+        """Text equal for equal problems only; of a user's own loss or penalty it knows the code as well."""
+        return repr((_identity(self.loss), _identity(self.penalty), tuple(self[2:])))
+
+
+def _identity(part: Any) -> tuple:
+    methods = (getattr(type(part), name, None) for name in ("value", "derivative", "prox"))
+    code = [(m.__code__.co_code, m.__code__.co_consts) for m in methods if hasattr(m, "__code__")]
+    return type(part).__module__, type(part).__qualname__, tuple(part), code
