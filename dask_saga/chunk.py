@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from ._kernels import kernels_for
 from .inputs import Chunk
 from .metric import Metric, choose_metric, column_stats, curvature_bound, merge, to_solver, to_user
-from .problem import Problem
+from .problem import Problem, digest
 from .state import (
     LARGEST_COEFFICIENT,
     SETTLED_ABOVE,
@@ -18,7 +18,6 @@ from .state import (
     Head,
     SAGAState,
     adapt,
-    digest,
     frozen,
     open_window,
     visit_seed,

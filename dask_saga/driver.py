@@ -16,13 +16,12 @@ import numpy as np
 from .chunk import chunk_gradient, chunk_saga, fresh_memory, visit_digest
 from .inputs import Chunk
 from .metric import ColumnStats, Metric, choose_metric, column_stats, merge
-from .problem import Problem
+from .problem import Problem, digest
 from .state import (
     ChunkMemory,
     Head,
     SAGAState,
     candidate,
-    digest,
     gradient_mapping_norm,
     new_head,
     number_occurrences,

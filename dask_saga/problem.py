@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from .losses import LOSSES
 
-__all__ = ["CONSTRAINTS", "Problem"]
+__all__ = ["CONSTRAINTS", "Problem", "digest"]
 
 # What scikit-learn's validation accepts, for the estimators as for ``saga``.
 CONSTRAINTS: dict[str, list] = {
@@ -65,13 +66,18 @@ class Problem(NamedTuple):
         return self.step_size_scale * head.cut / bound if bound > 0 else self.step_size_scale
 
     @property
-    def geometry(self) -> tuple:
-        """What the curvature bounds of given rows depend on."""
-        return self.loss, self.fit_intercept, self.precondition
+    def geometry(self) -> str:
+        """Hash of what the curvature bounds of given rows depend on."""
+        return digest(_identity(self.loss), self.fit_intercept, self.precondition)
 
     def token(self) -> str:
         """Text equal for equal problems only; of a user's own loss or penalty it knows the code as well."""
         return repr((_identity(self.loss), _identity(self.penalty), tuple(self[2:])))
+
+
+def digest(*parts: Any) -> str:
+    """Hash of a few short values."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def _identity(part: Any) -> tuple:

@@ -6,7 +6,6 @@ So a copy is the state itself, and what fails half-way leaves no trace.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Hashable, Iterable, Mapping
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from sklearn.utils import check_random_state
 
 from ._kernels import kernels_for
 from .metric import ColumnStats, Metric, choose_metric, no_stats, to_solver, to_user
-from .problem import Problem
+from .problem import Problem, digest
 
 __all__ = ["ChunkMemory", "Head", "SAGAState", "new_head", "new_state"]
 
@@ -64,7 +63,7 @@ class Head(NamedTuple):
         Sum of squared moves of x in this window, and in the one before.
     window_L : float
         Largest curvature bound met in the window.
-    geometry : tuple
+    geometry : str
         ``Problem.geometry`` for which L and the cut were found.
     diverged : bool
         Whether a step left finite numbers; x then stays at its last good value.
@@ -83,7 +82,7 @@ class Head(NamedTuple):
     window_energy: float
     last_energy: float
     window_L: float
-    geometry: tuple
+    geometry: str
     diverged: bool
 
     @property
@@ -205,7 +204,7 @@ def _sizeof_state(state: SAGAState) -> int:
 
 
 def new_head(
-    n_columns: int, n_outputs: int = 1, *, weight: float = 0.0, rows: int = 0, L: float = 0.0, geometry: tuple = ()
+    n_columns: int, n_outputs: int = 1, *, weight: float = 0.0, rows: int = 0, L: float = 0.0, geometry: str = ""
 ) -> Head:
     """A head at x = 0, before any visit."""
     zeros = frozen(np.zeros((n_outputs, n_columns + 1)))
@@ -224,11 +223,6 @@ def draw_seed(random_state: Any) -> int:
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
     return int(check_random_state(random_state).randint(2**31))
-
-
-def digest(*parts: Any) -> str:
-    """Hash of a few short values."""
-    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def visit_seed(seed: int, chunk_id: Hashable, visits: int) -> int:

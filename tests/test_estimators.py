@@ -260,7 +260,22 @@ def test_divergence_is_finite_and_told(numbers):
         assert np.isfinite(stream.predict(A)).all()
 
 
-@pytest.mark.parametrize("change", [{"precondition": False}, {"loss": SteepLog()}, {"fit_intercept": False}])
+class DoubledLog(NamedTuple):
+    """As a tuple it equals LogLoss(): both are empty."""
+
+    curvature = 0.5
+    labels = (-1.0, 1.0)
+
+    def value(self, z, y):
+        return 2.0 * math.log1p(math.exp(-abs(z))) + 2.0 * max(-y * z, 0.0)
+
+    def derivative(self, z, y):
+        return -2.0 * y / (1.0 + math.exp(min(y * z, 700.0)))
+
+
+@pytest.mark.parametrize(
+    "change", [{"precondition": False}, {"loss": SteepLog()}, {"loss": DoubledLog()}, {"fit_intercept": False}]
+)
 def test_partial_fit_after_set_params_measures_its_steps_anew(binary, change):
     A, y = binary
     A = A + 2.0

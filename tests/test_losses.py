@@ -51,7 +51,8 @@ def test_prox_minimises(name, step):
 
 
 def test_names_and_objects_resolve():
-    assert resolve_loss("log_loss") == LogLoss()
+    assert type(resolve_loss("log_loss")) is LogLoss
+    assert resolve_loss(LogLoss()) == LogLoss()
     assert resolve_penalty("elasticnet", 2.0, 0.25) == ElasticNet(0.5, 1.5)
     assert resolve_penalty(ElasticNet(l1=3.0), 2.0) == ElasticNet(l1=3.0)
 

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import time
 import warnings
 
 import dask
@@ -63,20 +62,13 @@ def same_state(one, other):
     return bits(one.state_) == bits(other.state_) and bits(one.coef_) == bits(other.coef_)
 
 
-def test_deepcopy_of_ten_million_rows_takes_no_time():
+def test_deepcopy_of_ten_million_rows_copies_none():
     X, y = np.zeros((10_000_000, 1), np.float32), np.zeros(10_000_000)
     X[::2], y[::2] = 1.0, 1.0
     estimator = classifier().partial_fit(X, y, classes=[0, 1])
     assert estimator.state_.n_samples == 10_000_000
-    copies = []
-    for _ in range(5):
-        began = time.perf_counter()
-        copies.append(copy.deepcopy(estimator))
-        if time.perf_counter() - began < 1e-3:
-            break
-    else:
-        pytest.fail("deepcopy took over a millisecond five times")
-    assert copies[0].state_ is estimator.state_
+    # Its time is in benchmarks/state.py.
+    assert copy.deepcopy(estimator).state_ is estimator.state_
 
 
 def test_a_copy_goes_its_own_way(binary):
