@@ -2,7 +2,7 @@
 
 dask-ml 2025.1 runs its search in a coroutine in which newer versions of Dask refuse
 the client as asynchronous (dask-ml #1016). Under the client's own ``get`` they accept
-it. These classes do that, tell of blocks that dask-ml cannot count, and nothing else.
+it. These classes do that, and refuse early what would fail on every worker.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class _OnAnyDask:
                 "convert them first: X.map_blocks(sparse.COO.from_scipy_sparse)"
             )
         # Without them every trial would fail on the workers, each with its own traceback.
-        if "classes" not in fit_params and "classes" in signature(self.estimator.partial_fit).parameters:
+        partial_fit = getattr(self.estimator, "partial_fit", None)  # a future of an estimator has none
+        if partial_fit and "classes" in signature(partial_fit).parameters and "classes" not in fit_params:
             raise ValueError("classes must be given to fit: search.fit(X, y, classes=[...])")
         with dask.config.set(scheduler=default_client().get):
             return await super()._fit(X, y, **fit_params)
