@@ -292,6 +292,12 @@ def _read_block(block, name, classes, labels, estimator, empty):
     return read_chunk(X, y, sample_weight, classes=classes, labels=labels, name=name, estimator=estimator, empty=empty)
 
 
+# dask-ml registers a way for all of scikit-learn's estimators, which would read the whole memory.
+@normalize_token.register(SAGABase)
+def _normalize_estimator(estimator: SAGABase) -> tuple:
+    return estimator.__dask_tokenize__()
+
+
 @sizeof.register(SAGABase)
 def _sizeof_estimator(estimator: SAGABase) -> int:
     return 1000 + sum(sizeof(v) for v in vars(estimator).values() if isinstance(v, (SAGAState, np.ndarray)))
