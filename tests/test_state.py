@@ -18,6 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from dask_saga import SAGAClassifier, SAGARegressor
+from dask_saga._base import SAGABase
 
 from . import oracles
 from .conftest import make_rows
@@ -299,11 +300,14 @@ def test_the_state_introduces_itself_briefly(binary):
 def test_a_light_tokenize_does_not_read_the_memory(binary):
     import dask_ml.model_selection  # noqa: F401 - it registers tokens of its own for all estimators
 
-    class Fresh(SAGAClassifier):
-        """A type whose way to a token Dask has not looked up before."""
+    class Fresh(SAGABase):
+        """A type whose way to a token Dask has not looked up before, nor that of its bases."""
+
+        _labelled = False
+        partial_fit = SAGARegressor.partial_fit
 
     A, y = binary
-    estimator = Fresh(random_state=0).partial_fit(A, y, classes=[-1, 1])
+    estimator = Fresh("squared_error", random_state=0).partial_fit(A, y)
     small = tokenize(estimator)
     estimator.state_.chunks.clear()
     assert tokenize(estimator) == small
