@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 import xxhash
 from dask import delayed, is_dask_collection
+from dask.delayed import Delayed
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
@@ -342,8 +343,8 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
     """
     if not is_dask_collection(X):
         raise TypeError("y or sample_weight is a Dask collection, but X is not; make X one too")
-    if not hasattr(X, "npartitions"):
-        raise TypeError(f"X is a {type(X).__name__}; give a dask array or dataframe, or delayed pairs to saga")
+    if isinstance(X, Delayed):
+        raise TypeError("X is a Delayed; give a dask array or dataframe, or delayed pairs to saga")
     if getattr(X, "ndim", 2) != 2:
         raise ValueError(f"Expected 2D array for X, got {X.ndim}D array instead. Reshape your data")
     if y is None:

@@ -3,6 +3,7 @@
 import pickle
 import warnings
 
+import dask
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
@@ -127,6 +128,11 @@ def test_dask_input_to_partial_fit():
         check_refused(
             estimator, lambda a=arguments: estimator.partial_fit(*a, classes=[-1, 1]), TypeError, "Dask.*Incremental"
         )
+
+
+def test_a_delayed_x():
+    estimator = SAGAClassifier()
+    check_refused(estimator, lambda: estimator.fit(dask.delayed(A), dask.delayed(y)), TypeError, "X is a Delayed")
 
 
 BAD_DASK = {

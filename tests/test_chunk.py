@@ -101,6 +101,18 @@ def test_inputs_are_never_written_and_results_repeat(kind, binary):
     assert np.array_equal(np.random.get_state()[1], global_state)  # noqa: NPY002
 
 
+def test_strided_and_uncanonical_csr():
+    data = np.arange(12.0)[::2] + 1
+    A = sp.csr_array((np.ones(6), [2, 0, 1, 1, 0, 2], [0, 2, 4, 6]), shape=(3, 3))
+    A.data = data
+    before = A.toarray()
+    chunk = read_chunk(A, np.array([1.0, -1.0, 1.0]))
+    np.testing.assert_array_equal(chunk.rows.toarray(), before)
+    assert chunk.rows.has_canonical_format
+    np.testing.assert_array_equal(A.data, data)  # the user's own matrix stays as it was
+    assert chunk.content == read_chunk(sp.csr_array(before), np.array([1.0, -1.0, 1.0])).content
+
+
 def test_float32_rows_are_not_copied_to_float64():
     A = np.ones((10, 3), np.float32)
     chunk = read_chunk(A, np.tile([-1.0, 1.0], 5))

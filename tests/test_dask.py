@@ -103,6 +103,19 @@ def test_chunked_sample_weight():
         np.testing.assert_allclose(model.coef_, best.coef_, rtol=1e-4, atol=1e-6)
 
 
+def test_scalar_sample_weight():
+    plain = SAGAClassifier(random_state=0).fit(X, labels)
+    for rows, targets in ((X, labels), (A, y)):
+        weighted = SAGAClassifier(random_state=0, tol=1e-6).fit(rows, targets, sample_weight=2.0)
+        assert weighted.state_.head.weight == 1200.0
+        np.testing.assert_allclose(weighted.coef_, plain.coef_, rtol=1e-2, atol=1e-3)
+
+
+def test_scores_of_x_blocked_along_columns():
+    model = SAGAClassifier(random_state=0).fit(A, y)
+    assert model.score(X.rechunk((150, 3)), labels) == model.score(A, y)
+
+
 def test_predictions_are_lazy_and_of_the_right_kind():
     model = SAGAClassifier(random_state=0).fit(A, np.where(y > 0, "late", "ok"))
     expected = {name: getattr(model, name)(A) for name in ("decision_function", "predict", "predict_proba")}

@@ -244,6 +244,16 @@ def test_max_iter_reached_warns(binary):
     assert model.n_iter_ == 2
 
 
+@pytest.mark.parametrize("max_iter", [20, 25, 30, 40, 60])
+def test_a_warning_is_never_given_below_tol(binary, max_iter):
+    A, y = binary
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = SAGAClassifier(alpha=1e-2, tol=1e-9, max_iter=max_iter, random_state=0).fit(A, y)
+    assert model.converged_ == (model.history_[-1]["gradient_norm"] <= 1e-9)
+    assert bool(caught) != model.converged_
+
+
 def test_divergence_is_finite_and_told(numbers):
     A, y = numbers
     with pytest.warns(ConvergenceWarning, match="diverged"):
