@@ -242,10 +242,10 @@ class SAGABase(BaseEstimator):
             name = None if chunk_id is None else repr(chunk_id)
             estimator = type(self).__name__
             chunk = read_chunk(X, y, sample_weight, classes=classes, labels=labels, name=name, estimator=estimator)
-            if first and len(chunk.targets) == 0:
-                return self
-            self._check_columns(X, reset=first)
-            if len(chunk.targets) == 0:
+            empty = len(chunk.targets) == 0
+            if not (first and empty):
+                self._check_columns(X, reset=first)
+            if empty:
                 return self
             if chunk.weights.size and not chunk.weights.any():
                 raise ValueError("sample_weight is zero for every row of the chunk")

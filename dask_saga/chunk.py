@@ -89,9 +89,8 @@ def chunk_saga(
         now = fresh_memory(chunk, problem, metric)
         head = head._replace(weight=head.weight + now.weight - memory.weight, rows=head.rows + now.rows - memory.rows)
         memory = now._replace(gradients=memory.gradients, visits=memory.visits, total=memory.total)
-    elif memory.measured != (metric.rows, problem.geometry):
-        L, measured = curvature_bound(chunk, metric, problem), (metric.rows, problem.geometry)
-        memory = memory._replace(L=L, measured=measured)
+    elif memory.measured != (measured := (metric.rows, head.geometry)):
+        memory = memory._replace(L=curvature_bound(chunk, metric, problem), measured=measured)
     head = head._replace(L=max(head.L, memory.L), window_L=max(head.window_L, memory.L))
     memory = memory._replace(visits=memory.visits + 1)
     if head.diverged or head.weight <= 0:

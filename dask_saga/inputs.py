@@ -24,6 +24,7 @@ __all__ = ["Chunk", "dask_blocks", "encode_labels", "read_chunk", "read_labels",
 
 # About a megabyte of float64 rows: what is converted or transformed at once.
 BLOCK_BYTES = 2**20
+NO_TARGET = "This estimator requires y to be passed, but the target y is None"
 
 
 class Chunk(NamedTuple):
@@ -130,7 +131,7 @@ def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:
         If a label is missing.
     """
     if y is None:
-        raise ValueError("This estimator requires y to be passed, but the target y is None")
+        raise ValueError(NO_TARGET)
     labels = column_or_1d(np.asarray(y), warn=warn)
     if labels.dtype == object and len(labels):
         import pandas as pd
@@ -236,7 +237,7 @@ def read_targets(y: Any, classes: np.ndarray | None, labels: tuple | None) -> np
     if classes is not None:
         return np.asarray(labels, dtype=np.float64)[encode_labels(y, classes)]
     if y is None:
-        raise ValueError("This estimator requires y to be passed, but the target y is None")
+        raise ValueError(NO_TARGET)
     y = check_array(y, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="y")
     targets = np.ascontiguousarray(column_or_1d(y, warn=True))
     if labels is not None and not np.isin(targets, labels).all():
@@ -348,7 +349,7 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
     if getattr(X, "ndim", 2) != 2:
         raise ValueError(f"Expected 2D array for X, got {X.ndim}D array instead. Reshape your data")
     if y is None:
-        raise ValueError("This estimator requires y to be passed, but the target y is None")
+        raise ValueError(NO_TARGET)
     blocks, lengths = _split("X", X, None)
     columns = [blocks]
     for name, other in (("y", y), ("sample_weight", sample_weight)):
