@@ -18,11 +18,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted
 
-from .chunk import visit
+from .chunk import count_outputs, visit
 from .driver import Info, load, run
 from .executors import LocalExecutor, find_executor
 from .inputs import dask_blocks, read_chunk, read_rows
-from .losses import LOSSES, resolve_loss
+from .losses import LOSSES, LogLoss, MultinomialLogLoss, resolve_loss
 from .penalties import PENALTIES, resolve_penalty
 from .prediction import linear
 from .problem import CONSTRAINTS, Problem
@@ -33,6 +33,17 @@ def loss_constraint(labelled: bool) -> list:
     """What a classifier, or a regressor, takes as `loss`."""
     names = {name for name, loss in LOSSES.items() if bool(loss.labels) == labelled}
     return [StrOptions(names), *CONSTRAINTS["loss"][1:]]
+
+
+def problem_for(problem: Problem, classes: np.ndarray | None) -> Problem:
+    """The problem of several classes: multinomial for "log_loss", one output against the rest for other losses."""
+    count = 0 if classes is None else len(classes)
+    if type(problem.loss) is LogLoss and count > 2:
+        problem = problem._replace(loss=MultinomialLogLoss(count))
+    outputs = getattr(problem.loss, "outputs", count if count > 2 else 1)
+    if hasattr(problem.loss, "outputs") and outputs != count:
+        raise ValueError(f"loss={problem.loss} is for {outputs} classes, but y has {count}")
+    return problem._replace(outputs=outputs)
 
 
 class SAGABase(BaseEstimator):
@@ -115,8 +126,9 @@ class SAGABase(BaseEstimator):
             str(self.memory_dtype),
         )
 
-    def _find_classes(self, executor: Any, blocks: list, names: list) -> np.ndarray | None:
-        return None
+    def _find_classes(self, executor: Any, blocks: list, names: list) -> tuple:
+        """All classes, and the weights of their rows or None."""
+        return None, None
 
     def _check_columns(self, X: Any, reset: bool) -> None:
         """Names and number of columns, of Dask collections as of arrays."""
@@ -175,8 +187,9 @@ class SAGABase(BaseEstimator):
                 executor, blocks = LocalExecutor(), [(X, y, sample_weight)]
             blocks = executor.load(blocks)
             names = [k if len(blocks) > 1 else None for k in range(len(blocks))]
-            classes = self._find_classes(executor, blocks, names)
-            reading = (classes, getattr(problem.loss, "labels", None), type(self).__name__, lazy)
+            classes, class_weights = self._find_classes(executor, blocks, names)
+            problem = problem_for(problem, classes)
+            reading = (classes, class_weights, problem.loss, type(self).__name__, lazy)
             chunks = [
                 executor.submit(_read_block, block, name, *reading, name="saga-read")
                 for block, name in zip(blocks, names, strict=True)
@@ -223,6 +236,9 @@ class SAGABase(BaseEstimator):
         own = "" if isinstance(self.loss, str) else ", or check the curvature of the loss"
         return f"The steps diverged; coefficients are the last finite ones. Lower {remedy}{own}, and fit again."
 
+    def _class_weights(self, classes: np.ndarray) -> np.ndarray | None:
+        return None
+
     def _partial_fit(self, X: Any, y: Any, classes: Any, sample_weight: Any, chunk_id: Hashable) -> Any:
         for name, argument in (("X", X), ("y", y), ("sample_weight", sample_weight)):
             if is_dask_collection(argument):
@@ -238,10 +254,13 @@ class SAGABase(BaseEstimator):
             problem = self._problem()
             before = getattr(self, "state_", None)
             first = before is None
-            labels = getattr(problem.loss, "labels", None)
+            problem = problem_for(problem, classes)
             name = None if chunk_id is None else repr(chunk_id)
             estimator = type(self).__name__
-            chunk = read_chunk(X, y, sample_weight, classes=classes, labels=labels, name=name, estimator=estimator)
+            chunk = read_chunk(
+                X, y, sample_weight, classes=classes, class_weights=self._class_weights(classes), loss=problem.loss,
+                name=name, estimator=estimator,
+            )  # fmt: skip
             empty = len(chunk.targets) == 0
             if not (first and empty):
                 self._check_columns(X, reset=first)
@@ -249,7 +268,10 @@ class SAGABase(BaseEstimator):
                 return self
             if chunk.weights.size and not chunk.weights.any():
                 raise ValueError("sample_weight is zero for every row of the chunk")
-            state = new_state(self.n_features_in_, draw_seed(self.random_state)) if first else before
+            outputs = count_outputs(chunk, problem)
+            state = new_state(self.n_features_in_, outputs, draw_seed(self.random_state)) if first else before
+            if outputs != len(state.head.x):
+                raise ValueError(f"y has {outputs} columns, but earlier chunks had {len(state.head.x)}")
             key = anonymous_id(state, chunk.content) if chunk_id is None else chunk_id
             known = state.chunks.get(key)
             if known is not None and known.content != chunk.content:
@@ -265,9 +287,9 @@ class SAGABase(BaseEstimator):
 
     def _commit(self, state: SAGAState, x: np.ndarray, problem: Problem, classes: np.ndarray | None) -> None:
         self.state_ = state
-        self.coef_ = x[:, :-1].copy() if self._labelled else x[0, :-1].copy()
+        self.coef_ = x[:, :-1].copy() if self._labelled or len(x) > 1 else x[0, :-1].copy()
         self.intercept_ = x[:, -1].copy()
-        self.step_size_ = problem.step(state.head)
+        self.step_size_ = problem.step(state.metric, state.head.cut)
         self.diverged_ = state.head.diverged
         if classes is not None:
             self.classes_ = classes
@@ -277,7 +299,7 @@ class SAGABase(BaseEstimator):
         check_is_fitted(self)
         rows = X if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
         self._check_columns(X, reset=False)
-        return linear(rows, self.coef_.ravel(), self.intercept_[0])
+        return linear(rows, np.atleast_2d(self.coef_), self.intercept_)
 
     def _predictor(self) -> Any:
         """An estimator that predicts as this one does, without its memory."""
@@ -287,9 +309,10 @@ class SAGABase(BaseEstimator):
         return light.predict
 
 
-def _read_block(block, name, classes, labels, estimator, empty):
-    X, y, sample_weight = block
-    return read_chunk(X, y, sample_weight, classes=classes, labels=labels, name=name, estimator=estimator, empty=empty)
+def _read_block(block, name, classes, class_weights, loss, estimator, empty):
+    return read_chunk(
+        *block, classes=classes, class_weights=class_weights, loss=loss, name=name, estimator=estimator, empty=empty
+    )
 
 
 # dask-ml registers a way for all of scikit-learn's estimators, which would read the whole memory.

@@ -1,13 +1,17 @@
 """The epoch loops, dense and sparse, and nothing else.
 
-Shapes: ``x`` and ``gradient_sum`` hold p coefficients and, last, the intercept. They
-are in the solver's coordinates, where a row is ``a_i - shift`` and column j takes
-steps ``step * scale_j``. ``weights`` has one entry a row, or none for all ones.
-``ratio`` is rows / weight, which makes a uniformly drawn row an unbiased sample of
-the weighted mean. All else but ``gradients``, ``gradient`` and ``out`` is read only.
+Shapes: ``x`` and ``gradient_sum`` are (k, p + 1) for k outputs, the intercept last. They are in
+the solver's coordinates, where a row is ``a_i - shift`` and column j takes steps ``step * scale_j``.
+``gradients`` is (n, k), ``b`` (n, 1) or (n, k). ``weights`` has one entry a row, or none for all
+ones. ``pull`` multiplies a row's change of gradient, which makes its visits an unbiased sample of
+the mean. All else but ``gradients``, ``gradient`` and ``out`` is read only.
 
-SAGA: Defazio, Bach, Lacoste-Julien 2014, equations 1 and 2. Sparse SAGA: Leblond,
-Pedregosa, Lacoste-Julien 2017, section 2.2.
+With ``norms``, the squared lengths of the rows, derivatives are implicit: taken not at the
+prediction z before the step but near the one after it, u = z - h (f'(u) - m) with
+h = step * pull * norm, as in Point-SAGA (Defazio 2016, section 2). No row can then be overshot,
+and at the optimum u = z. Without them the steps are those of SAGA (Defazio, Bach,
+Lacoste-Julien 2014, equations 1 and 2). Sparse SAGA: Leblond, Pedregosa, Lacoste-Julien 2017,
+section 2.2; there ``shift`` is nonzero only for columns that every row stores.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import numpy as np
 from numba import NumbaWarning, njit
 
 from . import losses, penalties
-from .losses import FASTMATH, derivative, value
+from .losses import FASTMATH, curvature, row_derivative, row_value
 from .penalties import prox
 
 __all__ = ["Kernels", "kernels_for"]
@@ -36,6 +40,9 @@ class Kernels(NamedTuple):
     sparse_pass: Callable
     dense_gradient: Callable
     sparse_gradient: Callable
+    dense_sum: Callable
+    dense_norms: Callable
+    sparse_norms: Callable
     proximal_step: Callable
 
 
@@ -50,83 +57,168 @@ def _build(sources: int, cache: bool) -> Kernels:
     # loops close over, makes an edited loss or penalty a cache miss as well.
 
     @jit
-    def dense_pass(A, b, weights, order, x, gradient_sum, gradients, shift, scale, step, intercept_step,
-                   ratio, inverse_weight, loss, penalty):  # fmt: skip
+    def implicit(loss, z, u, y, w, h, old, m, bound):
+        """Move u towards the predictions after a step of length h, from z; m are w f'(u)."""
         sources  # noqa: B018
-        p = A.shape[1]
-        for i in order:
-            z = x[p]
-            for j in range(p):
-                z += (A[i, j] - shift[j]) * x[j]
-            w = weights[i] if weights.size else 1.0
-            old = gradients[i]
-            gradients[i] = w * derivative(loss, z, b[i])
-            # What is stored, perhaps rounded to float32, is what the sum gets: numba's float() would
-            # keep float32, and round the difference as well.
-            delta = np.float64(gradients[i]) - np.float64(old)
-            for j in range(p):
-                a = A[i, j] - shift[j]
-                s = step * scale[j]
-                x[j] = prox(penalty, x[j] - s * (ratio * delta * a + inverse_weight * gradient_sum[j]), s)
-                gradient_sum[j] += delta * a
-            x[p] -= intercept_step * (ratio * delta + inverse_weight * gradient_sum[p])
-            gradient_sum[p] += delta
+        unbounded, hardest = bound == 0.0, h * w * bound
+        if h == 0.0 or (hardest < 0.05 and not unbounded):
+            return
+        for k in range(z.size):
+            u[k] = z[k]
+        for _ in range(30 if unbounded else 1 + int(min(hardest, 40.0) / 4.0)):
+            moved = 0.0
+            for k in range(z.size):
+                c = curvature(loss, u[k], y[0], bound)
+                move = (u[k] - z[k] + h * (m[k] - old[k])) / (1.0 + h * w * c)
+                if unbounded:
+                    move = min(1.0, max(-1.0, move))
+                u[k] -= move
+                moved = max(moved, abs(move))
+            row_derivative(loss, u, y, m)
+            for k in range(z.size):
+                m[k] *= w
+            if moved < 1e-10:
+                break
+        if unbounded:  # where the loop ended early, the gradient that moves z to u and no further
+            for k in range(z.size):
+                m[k] = old[k] + (z[k] - u[k]) / h
 
     @jit
-    def sparse_pass(data, indices, indptr, b, weights, order, x, gradient_sum, gradients, scale, rarity, step,
-                    intercept_step, ratio, inverse_weight, loss, penalty):  # fmt: skip
+    def dense_pass(A, b, weights, order, pull, norms, x, gradient_sum, gradients, shift, scale, step, intercept_step,
+                   inverse_weight, bound, loss, penalty):  # fmt: skip
         sources  # noqa: B018
-        p = x.size - 1
+        p, outputs = A.shape[1], x.shape[0]
+        z, u, m, old = np.empty(outputs), np.empty(outputs), np.empty(outputs), np.empty(outputs)
         for i in order:
-            z = x[p]
-            for q in range(indptr[i], indptr[i + 1]):
-                z += data[q] * x[indices[q]]
             w = weights[i] if weights.size else 1.0
-            old = gradients[i]
-            gradients[i] = w * derivative(loss, z, b[i])
-            delta = np.float64(gradients[i]) - np.float64(old)
-            for q in range(indptr[i], indptr[i + 1]):
-                j, a = indices[q], data[q]
-                s, D = step * scale[j], rarity[j]
-                v = x[j] - s * (ratio * delta * a + D * inverse_weight * gradient_sum[j])
-                x[j] = prox(penalty, v, s * D)
-                gradient_sum[j] += delta * a
-            x[p] -= intercept_step * (ratio * delta + inverse_weight * gradient_sum[p])
-            gradient_sum[p] += delta
+            for k in range(outputs):
+                zk = x[k, p]
+                for j in range(p):
+                    zk += (A[i, j] - shift[j]) * x[k, j]
+                z[k], old[k] = zk, gradients[i, k]
+            row_derivative(loss, z, b[i], m)
+            for k in range(outputs):
+                m[k] *= w
+            if norms.size:
+                implicit(loss, z, u, b[i], w, step * pull[i] * norms[i], old, m, bound)
+            for k in range(outputs):
+                gradients[i, k] = m[k]
+                # What is stored, perhaps rounded to float32, is what the sum gets: numba's float() would
+                # keep float32, and round the difference as well.
+                delta = np.float64(gradients[i, k]) - old[k]
+                pulled = pull[i] * delta
+                for j in range(p):
+                    a = A[i, j] - shift[j]
+                    s = step * scale[j]
+                    x[k, j] = prox(penalty, x[k, j] - s * (pulled * a + inverse_weight * gradient_sum[k, j]), s)
+                    gradient_sum[k, j] += delta * a
+                x[k, p] -= intercept_step * (pulled + inverse_weight * gradient_sum[k, p])
+                gradient_sum[k, p] += delta
+
+    @jit
+    def sparse_pass(data, indices, indptr, b, weights, order, pull, norms, x, gradient_sum, gradients, shift, scale,
+                    rarity, step, intercept_step, inverse_weight, bound, loss, penalty):  # fmt: skip
+        sources  # noqa: B018
+        p, outputs = x.shape[1] - 1, x.shape[0]
+        z, u, m, old = np.empty(outputs), np.empty(outputs), np.empty(outputs), np.empty(outputs)
+        for i in order:
+            w = weights[i] if weights.size else 1.0
+            for k in range(outputs):
+                zk = x[k, p]
+                for q in range(indptr[i], indptr[i + 1]):
+                    zk += (data[q] - shift[indices[q]]) * x[k, indices[q]]
+                z[k], old[k] = zk, gradients[i, k]
+            row_derivative(loss, z, b[i], m)
+            for k in range(outputs):
+                m[k] *= w
+            if norms.size:
+                implicit(loss, z, u, b[i], w, step * pull[i] * norms[i], old, m, bound)
+            for k in range(outputs):
+                gradients[i, k] = m[k]
+                delta = np.float64(gradients[i, k]) - old[k]
+                pulled = pull[i] * delta
+                for q in range(indptr[i], indptr[i + 1]):
+                    j = indices[q]
+                    a = data[q] - shift[j]
+                    s, D = step * scale[j], rarity[j]
+                    v = x[k, j] - s * (pulled * a + D * inverse_weight * gradient_sum[k, j])
+                    x[k, j] = prox(penalty, v, s * D)
+                    gradient_sum[k, j] += delta * a
+                x[k, p] -= intercept_step * (pulled + inverse_weight * gradient_sum[k, p])
+                gradient_sum[k, p] += delta
 
     @jit
     def dense_gradient(A, b, weights, x, gradient, loss):
         """Add sum_i w_i f'(z_i) a_i, with 1 for the intercept's column, to ``gradient``; return sum_i w_i f(z_i)."""
         sources  # noqa: B018
-        p, total = A.shape[1], 0.0
+        p, outputs, total = A.shape[1], x.shape[0], 0.0
+        z, m = np.empty(outputs), np.empty(outputs)
         for i in range(A.shape[0]):
-            z = x[p]
-            for j in range(p):
-                z += A[i, j] * x[j]
             w = weights[i] if weights.size else 1.0
-            total += w * value(loss, z, b[i])
-            m = w * derivative(loss, z, b[i])
-            for j in range(p):
-                gradient[j] += m * A[i, j]
-            gradient[p] += m
+            for k in range(outputs):
+                zk = x[k, p]
+                for j in range(p):
+                    zk += A[i, j] * x[k, j]
+                z[k] = zk
+            total += w * row_value(loss, z, b[i])
+            row_derivative(loss, z, b[i], m)
+            for k in range(outputs):
+                mk = w * m[k]
+                for j in range(p):
+                    gradient[k, j] += mk * A[i, j]
+                gradient[k, p] += mk
         return total
 
     @jit
     def sparse_gradient(data, indices, indptr, b, weights, x, gradient, loss):
         """As ``dense_gradient``."""
         sources  # noqa: B018
-        p, total = x.size - 1, 0.0
-        for i in range(b.size):
-            z = x[p]
-            for q in range(indptr[i], indptr[i + 1]):
-                z += data[q] * x[indices[q]]
+        p, outputs, total = x.shape[1] - 1, x.shape[0], 0.0
+        z, m = np.empty(outputs), np.empty(outputs)
+        for i in range(indptr.size - 1):
             w = weights[i] if weights.size else 1.0
-            total += w * value(loss, z, b[i])
-            m = w * derivative(loss, z, b[i])
-            for q in range(indptr[i], indptr[i + 1]):
-                gradient[indices[q]] += m * data[q]
-            gradient[p] += m
+            for k in range(outputs):
+                zk = x[k, p]
+                for q in range(indptr[i], indptr[i + 1]):
+                    zk += data[q] * x[k, indices[q]]
+                z[k] = zk
+            total += w * row_value(loss, z, b[i])
+            row_derivative(loss, z, b[i], m)
+            for k in range(outputs):
+                mk = w * m[k]
+                for q in range(indptr[i], indptr[i + 1]):
+                    gradient[k, indices[q]] += mk * data[q]
+                gradient[k, p] += mk
         return total
+
+    @jit
+    def dense_sum(A, factors, out):
+        """Add sum_i factors_i a_i, with 1 for the intercept's column, to ``out``."""
+        p = A.shape[1]
+        for i in range(A.shape[0]):
+            for k in range(factors.shape[1]):
+                factor = factors[i, k]
+                for j in range(p):
+                    out[k, j] += factor * A[i, j]
+                out[k, p] += factor
+
+    @jit
+    def dense_norms(A, shift, scale, out):
+        """Write each row's squared length in the solver's coordinates, without the intercept's column."""
+        for i in range(A.shape[0]):
+            total = 0.0
+            for j in range(A.shape[1]):
+                total += (A[i, j] - shift[j]) ** 2 * scale[j]
+            out[i] = total
+
+    @jit
+    def sparse_norms(data, indices, indptr, shift, scale, out):
+        """As ``dense_norms``."""
+        for i in range(indptr.size - 1):
+            total = 0.0
+            for q in range(indptr[i], indptr[i + 1]):
+                total += (data[q] - shift[indices[q]]) ** 2 * scale[indices[q]]
+            out[i] = total
 
     @jit
     def proximal_step(x, direction, steps, penalty, out):
@@ -135,7 +227,9 @@ def _build(sources: int, cache: bool) -> Kernels:
         for j in range(x.size):
             out[j] = prox(penalty, x[j] - steps[j] * direction[j], steps[j])
 
-    return Kernels(dense_pass, sparse_pass, dense_gradient, sparse_gradient, proximal_step)
+    return Kernels(
+        dense_pass, sparse_pass, dense_gradient, sparse_gradient, dense_sum, dense_norms, sparse_norms, proximal_step
+    )
 
 
 def _digest(*modules) -> int:

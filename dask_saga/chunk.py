@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from ._kernels import kernels_for
-from .inputs import Chunk
-from .metric import Metric, choose_metric, column_stats, curvature_bound, merge, to_solver, to_user
+from .inputs import Chunk, frozen
+from .metric import (
+    Metric,
+    choose_metric,
+    column_stats,
+    csr_arrays,
+    merge,
+    rotate_rows,
+    row_norms,
+    shift_of,
+    to_solver,
+    to_user,
+)
 from .problem import Problem, digest
 from .state import (
     LARGEST_COEFFICIENT,
-    SETTLED_ABOVE,
     ChunkMemory,
     Head,
     SAGAState,
     adapt,
-    frozen,
     open_window,
     visit_seed,
     window_is_due,
@@ -26,23 +36,30 @@ from .state import (
 
 __all__ = ["chunk_gradient", "chunk_saga", "fresh_memory", "row_order", "visit"]
 
+# A row is visited once for every ROW_BOUND times the mean Lipschitz constant that its own has.
+ROW_BOUND = 2.0
+# How often a step that left finite numbers is cut and tried again.
+RETRIES, RETRY_CUT = 5, 0.1
 
-def row_order(seed: int, rows: int) -> np.ndarray:
-    """The order in which a visit with this seed takes the rows."""
+
+def row_order(seed: int, rows: np.ndarray) -> np.ndarray:
+    """The order in which a visit with this seed takes rows, given with their repetitions."""
     return np.random.default_rng(seed).permutation(rows)
 
 
-def fresh_memory(chunk: Chunk, problem: Problem, metric: Metric) -> ChunkMemory:
+def fresh_memory(chunk: Chunk, problem: Problem) -> ChunkMemory:
     """The memory of a chunk before its first visit."""
-    n, p = chunk.rows.shape
-    gradients, total = np.zeros((n, 1), dtype=problem.memory_dtype), np.zeros((1, p + 1))
+    (n, p), k = chunk.rows.shape, count_outputs(chunk, problem)
+    gradients, total = np.zeros((n, k), dtype=problem.memory_dtype), np.zeros((k, p + 1))
     rows = int(np.count_nonzero(chunk.weights)) if chunk.weights.size else n
-    L = curvature_bound(chunk, metric, problem)
     # A total dearer than a quarter of the gradients is not worth keeping.
     total = frozen(total) if total.nbytes <= gradients.nbytes / 4 else None
-    hashes = (chunk.content, chunk.weights_content)
-    measured = (metric.rows, problem.geometry)
-    return ChunkMemory(frozen(gradients), 0, *hashes, chunk.weight, rows, L, measured, total)
+    return ChunkMemory(frozen(gradients), 0, chunk.content, chunk.weights_content, chunk.weight, rows, total)
+
+
+def count_outputs(chunk: Chunk, problem: Problem) -> int:
+    """Linear predictions of a row: those of the loss, or one for each column of targets."""
+    return max(problem.outputs, chunk.targets.shape[1])
 
 
 def chunk_saga(
@@ -81,47 +98,82 @@ def chunk_saga(
     """
     head = adapt(head, problem)
     if memory is None:
-        memory = fresh_memory(chunk, problem, metric)
+        memory = fresh_memory(chunk, problem)
         head = head._replace(weight=head.weight + memory.weight, rows=head.rows + memory.rows)
     elif memory.content != chunk.content:
         raise ValueError("memory belongs to a chunk of other content")
     elif memory.weights_content != chunk.weights_content:
-        now = fresh_memory(chunk, problem, metric)
+        now = fresh_memory(chunk, problem)
         head = head._replace(weight=head.weight + now.weight - memory.weight, rows=head.rows + now.rows - memory.rows)
         memory = now._replace(gradients=memory.gradients, visits=memory.visits, total=memory.total)
-    elif memory.measured != (measured := (metric.rows, head.geometry)):
-        memory = memory._replace(L=curvature_bound(chunk, metric, problem), measured=measured)
-    head = head._replace(L=max(head.L, memory.L), window_L=max(head.window_L, memory.L))
     memory = memory._replace(visits=memory.visits + 1)
     if head.diverged or head.weight <= 0:
         return head, memory
+    plan = _plan(chunk, head, memory, problem, metric, seed)
+    for _ in range(RETRIES if problem.automatic else 1):
+        moved = _take_steps(plan, chunk, head, memory, problem, metric)
+        if moved is not None:
+            return moved
+        head = head._replace(cut=head.cut * RETRY_CUT)
+    return head._replace(diverged=True), memory
 
-    start, gradient_sum = to_solver(head.x, head.gradient_sum, metric)
-    x, gradients = start.copy(), memory.gradients.copy()
-    arrays = (x[0], gradient_sum[0], gradients.reshape(-1))
-    order = row_order(seed, len(chunk.targets))
+
+class _Plan(NamedTuple):
+    """A visit's rows in the solver's coordinates, and how it takes them."""
+
+    rows: Any
+    order: np.ndarray
+    pull: np.ndarray
+    norms: np.ndarray
+    step: float
+
+
+def _plan(chunk: Chunk, head: Head, memory: ChunkMemory, problem: Problem, metric: Metric, seed: int) -> _Plan:
+    rows, n = rotate_rows(chunk, metric), len(chunk.targets)
+    taken = np.arange(n)
     if chunk.weights.size:
         # Rows without weight take no step, but a gradient from an earlier weight must go.
-        order = order[(chunk.weights[order] > 0) | (gradients[order, 0] != 0)]
-    half = len(order) // 2
-    _run_pass(chunk, order[:half], *arrays, head, problem, metric)
+        taken = np.flatnonzero((chunk.weights > 0) | memory.gradients.any(axis=1))
+    pull = np.full(n, head.rows / head.weight)
+    if not problem.automatic:
+        return _Plan(rows, row_order(seed, taken), pull, np.empty(0), 1.0)
+    norms = row_norms(rows, metric, problem)
+    bounds = norms * pull * (chunk.weights if chunk.weights.size else 1.0)
+    # Sampling by bounds (Schmidt et al. 2015, section 3): then the largest row does not rule the step.
+    times = np.ceil(bounds / (ROW_BOUND * (metric.mean_square or 1.0)))
+    times = np.clip(times, 1, max(len(taken), 1)).astype(np.int64)
+    order = row_order(seed, np.repeat(taken, times[taken]))
+    more = len(order) / max(len(taken), 1)
+    return _Plan(rows, order, pull * more / times, norms, 1.0 / more)
+
+
+def _take_steps(plan, chunk, head, memory, problem, metric):
+    """The head and memory after one visit, or None where it left finite numbers."""
+    start, gradient_sum = to_solver(head.x, head.gradient_sum, metric)
+    x, gradients = start.copy(), memory.gradients.copy()
+    half = len(plan.order) // 2
+    _run_pass(plan, plan.order[:half], x, gradient_sum, gradients, chunk, head, problem, metric)
     middle = x.copy()
-    _run_pass(chunk, order[half:], *arrays, head, problem, metric)
+    _run_pass(plan, plan.order[half:], x, gradient_sum, gradients, chunk, head, problem, metric)
 
     with np.errstate(invalid="ignore", over="ignore"):
         moves = [_squared_length(middle - start, metric), _squared_length(x - middle, metric)]
         x, gradient_sum = to_user(x, gradient_sum, metric)
+        if metric.basis is not None:
+            # Turned there and back, large columns would leave their rounding in small ones.
+            gradient_sum = head.gradient_sum + weighted_sum(chunk, gradients - memory.gradients.astype(float), problem)
         good = np.abs(x).max() < LARGEST_COEFFICIENT and np.isfinite(gradient_sum).all()  # False if NaN
     if not good:
-        return head._replace(diverged=True), memory
+        return None
     if memory.total is not None:
         memory = memory._replace(total=frozen(memory.total + (gradient_sum - head.gradient_sum)))
+    tiny = np.finfo(float).tiny
     head = head._replace(
         x=frozen(x),
         gradient_sum=frozen(gradient_sum),
         window_sum=frozen(head.window_sum + x),
         window_count=head.window_count + 1,
-        window_settled=head.window_settled + bool(moves[0] > SETTLED_ABOVE * moves[1]),
+        window_ratio=head.window_ratio + float(np.log((moves[0] + tiny) / (moves[1] + tiny))),
         window_energy=head.window_energy + sum(moves),
     )
     return head, memory._replace(gradients=frozen(gradients))
@@ -131,18 +183,25 @@ def _squared_length(move: np.ndarray, metric: Metric) -> float:
     return float((move[:, :-1] ** 2 / metric.scale).sum() + (move[:, -1] ** 2).sum())
 
 
-def _run_pass(chunk, order, x, gradient_sum, gradients, head, problem, metric):
-    """Choose and call the kernel that updates the three arrays of one output in place."""
+def _run_pass(plan, order, x, gradient_sum, gradients, chunk, head, problem, metric):
+    """Choose and call the kernel that updates the three arrays in place."""
     kernels = kernels_for(problem.loss, problem.penalty)
-    step = problem.step(head)
-    steps = (step, step if problem.fit_intercept else 0.0, head.rows / head.weight, 1.0 / head.weight)
-    before = (frozen(chunk.targets), frozen(chunk.weights), frozen(order), x, gradient_sum, gradients)
-    after = (*steps, problem.loss, problem.penalty)
-    scale = frozen(metric.scale)
-    if sp.issparse(chunk.rows):
-        kernels.sparse_pass(*_csr_arrays(chunk), *before, scale, frozen(metric.rarity), *after)
+    step = problem.step(metric, head.cut) * plan.step
+    before = (frozen(chunk.targets), frozen(chunk.weights), frozen(order), frozen(plan.pull), frozen(plan.norms))
+    state = (x, gradient_sum, gradients, shift_of(plan.rows, metric), frozen(metric.scale))
+    steps = (step, step if problem.fit_intercept else 0.0, 1.0 / head.weight)
+    after = (*steps, float(problem.loss.curvature or 0.0), problem.loss, problem.penalty)
+    if sp.issparse(plan.rows):
+        kernels.sparse_pass(*csr_arrays(plan.rows), *before, *state, frozen(metric.rarity), *after)
     else:
-        kernels.dense_pass(frozen(chunk.rows), *before, frozen(metric.shift), scale, *after)
+        kernels.dense_pass(frozen(plan.rows), *before, *state, *after)
+
+
+def weighted_sum(chunk: Chunk, factors: np.ndarray, problem: Problem) -> np.ndarray:
+    """sum_i factors_i a_i over a dense chunk, of shape (k, p + 1)."""
+    out = np.zeros((factors.shape[1], chunk.rows.shape[1] + 1))
+    kernels_for(problem.loss, problem.penalty).dense_sum(frozen(chunk.rows), frozen(factors), out)
+    return out
 
 
 def chunk_gradient(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[float, np.ndarray]:
@@ -151,25 +210,21 @@ def chunk_gradient(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[float
     Parameters
     ----------
     chunk : Chunk
-    x : ndarray of shape (1, p + 1)
+    x : ndarray of shape (k, p + 1)
         The intercept last, in the user's coordinates.
     problem : Problem
 
     Returns
     -------
     value : float
-    gradient : ndarray of shape (1, p + 1)
+    gradient : ndarray of shape (k, p + 1)
     """
     kernels = kernels_for(problem.loss, problem.penalty)
     gradient = np.zeros_like(x)
-    rest = (frozen(chunk.targets), frozen(chunk.weights), frozen(x[0]), gradient[0], problem.loss)
+    rest = (frozen(chunk.targets), frozen(chunk.weights), frozen(x), gradient, problem.loss)
     if sp.issparse(chunk.rows):
-        return kernels.sparse_gradient(*_csr_arrays(chunk), *rest), gradient
+        return kernels.sparse_gradient(*csr_arrays(chunk.rows), *rest), gradient
     return kernels.dense_gradient(frozen(chunk.rows), *rest), gradient
-
-
-def _csr_arrays(chunk: Chunk) -> list[np.ndarray]:
-    return [frozen(array) for array in (chunk.rows.data, chunk.rows.indices, chunk.rows.indptr)]
 
 
 def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) -> SAGAState:
@@ -183,8 +238,10 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     memory = state.chunks.get(chunk_id)
     head, stats, window_ids = state.head, state.stats, state.window_ids
     if memory is None:
-        stats = merge(stats, column_stats(chunk))
-    metric = choose_metric(stats, problem)
+        stats = merge(stats, column_stats(chunk, problem))
+    metric, metric_for = state.metric, (stats.rows, problem.geometry)
+    if metric_for != state.metric_for:
+        metric = choose_metric(stats, problem)
     if window_is_due(chunk_id, window_ids, len(state.chunks), head.window_count):
         head, window_ids = open_window(head, problem, metric), frozenset()
     seed = visit_seed(state.seed, chunk_id, memory.visits if memory else 0)
@@ -192,6 +249,8 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     return SAGAState(
         head,
         stats,
+        metric,
+        metric_for,
         {**state.chunks, chunk_id: memory},
         window_ids | {chunk_id},
         visit_digest(state.digest, chunk_id, memory, problem),

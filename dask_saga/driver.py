@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .chunk import chunk_gradient, chunk_saga, fresh_memory, visit_digest
+from .chunk import chunk_gradient, chunk_saga, count_outputs, fresh_memory, visit_digest
 from .inputs import Chunk
 from .metric import ColumnStats, Metric, choose_metric, column_stats, merge
 from .problem import Problem, digest
@@ -34,6 +34,9 @@ __all__ = ["Info", "Loaded", "Result", "load", "run"]
 
 logger = logging.getLogger("dask_saga")
 
+# Chunks whose statistics one task merges.
+JOINED = 16
+
 
 class Info(NamedTuple):
     """What a callback sees after each epoch.
@@ -42,9 +45,9 @@ class Info(NamedTuple):
     ----------
     epoch : int
         Passes made, from 1.
-    x : ndarray of shape (p,)
+    x : ndarray of shape (p,), or (k, p) for k outputs
         Coefficients as they would be returned now.
-    intercept : float
+    intercept : float, or ndarray of shape (k,)
     gradient_norm : float
         Estimated norm of the proximal gradient, relative to its value at zero.
     step_size : float
@@ -58,7 +61,7 @@ class Info(NamedTuple):
 
     epoch: int
     x: np.ndarray
-    intercept: float
+    intercept: Any
     gradient_norm: float
     step_size: float
     seconds: float
@@ -88,6 +91,11 @@ class Loaded(NamedTuple):
     zero: tuple[float, np.ndarray]
 
 
+def split_x(x: np.ndarray) -> tuple[np.ndarray, Any]:
+    """Coefficients and intercept, of one output without its axis."""
+    return (x[0, :-1], float(x[0, -1])) if len(x) == 1 else (x[:, :-1], x[:, -1])
+
+
 class _Summary(NamedTuple):
     x: np.ndarray
     gradient_norm: float
@@ -99,17 +107,27 @@ class _Summary(NamedTuple):
 # would cost another task in the chain.
 
 
-def _examine(chunk: Chunk, problem: Problem) -> tuple[int, ColumnStats, tuple[float, np.ndarray]]:
-    p = chunk.rows.shape[1]
-    return len(chunk.targets), column_stats(chunk), chunk_gradient(chunk, np.zeros((1, p + 1)), problem)
+def _examine(chunk: Chunk, problem: Problem) -> tuple:
+    memory = fresh_memory(chunk, problem)
+    zero = np.zeros((count_outputs(chunk, problem), chunk.rows.shape[1] + 1))
+    facts = memory._replace(gradients=np.empty((0, len(zero))), total=None)
+    return facts, len(chunk.targets), column_stats(chunk, problem), *chunk_gradient(chunk, zero, problem)
 
 
-def _remember(chunk: Chunk, problem: Problem, metric: Metric) -> tuple[None, ChunkMemory]:
-    return None, fresh_memory(chunk, problem, metric)
+def _join(*examined: tuple) -> tuple:
+    """What is known of several chunks as one; it carries p x p products, which a client need not see of each."""
+    stats, value, gradient = examined[0][2:]
+    for _, _, more, v, g in examined[1:]:
+        stats, value, gradient = merge(stats, more), value + v, gradient + g
+    return None, None, stats, value, gradient
 
 
-def _facts(pair: tuple) -> ChunkMemory:
-    return pair[1]._replace(gradients=np.empty((0, 1)), total=None)
+def _brief(examined: tuple) -> tuple:
+    return *examined[:2], len(examined[2].mean), len(examined[4])
+
+
+def _remember(chunk: Chunk, problem: Problem) -> tuple[None, ChunkMemory]:
+    return None, fresh_memory(chunk, problem)
 
 
 def _visit(chunk, previous, own, problem, metric, seed, opens):
@@ -119,9 +137,8 @@ def _visit(chunk, previous, own, problem, metric, seed, opens):
 
 def _summary(previous: tuple, problem: Problem, metric: Metric) -> _Summary:
     head = previous[0]
-    step = problem.step(head)
-    norm = gradient_mapping_norm(head.x, head.gradient_average, step, problem, metric)
-    return _Summary(candidate(head, problem, metric), norm, step, head.diverged)
+    norm = gradient_mapping_norm(head.x, head.gradient_average, problem, metric)
+    return _Summary(candidate(head, problem, metric)[0], norm, problem.step(metric, head.cut), head.diverged)
 
 
 def _head(previous: tuple) -> Head:
@@ -143,17 +160,19 @@ def load(executor: Any, chunks: list, problem: Problem) -> Loaded:
     problem : Problem
     """
     examined = [executor.submit(_examine, chunk, problem, name="saga-examine") for chunk in chunks]
-    lengths, stats, zero = [], None, (0.0, 0.0)
-    for k, (length, chunk_stats, (value, gradient)) in enumerate(executor.gather(examined)):
-        lengths.append(length)
-        if stats is not None and len(stats.mean) != len(chunk_stats.mean):
-            raise ValueError(f"chunk {k}: X has {len(chunk_stats.mean)} features, but chunk 0 has {len(stats.mean)}")
-        stats = chunk_stats if stats is None else merge(stats, chunk_stats)
-        zero = (zero[0] + value, zero[1] + gradient)
-    metric = choose_metric(stats, problem)
-    memories = [executor.submit(_remember, chunk, problem, metric, name="saga-memory") for chunk in chunks]
-    facts = executor.gather([executor.submit(_facts, memory, name="saga-facts") for memory in memories])
-    return Loaded(chunks, memories, lengths, facts, stats, zero)
+    brief = executor.gather([executor.submit(_brief, one, name="saga-brief") for one in examined])
+    facts, lengths, columns, outputs = zip(*brief, strict=True)
+    for k in range(len(chunks)):
+        if columns[k] != columns[0]:
+            raise ValueError(f"chunk {k}: X has {columns[k]} features, but chunk 0 has {columns[0]}")
+        if outputs[k] != outputs[0]:
+            raise ValueError(f"chunk {k}: y has {outputs[k]} columns, but chunk 0 has {outputs[0]}")
+    while len(examined) > 1:
+        groups = [examined[k : k + JOINED] for k in range(0, len(examined), JOINED)]
+        examined = [executor.submit(_join, *group, name="saga-join") for group in groups]
+    [(_, _, stats, value, gradient)] = executor.gather(examined)
+    memories = [executor.submit(_remember, chunk, problem, name="saga-memory") for chunk in chunks]
+    return Loaded(chunks, memories, list(lengths), list(facts), stats, (value, gradient))
 
 
 def run(
@@ -195,12 +214,12 @@ def run(
     weight = sum(fact.weight for fact in facts)
     head = new_head(
         len(loaded.stats.mean),
+        len(loaded.zero[1]),
         weight=weight,
         rows=sum(f.rows for f in facts),
-        L=max(f.L for f in facts),
         geometry=problem.geometry,
     )
-    at_zero = gradient_mapping_norm(head.x, loaded.zero[1] / weight, problem.step(head), problem, metric)
+    at_zero = gradient_mapping_norm(head.x, loaded.zero[1] / weight, problem, metric)
     rng = np.random.default_rng(seed)
 
     previous, own = (head, None), list(loaded.memories)
@@ -208,7 +227,7 @@ def run(
     window, count, history = frozenset(), 0, []
     text = digest("fit", ids, problem.token())
     began, converged, next_check, wait = time.perf_counter(), at_zero == 0, 1, 1
-    summary = _Summary(head.x, at_zero, problem.step(head), False)
+    summary = _Summary(head.x, at_zero, problem.step(metric), False)
     for epoch in range(1, max_iter + 1 if at_zero else 1):
         for k in rng.permutation(len(ids)).tolist() if shuffle else range(len(ids)):
             opens = window_is_due(ids[k], window, len(ids), count)
@@ -228,15 +247,16 @@ def run(
             stop = converged = norm <= tol
             next_check, wait = epoch + wait, 2 * wait
         if callback is not None:
-            x = summary.x[0]
-            info = Info(epoch, x[:-1], float(x[-1]), norm, summary.step_size, seconds, epoch * len(ids), given)
+            x, intercept = split_x(summary.x)
+            info = Info(epoch, x, intercept, norm, summary.step_size, seconds, epoch * len(ids), given)
             answer = callback(info)
             stop = stop or (isinstance(answer, (bool, np.bool_)) and bool(answer))
         if stop:
             break
     [head] = executor.gather([executor.submit(_head, previous, name="saga-head")])
     memories = executor.gather([executor.submit(_memory, pair, name="saga-gather") for pair in own])
-    state = SAGAState(head, loaded.stats, dict(zip(ids, memories, strict=True)), window, text, seed)
+    metric_for = (loaded.stats.rows, problem.geometry)
+    state = SAGAState(head, loaded.stats, metric, metric_for, dict(zip(ids, memories, strict=True)), window, text, seed)
     return Result(state, summary.x, summary.step_size, converged, head.diverged, history)
 
 
@@ -244,4 +264,4 @@ def _exact_norm(executor, chunks, weight, summary, problem, metric):
     """Norm of the exact proximal gradient at the summary's x, by one parallel pass."""
     tasks = [executor.submit(chunk_gradient, chunk, summary.x, problem, name="saga-confirm") for chunk in chunks]
     gradient = sum(gradient for _, gradient in executor.gather(tasks)) / weight
-    return gradient_mapping_norm(summary.x, gradient, summary.step_size, problem, metric)
+    return gradient_mapping_norm(summary.x, gradient, problem, metric)

@@ -9,19 +9,21 @@ import dask
 import numpy as np
 from dask import is_dask_collection
 from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.utils._param_validation import StrOptions
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 
-from ._base import SAGABase, loss_constraint
-from .inputs import blame, read_labels, two_classes, unique_labels
+from ._base import SAGABase, loss_constraint, problem_for
+from .inputs import blame, check_classes, count_labels, read_labels
 from .losses import resolve_loss
-from .prediction import accuracy, probabilities, r2, to_labels
+from .prediction import accuracy, elementwise, probabilities, r2, to_labels
 
 __all__ = ["SAGAClassifier", "SAGARegressor"]
 
 
-def _block_classes(block: tuple, name: Any) -> np.ndarray:
+def _block_labels(block: tuple, name: Any) -> tuple[np.ndarray, np.ndarray]:
     with blame("y", name):
-        return unique_labels(block[1])
+        return count_labels(*block[1:])
 
 
 def _defines_probability(estimator: Any) -> bool:
@@ -109,20 +111,60 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
     """
 
     _labelled = True
-    _parameter_constraints: dict = {**SAGABase._parameter_constraints, "loss": loss_constraint(_labelled)}
+    _parameter_constraints: dict = {
+        **SAGABase._parameter_constraints,
+        "loss": loss_constraint(_labelled),
+        "class_weight": [StrOptions({"balanced"}), dict, None],
+    }
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
+    def __init__(
+        self,
+        loss: Any = "log_loss",
+        *,
+        penalty: Any = "l2",
+        alpha: float = 1e-4,
+        l1_ratio: float = 0.15,
+        fit_intercept: bool = True,
+        step_size: str | float = "auto",
+        step_size_scale: float = 0.3,
+        precondition: bool = True,
+        average: bool = True,
+        max_iter: int = 100,
+        tol: float = 1e-4,
+        class_weight: Any = None,
+        memory_dtype: str = "float32",
+        random_state: Any = None,
+    ):
+        super().__init__(
+            loss, penalty=penalty, alpha=alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept,
+            step_size=step_size, step_size_scale=step_size_scale, precondition=precondition, average=average,
+            max_iter=max_iter, tol=tol, memory_dtype=memory_dtype, random_state=random_state,
+        )  # fmt: skip
+        self.class_weight = class_weight
 
-    def _find_classes(self, executor: Any, blocks: list, names: list) -> np.ndarray:
+    def _find_classes(self, executor: Any, blocks: list, names: list) -> tuple:
         tasks = [
-            executor.submit(_block_classes, block, name, name="saga-classes")
+            executor.submit(_block_labels, block, name, name="saga-classes")
             for block, name in zip(blocks, names, strict=True)
         ]
         found = executor.gather(tasks)
-        return two_classes(np.concatenate([labels for labels in found if len(labels)] or found[:1]), "y")
+        labels, weights = map(np.concatenate, zip(*([one for one in found if len(one[0])] or found[:1]), strict=True))
+        classes = check_classes(labels, "y")
+        if self.class_weight != "balanced":
+            return classes, self._class_weights(classes)
+        totals = np.bincount(np.searchsorted(classes, labels), weights, minlength=len(classes))
+        with np.errstate(divide="ignore"):  # a class whose rows weigh nothing has none to multiply
+            return classes, np.where(totals > 0, totals.sum() / (len(classes) * totals), 0.0)
+
+    def _class_weights(self, classes: np.ndarray) -> np.ndarray | None:
+        if self.class_weight is None:
+            return None
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight='balanced' needs all data, which partial_fit does not see; compute the weights with "
+                "sklearn.utils.class_weight.compute_class_weight('balanced', ...) and give them as a dict"
+            )
+        return compute_class_weight(self.class_weight, classes=classes, y=classes)
 
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None, chunk_id: Hashable = None
@@ -159,7 +201,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         if is_dask_collection(classes):  # as Incremental hands it on
             [classes] = dask.compute(classes) if fitted is None else [None]
         if classes is not None:
-            classes = two_classes(read_labels(classes, "classes"), "classes")
+            classes = check_classes(read_labels(classes, "classes"), "classes")
         if fitted is None and classes is None:
             raise ValueError("classes must be given at the first call to partial_fit")
         if fitted is not None and classes is not None and not np.array_equal(fitted, classes):
@@ -167,7 +209,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         return self._partial_fit(X, y, classes if fitted is None else fitted, sample_weight, chunk_id)
 
     def decision_function(self, X: Any) -> Any:
-        """Linear predictions ``a'x + c``; above zero speaks for ``classes_[1]``.
+        """Linear predictions ``a'x + c``: for two classes those of ``classes_[1]``, else one a class.
 
         Parameters
         ----------
@@ -175,7 +217,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
 
         Returns
         -------
-        ndarray or dask array of shape (n,)
+        ndarray or dask array of shape (n,), or (n, n_classes) for more than two classes
         """
         return self._linear(X)
 
@@ -194,7 +236,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
 
     @available_if(_defines_probability)
     def predict_proba(self, X: Any) -> Any:
-        """Probabilities of both classes.
+        """Probabilities of the classes; one against the rest, they are divided by their sum.
 
         Parameters
         ----------
@@ -202,9 +244,10 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
 
         Returns
         -------
-        ndarray or dask array of shape (n, 2)
+        ndarray or dask array of shape (n, n_classes)
         """
-        return probabilities(self._linear(X), resolve_loss(self.loss))
+        z = self._linear(X)
+        return probabilities(z, problem_for(self._problem(), self.classes_).loss)
 
     @available_if(_defines_probability)
     def predict_log_proba(self, X: Any) -> Any:
@@ -216,7 +259,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
 
         Returns
         -------
-        ndarray or dask array of shape (n, 2)
+        ndarray or dask array of shape (n, n_classes)
         """
         return np.log(self.predict_proba(X))
 
@@ -375,7 +418,8 @@ class SAGARegressor(RegressorMixin, SAGABase):
         -------
         ndarray or dask array of shape (n,)
         """
-        return self._linear(X)
+        z, loss = self._linear(X), resolve_loss(self.loss)
+        return elementwise(loss.mean, z) if hasattr(loss, "mean") else z
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Coefficient of determination R^2; block by block on Dask.

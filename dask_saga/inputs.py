@@ -27,14 +27,21 @@ BLOCK_BYTES = 2**20
 NO_TARGET = "This estimator requires y to be passed, but the target y is None"
 
 
+def frozen(array: np.ndarray) -> np.ndarray:
+    """A read-only view."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 class Chunk(NamedTuple):
     """One chunk as the kernels see it; arrays are C-contiguous, often the user's own, and never written.
 
     Parameters
     ----------
     rows : ndarray or scipy.sparse CSR of shape (n, p), float32 or float64
-    targets : ndarray of shape (n,), float64
-        Labels as the loss wants them, or numbers.
+    targets : ndarray of shape (n, 1) or (n, k), float64
+        Labels as the loss wants them, or numbers; the number of the class where there are several.
     weights : ndarray of shape (n,) or (0,), float64
         Empty where every row weighs one.
     content : str
@@ -146,13 +153,17 @@ def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:
     return labels
 
 
-def unique_labels(y: Any) -> np.ndarray:
-    """The sorted distinct labels of one block."""
+def count_labels(y: Any, sample_weight: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted distinct labels of one block, and the sums of their rows' weights."""
     labels = read_labels(y)
     distinct = sorted_labels(labels)
     if len(labels):
         check_classification_targets(labels)
-    return distinct
+    weights = read_weights(sample_weight, len(labels))
+    if weights.size and len(weights) != len(labels):
+        raise ValueError(f"y has {len(labels)} rows, but sample_weight has {len(weights)}")
+    codes = np.searchsorted(distinct, labels)
+    return distinct, np.bincount(codes, weights if weights.size else None, minlength=len(distinct)).astype(float)
 
 
 def sorted_labels(labels: np.ndarray, argument: str = "y") -> np.ndarray:
@@ -169,25 +180,20 @@ def sorted_labels(labels: np.ndarray, argument: str = "y") -> np.ndarray:
         raise TypeError(f"{argument} mixes labels that cannot be sorted, such as strings and numbers") from error
 
 
-def two_classes(labels: np.ndarray, argument: str) -> np.ndarray:
-    """The two classes among some labels.
+def check_classes(labels: np.ndarray, argument: str) -> np.ndarray:
+    """The classes among some labels.
 
     Raises
     ------
     ValueError
-        If there are more, or fewer.
+        If there are fewer than two.
     """
     classes = sorted_labels(labels, argument)
-    if len(classes) == 2:
-        return classes
     if len(classes) < 2:
         raise ValueError(
             f"{argument} holds {len(classes)} class(es); a classifier needs at least two classes: {classes.tolist()}"
         )
-    raise ValueError(
-        f"Only binary classification is supported. {argument} holds {len(classes)} classes; "
-        "SAGAClassifier takes two for now: wrap it in sklearn.multiclass.OneVsRestClassifier"
-    )
+    return classes
 
 
 def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
@@ -232,17 +238,27 @@ def read_weights(sample_weight: Any, n: int) -> np.ndarray:
     return weights
 
 
-def read_targets(y: Any, classes: np.ndarray | None, labels: tuple | None) -> np.ndarray:
-    """Targets as the loss wants them: numbers, or the loss's two labels for two classes."""
+def read_targets(y: Any, classes: np.ndarray | None = None, loss: Any = None) -> np.ndarray:
+    """Targets of shape (n, 1) or (n, k) as the loss wants them: numbers, its two labels, or the class's number."""
+    labels = getattr(loss, "labels", None)
     if classes is not None:
-        return np.asarray(labels, dtype=np.float64)[encode_labels(y, classes)]
+        codes = encode_labels(y, classes)
+        named = np.asarray(labels if len(classes) == 2 else range(len(classes)), dtype=np.float64)
+        return named[codes][:, None]
     if y is None:
         raise ValueError(NO_TARGET)
     y = check_array(y, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="y")
-    targets = np.ascontiguousarray(column_or_1d(y, warn=True))
-    if labels is not None and not np.isin(targets, labels).all():
-        raise ValueError(f"y (b) must hold only {labels} for this loss")
-    return targets
+    if labels is not None or y.ndim != 2 or y.shape[1] == 0:
+        y = column_or_1d(y, warn=True)[:, None]
+    if labels is not None and not np.isin(y, labels).all():
+        raise ValueError(f"y (b) must hold only {_some(labels)} for this loss")
+    if y.size and y.min() < getattr(loss, "least_target", -np.inf):
+        raise ValueError(f"y must be at least {loss.least_target} for this loss, but has {y.min()}")
+    return np.ascontiguousarray(y)
+
+
+def _some(labels: tuple) -> str:
+    return str(labels) if len(labels) < 5 else f"{labels[0]} to {labels[-1]}"
 
 
 def read_chunk(
@@ -251,7 +267,8 @@ def read_chunk(
     sample_weight: Any = None,
     *,
     classes: np.ndarray | None = None,
-    labels: tuple | None = None,
+    class_weights: np.ndarray | None = None,
+    loss: Any = None,
     name: Any = None,
     estimator: str | None = None,
     empty: bool = True,
@@ -262,10 +279,12 @@ def read_chunk(
     ----------
     X, y, sample_weight : array-like
         As given to ``fit`` or ``partial_fit``, in memory, of equal length.
-    classes : ndarray of shape (2,), default=None
+    classes : ndarray of shape (n_classes,), default=None
         All class labels; None where `y` holds numbers.
-    labels : tuple, default=None
-        What the loss calls the classes (``loss.labels``).
+    class_weights : ndarray of shape (n_classes,), default=None
+        Multiply the weights of the rows of each class.
+    loss : object, default=None
+        Says by its ``labels`` and ``least_target`` what targets it takes.
     name : object, default=None
         Names the chunk in error messages.
     estimator : str, default=None
@@ -282,13 +301,15 @@ def read_chunk(
         rows = read_rows(X, estimator=estimator, empty=empty)
     n = rows.shape[0]
     with blame("y", name):
-        targets = read_targets(y, classes, labels)
+        targets = read_targets(y, classes, loss)
         if len(targets) != n:
             raise ValueError(f"X has {n} rows, but y has {len(targets)}")
     with blame("sample_weight", name):
         weights = read_weights(sample_weight, n)
         if weights.size and len(weights) != n:
             raise ValueError(f"X has {n} rows, but sample_weight has {len(weights)}")
+    if class_weights is not None:
+        weights = class_weights[encode_labels(y, classes)] * (weights if weights.size else 1.0)
     arrays = (rows.data, rows.indices, rows.indptr) if sp.issparse(rows) else (rows,)
     content = content_hash(*arrays, targets, shape=rows.shape)
     return Chunk(rows, targets, weights, content, content_hash(weights) if weights.size else "")

@@ -1,4 +1,4 @@
-"""Pointwise losses: one NamedTuple each, plain scalar Python.
+"""Losses: one NamedTuple each, plain Python.
 
 A loss sees one row's linear prediction ``z`` and target ``y`` and knows nothing of
 data, chunks or sparsity. The kernels reach its methods through the free functions
@@ -9,19 +9,36 @@ A new loss is a class of this form: ``value(z, y)``, ``derivative(z, y)`` and ``
 an upper bound of the second derivative in z (a property where it depends on a field).
 ``labels = (-1.0, 1.0)`` makes it a classifier's: y then takes these two values. Where it
 has ``probability(z)`` too, the classifier has ``predict_proba``. ``dask_saga`` takes an
-instance wherever it takes a loss's name; it need not be registered here.
+instance wherever it takes a loss's name; it need not be registered here. ``least_target``
+bounds y from below; ``quadratic = True`` tells that the curvature is the same everywhere.
+
+Several outputs are so many independent problems on the same rows, unless the loss has
+``outputs``, their number: it then sees them together, ``value(z, y)`` with ``z`` an array
+and ``derivative(z, y, out)`` writing an array.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.extending import overload
-from scipy.special import expit
+from numba.extending import overload, register_jitable
+from scipy.special import expit, softmax
 
-__all__ = ["LOSSES", "LogLoss", "SquaredError", "derivative", "resolve_loss", "value"]
+__all__ = [
+    "LOSSES",
+    "Huber",
+    "LogLoss",
+    "ModifiedHuber",
+    "MultinomialLogLoss",
+    "PoissonLoss",
+    "SmoothHinge",
+    "SquaredError",
+    "SquaredHinge",
+    "resolve_loss",
+]
 
 # Not True: that would also set nnan and ninf, which remove the isfinite checks.
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
@@ -54,10 +71,111 @@ class LogLoss(NamedTuple):
         return expit(z)
 
 
+class SquaredHinge(NamedTuple):
+    """Squared hinge ``max(0, 1 - y z)^2`` of labels y in {-1, 1}, as in scikit-learn's ``SGDClassifier``."""
+
+    curvature = 2.0
+    labels = (-1.0, 1.0)
+
+    def value(self, z, y):
+        return max(0.0, 1.0 - y * z) ** 2
+
+    def derivative(self, z, y):
+        return -2.0 * y * max(0.0, 1.0 - y * z)
+
+
+class ModifiedHuber(NamedTuple):
+    """Squared hinge that goes on as the line ``-4 y z`` below the margin -1 (Zhang 2004)."""
+
+    curvature = 2.0
+    labels = (-1.0, 1.0)
+
+    def value(self, z, y):
+        margin = y * z
+        return max(0.0, 1.0 - margin) ** 2 if margin > -1.0 else -4.0 * margin
+
+    def derivative(self, z, y):
+        return -2.0 * y * min(2.0, max(0.0, 1.0 - y * z))
+
+    def probability(self, z: np.ndarray) -> np.ndarray:
+        """Probability of the label 1 at linear predictions ``z`` (Zhang 2004)."""
+        return (np.clip(z, -1.0, 1.0) + 1.0) / 2.0
+
+
+class SmoothHinge(NamedTuple):
+    """Hinge with a parabola for its corner (Shalev-Shwartz, Zhang 2013).
+
+    Parameters
+    ----------
+    gamma : float, default=1.0
+        Width of the parabola in units of the margin.
+    """
+
+    gamma: float = 1.0
+
+    labels = (-1.0, 1.0)
+
+    @property
+    def curvature(self) -> float:
+        return 1.0 / self.gamma
+
+    def value(self, z, y):
+        slack = 1.0 - y * z
+        if slack > self.gamma:
+            return slack - 0.5 * self.gamma
+        return 0.5 * max(0.0, slack) ** 2 / self.gamma
+
+    def derivative(self, z, y):
+        return -y * min(1.0, max(0.0, 1.0 - y * z) / self.gamma)
+
+
+class MultinomialLogLoss(NamedTuple):
+    """Cross entropy ``log(sum_k exp(z_k)) - z_y`` of classes y in {0, ..., n_classes - 1}.
+
+    Curvature: half the identity bounds its Hessian (Böhning 1992).
+
+    Parameters
+    ----------
+    n_classes : int
+    """
+
+    n_classes: int
+
+    curvature = 0.5
+
+    @property
+    def outputs(self) -> int:
+        return self.n_classes
+
+    @property
+    def labels(self) -> tuple:
+        return tuple(map(float, range(self.n_classes)))
+
+    def value(self, z, y):
+        top, total = z.max(), 0.0
+        for k in range(z.size):
+            total += math.exp(z[k] - top)
+        return math.log(total) + top - z[int(y)]
+
+    def derivative(self, z, y, out):
+        top, total = z.max(), 0.0
+        for k in range(z.size):
+            out[k] = math.exp(z[k] - top)
+            total += out[k]
+        for k in range(z.size):
+            out[k] /= total
+        out[int(y)] -= 1.0
+
+    def probability(self, z: np.ndarray) -> np.ndarray:
+        """Probabilities of the classes at linear predictions ``z`` of shape (n, n_classes)."""
+        return softmax(z, axis=1)
+
+
 class SquaredError(NamedTuple):
     """Squared error ``(z - y)^2 / 2``, as in scikit-learn's ``SGDRegressor``."""
 
     curvature = 1.0
+    quadratic = True
     labels = None
 
     def value(self, z, y):
@@ -67,7 +185,62 @@ class SquaredError(NamedTuple):
         return z - y
 
 
-LOSSES: dict[str, type] = {"log_loss": LogLoss, "squared_error": SquaredError}
+class Huber(NamedTuple):
+    """Squared error within `epsilon` of the target, and a line beyond (Huber 1964).
+
+    Parameters
+    ----------
+    epsilon : float, default=1.35
+        In units of the target; unlike in ``HuberRegressor`` no scale is estimated.
+    """
+
+    epsilon: float = 1.35
+
+    curvature = 1.0
+    labels = None
+
+    def value(self, z, y):
+        r = abs(z - y)
+        return 0.5 * r * r if r <= self.epsilon else self.epsilon * (r - 0.5 * self.epsilon)
+
+    def derivative(self, z, y):
+        return max(-self.epsilon, min(self.epsilon, z - y))
+
+
+class PoissonLoss(NamedTuple):
+    """Half the Poisson deviance but for a constant, ``exp(z) - y z``, for counts or rates y >= 0 and a log link.
+
+    No number bounds its curvature exp(z): the kernels follow ``curvature_at``, and steps
+    take the mean target for it, which is its mean at the optimum.
+    """
+
+    curvature = None
+    labels = None
+    least_target = 0.0
+
+    def value(self, z, y):
+        return math.exp(z) - y * z
+
+    def derivative(self, z, y):
+        return math.exp(z) - y
+
+    def curvature_at(self, z, y):
+        return math.exp(z)
+
+    def mean(self, z: np.ndarray) -> np.ndarray:
+        """Expected target at linear predictions ``z``."""
+        return np.exp(z)
+
+
+LOSSES: dict[str, type] = {
+    "log_loss": LogLoss,
+    "squared_hinge": SquaredHinge,
+    "modified_huber": ModifiedHuber,
+    "smooth_hinge": SmoothHinge,
+    "squared_error": SquaredError,
+    "huber": Huber,
+    "poisson": PoissonLoss,
+}
 
 
 def resolve_loss(loss: Any) -> Any:
@@ -98,6 +271,10 @@ def resolve_loss(loss: Any) -> Any:
         raise TypeError(f"loss is a {kind} without {', '.join(missing)}; give a name from {sorted(LOSSES)} or a loss")
     if not isinstance(loss, tuple):
         raise TypeError(f"loss is a {kind}, which numba cannot compile: make its class a typing.NamedTuple")
+    if loss.curvature is None and not hasattr(loss, "curvature_at"):
+        raise TypeError(f"loss: {kind}.curvature is None; give its upper bound, or a method curvature_at(z, y)")
+    if hasattr(loss, "outputs"):
+        return loss
     for method in (loss.value, loss.derivative):
         for y in getattr(loss, "labels", None) or (0.0,):
             try:
@@ -107,22 +284,93 @@ def resolve_loss(loss: Any) -> Any:
     return loss
 
 
+# What compiled code calls: a row's k linear predictions z against its targets y, which are
+# k numbers, or one. One for several outputs is a class: -1 or 1 for each, one against the rest.
+
+
 def value(loss, z, y):
-    """The loss at one linear prediction; callable from compiled code."""
     return loss.value(z, y)
 
 
 def derivative(loss, z, y):
-    """The loss's derivative in z at one linear prediction; callable from compiled code."""
     return loss.derivative(z, y)
 
 
+def curvature(loss, z, y, bound):
+    """The second derivative where the loss gives it, else the bound."""
+    return loss.curvature_at(z, y) if hasattr(loss, "curvature_at") else bound
+
+
+def target(y, k, outputs):
+    if y.size == outputs:
+        return y[k]
+    return 1.0 if y[0] == k else -1.0
+
+
+def row_value(loss, z, y):
+    """The loss of one row, summed over its outputs."""
+    if hasattr(loss, "outputs"):
+        return loss.value(z, y[0])
+    return sum(loss.value(z[k], target(y, k, z.size)) for k in range(z.size))
+
+
+def row_derivative(loss, z, y, out):
+    """Write the loss's derivatives in the k linear predictions of one row."""
+    if hasattr(loss, "outputs"):
+        loss.derivative(z, y[0], out)
+    else:
+        out[:] = [loss.derivative(z[k], target(y, k, z.size)) for k in range(z.size)]
+
+
 # strict=False: the methods call their first argument self.
-@overload(value, strict=False, jit_options={"fastmath": FASTMATH})
+_overload = functools.partial(overload, strict=False, jit_options={"fastmath": FASTMATH})
+
+
+@_overload(value)
 def _value(loss, z, y):
     return loss.instance_class.value
 
 
-@overload(derivative, strict=False, jit_options={"fastmath": FASTMATH})
+@_overload(derivative)
 def _derivative(loss, z, y):
     return loss.instance_class.derivative
+
+
+@_overload(curvature)
+def _curvature(loss, z, y, bound):
+    if hasattr(loss.instance_class, "curvature_at"):
+        at = register_jitable(loss.instance_class.curvature_at)
+        return lambda loss, z, y, bound: at(loss, z, y)
+    return lambda loss, z, y, bound: bound
+
+
+@_overload(target)
+def _target(y, k, outputs):
+    return target
+
+
+@_overload(row_value)
+def _row_value(loss, z, y):
+    if hasattr(loss.instance_class, "outputs"):
+        return lambda loss, z, y: value(loss, z, y[0])
+
+    def over_outputs(loss, z, y):
+        total = 0.0
+        for k in range(z.size):
+            total += value(loss, z[k], target(y, k, z.size))
+        return total
+
+    return over_outputs
+
+
+@_overload(row_derivative)
+def _row_derivative(loss, z, y, out):
+    if hasattr(loss.instance_class, "outputs"):
+        write = register_jitable(loss.instance_class.derivative)
+        return lambda loss, z, y, out: write(loss, z, y[0], out)
+
+    def over_outputs(loss, z, y, out):
+        for k in range(z.size):
+            out[k] = derivative(loss, z[k], target(y, k, z.size))
+
+    return over_outputs

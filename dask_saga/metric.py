@@ -1,22 +1,36 @@
-"""Column statistics, the solver's coordinates, Lipschitz bounds and the step size."""
+"""Column statistics, the solver's coordinates, and the step that suits them."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.linalg import lapack
+from threadpoolctl import ThreadpoolController
 
-from .inputs import Chunk
+from ._kernels import kernels_for
+from .inputs import Chunk, frozen
 
 # Bound of a squared entry in the solver's coordinates, in units of the column's variance.
 LARGEST_ENTRY = 100.0
+# Columns up to which products are collected.
+MOST_ROTATED = 300
+# A rotated pass costs 1 + p / ROTATES_FREELY scaled ones (benchmarks/rotation.py).
+ROTATES_FREELY = 50.0
+# Passes that even perfect coordinates take, and the accuracy for which passes are predicted.
+FEWEST_PASSES, ACCURACY = 5.0, 1e-6
+# Mean curvature in units of its bound, for that prediction.
+MEAN_CURVATURE = 0.4
+# What is taken for L over the least curvature where the curvature may fall far below its bound.
+ILL_CONDITION = 4500.0
 
-__all__ = ["ColumnStats", "Metric", "choose_metric", "column_stats", "curvature_bound", "merge", "to_solver", "to_user"]
+__all__ = ["ColumnStats", "Metric", "choose_metric", "column_stats", "merge", "row_norms", "to_solver", "to_user"]
 
 
 class ColumnStats(NamedTuple):
-    """What is known of the columns of all chunks seen; all arrays have shape (p,).
+    """What is known of the columns of all chunks seen; arrays have shape (p,) but for `products`.
 
     Parameters
     ----------
@@ -32,6 +46,12 @@ class ColumnStats(NamedTuple):
         Rows in which the column is stored: all of them in dense chunks.
     sparse : bool
         Whether any chunk is sparse.
+    target : float
+        Weighted mean of the targets.
+    cross : ndarray
+        Weighted sum of products of deviations of column and target.
+    products : ndarray of shape (p, p) or None
+        Weighted sum of products of deviations of columns, where it was asked for in all chunks.
     """
 
     rows: int
@@ -42,39 +62,59 @@ class ColumnStats(NamedTuple):
     high: np.ndarray
     counts: np.ndarray
     sparse: bool
+    target: float
+    cross: np.ndarray
+    products: np.ndarray | None
 
 
 class Metric(NamedTuple):
-    """The solver's coordinates: rows ``a - shift``, steps ``step * scale``.
+    """The solver's coordinates: rows ``(a - shift) basis``, steps ``step * scale``.
 
     The optimum does not depend on it, as only the steps know it.
 
     Parameters
     ----------
     shift, scale : ndarray of shape (p,)
-        The shift is zero where any chunk is sparse.
+        The shift is that of the columns before, the scale that of those after the rotation. In
+        sparse chunks only columns that every row stores are shifted.
+    basis : ndarray of shape (p, p) or None
+        Orthonormal columns, or None for no rotation.
     rarity : ndarray of shape (p,)
         D of sparse SAGA: rows seen over rows in which the column is stored.
     mean_square : float
         Mean of ||a||^2 in these coordinates, the intercept's 1 included.
-    rows : int
-        Rows that the statistics behind it knew.
+    curvature : float
+        The loss's bound, or its mean at the optimum where there is none.
+    boost : float
+        Times which few rows allow longer steps.
     """
 
     shift: np.ndarray
     scale: np.ndarray
+    basis: np.ndarray | None
     rarity: np.ndarray
     mean_square: float
-    rows: int
+    curvature: float
+    boost: float
+
+    @property
+    def L(self) -> float:
+        """Mean Lipschitz constant of the rows' gradients."""
+        return self.curvature * self.mean_square
+
+
+def wants_products(p: int, problem: Any) -> bool:
+    """Whether a rotation of p columns is open to this problem."""
+    return bool(problem.precondition and getattr(problem.penalty, "rotates", False) and 1 < p <= MOST_ROTATED)
 
 
 def no_stats(p: int) -> ColumnStats:
     """Statistics of p columns without rows."""
     zeros = np.zeros(p)
-    return ColumnStats(0, 0.0, zeros, zeros, zeros + np.inf, zeros - np.inf, np.zeros(p, int), False)
+    return ColumnStats(0, 0.0, zeros, zeros, zeros + np.inf, zeros - np.inf, np.zeros(p, int), False, 0.0, zeros, None)
 
 
-def column_stats(chunk: Chunk) -> ColumnStats:
+def column_stats(chunk: Chunk, problem: Any) -> ColumnStats:
     """Statistics of one chunk's columns, in float64 and, if dense, by two passes.
 
     Raises
@@ -83,32 +123,46 @@ def column_stats(chunk: Chunk) -> ColumnStats:
         If squares overflow.
     """
     stats = no_stats(chunk.rows.shape[1])
+    products = wants_products(chunk.rows.shape[1], problem)
     for block, rows in chunk.row_blocks():
         weights = chunk.weights[block] if chunk.weights.size else np.ones(rows.shape[0])
         with np.errstate(over="ignore", invalid="ignore"):
-            stats = merge(stats, _block_stats(rows, weights))
+            stats = merge(stats, _block_stats(rows, chunk.targets[block], weights, products))
     if not np.isfinite(stats.squares).all():
         raise ValueError(f"X has values too large to be squared in column {np.argmin(np.isfinite(stats.squares))}")
     return stats
 
 
-def _block_stats(rows: Any, weights: np.ndarray) -> ColumnStats:
+def _block_stats(rows: Any, targets: np.ndarray, weights: np.ndarray, products: bool) -> ColumnStats:
     used = weights > 0
     if not used.all():
-        rows, weights = rows[used], weights[used]
+        rows, targets, weights = rows[used], targets[used], weights[used]
     n, p = rows.shape
     if n == 0:
         return no_stats(p)
     weight = weights.sum()
+    targets = targets.mean(axis=1)
+    target = float((targets * weights).sum() / weight)
+    pulls = (targets - target) * weights
     if sp.issparse(rows):
         mean = rows.T @ weights / weight
         squares = np.maximum(rows.multiply(rows).T @ weights - weight * mean**2, 0.0)
         low, high = (extreme.toarray().ravel() for extreme in (rows.min(axis=0), rows.max(axis=0)))
-        return ColumnStats(n, weight, mean, squares, low, high, np.bincount(rows.indices, minlength=p), True)
+        counts = np.bincount(rows.indices, minlength=p)
+        full = np.flatnonzero(counts == n)
+        if full.size:  # the difference of squares would lose the variance of columns far from zero
+            dense = rows[:, full].toarray() - mean[full]
+            squares[full] = (dense * dense * weights[:, None]).sum(axis=0)
+        return ColumnStats(n, weight, mean, squares, low, high, counts, True, target, rows.T @ pulls, None)
     # Not by BLAS: its sums depend on the alignment of the rows and on its threads.
     mean = (rows * weights[:, None]).sum(axis=0) / weight
-    squares = (np.square(rows - mean) * weights[:, None]).sum(axis=0)
-    return ColumnStats(n, weight, mean, squares, rows.min(axis=0), rows.max(axis=0), np.full(p, n), False)
+    apart = rows - mean
+    squares = (np.square(apart) * weights[:, None]).sum(axis=0)
+    cross = (apart * pulls[:, None]).sum(axis=0)
+    # These may be: they are rounded before they decide.
+    product = (apart * weights[:, None]).T @ apart if products else None
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    return ColumnStats(n, weight, mean, squares, low, high, np.full(p, n), False, target, cross, product)
 
 
 def merge(one: ColumnStats, other: ColumnStats) -> ColumnStats:
@@ -116,16 +170,22 @@ def merge(one: ColumnStats, other: ColumnStats) -> ColumnStats:
     if not one.rows or not other.rows:
         return one if one.rows else other
     weight = one.weight + other.weight
-    apart = other.mean - one.mean
+    apart, factor = other.mean - one.mean, one.weight * other.weight / weight
+    products = None
+    if one.products is not None and other.products is not None:
+        products = one.products + other.products + np.outer(apart, apart) * factor
     return ColumnStats(
         one.rows + other.rows,
         weight,
         one.mean + apart * (other.weight / weight),
-        one.squares + other.squares + apart**2 * (one.weight * other.weight / weight),
+        one.squares + other.squares + apart**2 * factor,
         np.minimum(one.low, other.low),
         np.maximum(one.high, other.high),
         one.counts + other.counts,
         one.sparse or other.sparse,
+        one.target + (other.target - one.target) * (other.weight / weight),
+        one.cross + other.cross + apart * (other.target - one.target) * factor,
+        products,
     )
 
 
@@ -134,48 +194,127 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
 
     Dense rows are centred, where there is an intercept to absorb it, and scaled to unit
     variance, yet so that no squared entry exceeds LARGEST_ENTRY: rare levels would else
-    rule the step. Sparse rows are scaled by the mean square of their stored entries.
+    rule the step. Where it is predicted to pay in time, they are rotated to their principal
+    axes before. Sparse rows are centred in columns that every row stores, and scaled by
+    the geometric mean of their mean square and that of their stored entries.
 
     Parameters
     ----------
     stats : ColumnStats
         Of all chunks seen.
     problem : Problem
-        Its `precondition` and `fit_intercept`.
+        Its `loss`, `penalty`, `precondition` and `fit_intercept`.
     """
     p, weight = len(stats.mean), max(stats.weight, np.finfo(float).tiny)
-    centred = problem.precondition and problem.fit_intercept and not stats.sparse
-    shift = stats.mean if centred else np.zeros(p)
+    bound = problem.loss.curvature
+    curvature = max(stats.target, np.finfo(float).tiny) if bound is None else float(bound)
+    centred = (stats.counts == stats.rows) & bool(problem.precondition and problem.fit_intercept and stats.rows)
+    shift = np.where(centred, stats.mean, 0.0)
     rarity = stats.rows / np.maximum(stats.counts, 1)
     moment = stats.squares / weight + stats.mean**2
-    spread = stats.squares / weight if centred else moment
+    spread = np.where(centred, stats.squares / weight, moment)
     scale = np.ones(p)
-    if problem.precondition and stats.rows:
-        largest = np.maximum((stats.high - shift) ** 2, (stats.low - shift) ** 2) / LARGEST_ENTRY
-        divisor = moment * rarity if stats.sparse else np.maximum(spread, largest)
-        # A column that is constant but for rounding keeps unit steps.
-        varies = divisor > 1e-24 * moment
-        scale[varies] = 1.0 / divisor[varies]
-    return Metric(shift, scale, rarity, float((spread * scale).sum()) + problem.fit_intercept, stats.rows)
+    if not (problem.precondition and stats.rows):
+        return Metric(shift, scale, None, rarity, float(spread.sum()) + problem.fit_intercept, curvature, 1.0)
+    largest = np.maximum((stats.high - shift) ** 2, (stats.low - shift) ** 2) / LARGEST_ENTRY
+    divisor = np.where(centred | (not stats.sparse), np.maximum(spread, largest), moment * np.sqrt(rarity))
+    # A column that is constant but for rounding keeps unit steps.
+    varies = divisor > 1e-24 * moment
+    scale[varies] = 1.0 / divisor[varies]
+    mean_square = float((spread * scale).sum()) + problem.fit_intercept
+
+    boost = _boost(stats.rows, mean_square, problem)
+    scaled = Metric(shift, scale, None, rarity, mean_square, curvature, boost)
+    if stats.products is None:
+        return scaled
+    products = stats.products / weight + np.outer(stats.mean - shift, stats.mean - shift)
+    return _rotated(scaled, stats, products, problem)
 
 
-def curvature_bound(chunk: Chunk, metric: Metric, problem: Any) -> float:
-    """Largest ``c w_i (||a_i||^2 + 1)`` of a chunk's rows, in the solver's coordinates.
+def _boost(rows: int, mean_square: float, problem: Any) -> float:
+    """How much longer steps may be where there are few rows for the condition of the problem.
 
-    c is the loss's ``curvature``; the 1 is the intercept's column. It bounds the
-    Lipschitz constant L_i of every row's gradient (SAGA paper, section 2).
+    Implicit steps converge best at about sqrt(condition / rows) / L (Defazio 2016, theorem 1), when
+    that is more than what serves many rows.
     """
-    largest = 0.0
-    for block, rows in chunk.row_blocks():
-        if sp.issparse(rows):
-            bounds = rows.multiply(rows) @ metric.scale
-        else:
-            bounds = (np.square(rows - metric.shift) * metric.scale).sum(axis=1)
-        bounds = bounds + problem.fit_intercept
-        if chunk.weights.size:
-            bounds = bounds * chunk.weights[block]
-        largest = max(largest, float(bounds.max(initial=0.0)))
-    return problem.loss.curvature * largest
+    condition = mean_square if getattr(problem.loss, "quadratic", False) else min(100 * mean_square, ILL_CONDITION)
+    return max(1.0, np.sqrt(condition / max(rows, 1)) / 0.3)
+
+
+def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, problem: Any) -> Metric:
+    """Coordinates along the principal axes, if they are predicted to pay in time."""
+    p = len(products)
+    # What the penalty adds to the curvature, and enough for the Cholesky factor of columns that depend on each other.
+    ridge = problem.penalty.l2 / scaled.curvature
+    size = np.sqrt(np.diag(products) + ridge)
+    size[size == 0] = 1.0
+    # Rounded, as the last bits of BLAS depend on the alignment of the rows and on its threads.
+    correlation = np.round((products + ridge * np.eye(p)) / np.outer(size, size), 9)
+    np.fill_diagonal(correlation, 1.0 + 1e-8)
+    with one_blas_thread():
+        curvatures, axes = np.linalg.eigh(correlation * np.outer(size, size) * np.sqrt(np.outer(scaled.scale, scaled.scale)))
+        pulls = axes.T @ (stats.cross * np.sqrt(scaled.scale))
+        pace = MEAN_CURVATURE * 0.3 * scaled.boost * stats.rows
+        passes = _predicted_passes(np.maximum(curvatures, 1e-12), pulls, pace / scaled.mean_square)
+        if passes + FEWEST_PASSES < FEWEST_PASSES * (1.0 + p / ROTATES_FREELY):
+            return scaled
+        # One-sided Jacobi keeps small axes exact beside columns in large units (Demmel, Veselic 1992).
+        factor = size[:, None] * np.linalg.cholesky(correlation)
+        lengths, basis, _, work, _, _ = lapack.dgejsv(np.asfortranarray(factor), joba=2, jobu=0, jobv=3)
+    scale = 1.0 / (lengths * work[0] / work[1]) ** 2
+    mean_square = float(((products @ basis) * basis).sum(axis=0) @ scale) + problem.fit_intercept
+    boost = _boost(stats.rows, mean_square, problem)
+    return scaled._replace(scale=scale, basis=np.ascontiguousarray(basis), mean_square=mean_square, boost=boost)
+
+
+def _predicted_passes(curvatures: np.ndarray, pulls: np.ndarray, pace: float) -> float:
+    """Passes until what is left along all axes is ACCURACY of what there was to gain."""
+    gains = pulls**2 / curvatures
+    passes = 2.0 ** np.arange(15)
+    left = np.exp(-2.0 * pace * np.outer(passes, curvatures)) @ gains
+    return float(passes[min(int((left > ACCURACY * gains.sum()).sum()), 14)])
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> Any:
+    """A context in which BLAS and LAPACK give the same bits wherever they run."""
+    return _blas().limit(limits=1)
+
+
+def row_norms(rows: Any, metric: Metric, problem: Any) -> np.ndarray:
+    """Squared lengths of rows in the solver's coordinates, the intercept's 1 included, of shape (n,)."""
+    kernels, norms = kernels_for(problem.loss, problem.penalty), np.empty(rows.shape[0])
+    shift, scale = shift_of(rows, metric), frozen(metric.scale)
+    if sp.issparse(rows):
+        kernels.sparse_norms(*csr_arrays(rows), shift, scale, norms)
+    else:
+        kernels.dense_norms(frozen(rows), shift, scale, norms)
+    return norms + problem.fit_intercept
+
+
+def rotate_rows(chunk: Chunk, metric: Metric) -> Any:
+    """The chunk's rows along the metric's basis, in float64; as they are without one."""
+    if metric.basis is None:
+        return chunk.rows
+    out = np.empty(chunk.rows.shape)
+    with one_blas_thread():
+        for block, rows in chunk.row_blocks():
+            np.matmul(rows - metric.shift, metric.basis, out=out[block])
+    return out
+
+
+def shift_of(rows: Any, metric: Metric) -> np.ndarray:
+    """The shift that is left to the kernels: none for rotated rows."""
+    return frozen(np.zeros_like(metric.shift) if metric.basis is not None else metric.shift)
+
+
+def csr_arrays(rows: Any) -> list[np.ndarray]:
+    """The three arrays of CSR rows as the kernels take them."""
+    return [frozen(array) for array in (rows.data, rows.indices, rows.indptr)]
 
 
 def to_solver(x: np.ndarray, gradient_sum: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
@@ -183,12 +322,20 @@ def to_solver(x: np.ndarray, gradient_sum: np.ndarray, metric: Metric) -> tuple[
     x, gradient_sum = x.copy(), gradient_sum.copy()
     x[:, -1] += (x[:, :-1] * metric.shift).sum(axis=1)
     gradient_sum[:, :-1] -= gradient_sum[:, -1:] * metric.shift
-    return x, gradient_sum
+    return _turn(x, metric.basis), _turn(gradient_sum, metric.basis)
 
 
 def to_user(x: np.ndarray, gradient_sum: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """The inverse of ``to_solver``."""
-    x, gradient_sum = x.copy(), gradient_sum.copy()
+    back = None if metric.basis is None else metric.basis.T
+    x, gradient_sum = _turn(x, back, copy=True), _turn(gradient_sum, back, copy=True)
     x[:, -1] -= (x[:, :-1] * metric.shift).sum(axis=1)
     gradient_sum[:, :-1] += gradient_sum[:, -1:] * metric.shift
     return x, gradient_sum
+
+
+def _turn(array: np.ndarray, basis: np.ndarray | None, copy: bool = False) -> np.ndarray:
+    if basis is None:
+        return array.copy() if copy else array
+    with one_blas_thread():
+        return np.column_stack([array[:, :-1] @ basis, array[:, -1]])

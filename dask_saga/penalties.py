@@ -7,6 +7,7 @@ The intercept is never penalised.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from numba.extending import overload
@@ -17,23 +18,32 @@ __all__ = ["PENALTIES", "ElasticNet", "prox", "resolve_penalty"]
 
 
 class ElasticNet(NamedTuple):
-    """``l1 |x| + l2 x^2 / 2``; the built-in penalties are values of this one type.
+    """``l1 |x| + l2 x^2 / 2`` for x within bounds; the built-in penalties are values of this one type.
 
     Parameters
     ----------
     l1, l2 : float, default=0.0
         Weights of the two parts, in units of the mean loss per coefficient.
+    lower, upper : float, default=-inf and inf
+        Bounds of every coefficient: ``ElasticNet(l2=1e-4, lower=0.0)`` keeps them non-negative.
     """
 
     l1: float = 0.0
     l2: float = 0.0
+    lower: float = -math.inf
+    upper: float = math.inf
+
+    @property
+    def rotates(self) -> bool:
+        """Whether it is the same function in every orthonormal basis."""
+        return self.l1 == 0.0 and self.lower == -math.inf and self.upper == math.inf
 
     def value(self, x):
         return self.l1 * abs(x) + 0.5 * self.l2 * x * x
 
     def prox(self, v, step):
         shrunk = max(v - step * self.l1, 0.0) - max(-v - step * self.l1, 0.0)
-        return shrunk / (1.0 + step * self.l2)
+        return min(max(shrunk / (1.0 + step * self.l2), self.lower), self.upper)
 
 
 PENALTIES = {
@@ -73,6 +83,10 @@ def resolve_penalty(penalty: Any, alpha: float = 1.0, l1_ratio: float = 0.15) ->
             f"penalty is a {type(penalty).__name__}; it must be one of {list(PENALTIES)} or an instance of a "
             "typing.NamedTuple class with value and prox"
         )
+    if isinstance(penalty, ElasticNet):
+        if not (penalty.l1 >= 0 and penalty.l2 >= 0 and penalty.lower <= penalty.upper):
+            raise ValueError(f"penalty={penalty} needs l1 >= 0, l2 >= 0 and lower <= upper")
+        return ElasticNet(*map(float, penalty))
     return penalty
 
 

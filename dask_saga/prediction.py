@@ -17,38 +17,57 @@ from .inputs import blame, dask_blocks, read_labels, read_rows, read_targets, re
 __all__ = ["accuracy", "linear", "probabilities", "r2", "to_labels"]
 
 
-def linear(X: Any, coef: np.ndarray, intercept: float) -> Any:
-    """``X coef + intercept``: a dask array for a Dask collection, an array for rows as read, of shape (n,)."""
+def linear(X: Any, coef: np.ndarray, intercept: np.ndarray) -> Any:
+    """``X coef' + intercept`` for k outputs: a dask array for a Dask collection, an array for rows as read.
+
+    Of shape (n,) for one output, else (n, k).
+    """
     if not is_dask_collection(X):
-        return np.asarray(X @ coef).ravel() + intercept
+        z = np.asarray(X @ coef.T) + intercept
+        return z[:, 0] if len(coef) == 1 else z
+    k = len(coef)
+    meta, size = (np.empty(0), ()) if k == 1 else (np.empty((0, k)), (k,))
     if hasattr(X, "map_blocks"):
         if X.numblocks[1] > 1:
             X = X.rechunk({1: -1})
-        return X.map_blocks(_linear_block, coef, intercept, drop_axis=1, dtype=np.float64, meta=np.empty(0))
+        shape = {"drop_axis": 1} if k == 1 else {"chunks": (X.chunks[0], (k,))}
+        return X.map_blocks(_linear_block, coef, intercept, **shape, dtype=np.float64, meta=meta)
     import dask.array as da
 
     parts = [delayed(_linear_block)(part, coef, intercept) for part in X.to_delayed()]
-    return da.concatenate([da.from_delayed(part, (np.nan,), meta=np.empty(0)) for part in parts])
+    return da.concatenate([da.from_delayed(part, (np.nan, *size), meta=meta) for part in parts])
 
 
-def _linear_block(X: Any, coef: np.ndarray, intercept: float) -> np.ndarray:
+def _linear_block(X: Any, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
     return linear(read_rows(X, empty=True), coef, intercept)
+
+
+def elementwise(function: Callable, z: Any) -> Any:
+    """``function(z)``, lazily for a dask array."""
+    return z.map_blocks(function, dtype=np.float64, meta=z._meta) if is_dask_collection(z) else function(z)
 
 
 def to_labels(z: Any, classes: np.ndarray) -> Any:
     """Labels at linear predictions."""
     if is_dask_collection(z):
-        return z.map_blocks(to_labels, classes, dtype=classes.dtype, meta=classes[:0])
-    return classes[(z > 0).astype(int)]
+        drop = [1] if z.ndim == 2 else None
+        return z.map_blocks(to_labels, classes, drop_axis=drop, dtype=classes.dtype, meta=classes[:0])
+    return classes[(z > 0).astype(int) if z.ndim == 1 else z.argmax(axis=1)]
 
 
 def probabilities(z: Any, loss: Any) -> Any:
-    """Probabilities of both classes at linear predictions, of shape (n, 2)."""
+    """Probabilities of all classes at linear predictions, of shape (n, n_classes)."""
     if is_dask_collection(z):
-        chunks = (z.chunks[0], (2,))
-        return z.map_blocks(probabilities, loss, chunks=chunks, new_axis=1, dtype=float, meta=np.empty((0, 2)))
-    # 1 - p would lose the small probabilities.
-    return np.column_stack([loss.probability(-z), loss.probability(z)])
+        k = 2 if z.ndim == 1 else z.shape[1]
+        new = {"new_axis": 1} if z.ndim == 1 else {}
+        chunks = (z.chunks[0], (k,))
+        return z.map_blocks(probabilities, loss, chunks=chunks, **new, dtype=float, meta=np.empty((0, k)))
+    if z.ndim == 1:  # 1 - p would lose the small probabilities
+        return np.column_stack([loss.probability(-z), loss.probability(z)])
+    p = loss.probability(z)
+    total = p.sum(axis=1, keepdims=True)
+    # One against the rest: where none claims the row, all are alike.
+    return np.where(total > 0, p / np.where(total > 0, total, 1.0), 1.0 / p.shape[1])
 
 
 def _by_block(predict: Callable, X: Any, y: Any, sample_weight: Any, part: Callable) -> np.ndarray:
@@ -91,16 +110,20 @@ def _accuracy_part(prediction, y, weights):
 
 
 def r2(predict: Callable, X: Any, y: Any, sample_weight: Any) -> float:
-    """Coefficient of determination."""
-    errors, weights, means, spreads = _by_block(predict, X, y, sample_weight, _r2_part)
-    mean = np.average(means, weights=weights)
-    spread = spreads.sum() + weights @ (means - mean) ** 2
-    return float(1.0 - errors.sum() / spread) if spread > 0 else float(errors.sum() == 0)
+    """Coefficient of determination; the mean of those of several outputs."""
+    columns = _by_block(predict, X, y, sample_weight, _r2_part)
+    weights, k = columns[1], (len(columns) - 1) // 3
+    errors, means, spreads = (columns[[0, *range(2, len(columns))]][part * k : part * k + k] for part in range(3))
+    mean = np.average(means, axis=1, weights=weights)
+    spread = spreads.sum(axis=1) + (means - mean[:, None]) ** 2 @ weights
+    errors = errors.sum(axis=1)
+    return float(np.where(spread > 0, 1.0 - errors / np.where(spread > 0, spread, 1.0), errors == 0).mean())
 
 
 def _r2_part(prediction, y, weights):
     with blame("y"):
-        targets = read_targets(y, None, None)
-    total = weights.sum()
-    mean = weights @ targets / total if total else 0.0
-    return weights @ (targets - prediction) ** 2, total, mean, weights @ (targets - mean) ** 2
+        targets = read_targets(y)
+    prediction, total = prediction.reshape(targets.shape), weights.sum()
+    mean = weights @ targets / total if total else np.zeros(targets.shape[1])
+    errors, spread = weights @ (targets - prediction) ** 2, weights @ (targets - mean) ** 2
+    return errors[0], total, *errors[1:], *mean, *spread

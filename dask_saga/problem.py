@@ -37,7 +37,8 @@ class Problem(NamedTuple):
     fit_intercept : bool, default=False
         Whether c, which is never penalised, is fitted or stays zero.
     step_size : "auto" or float, default="auto"
-        "auto" is ``step_size_scale / L``; a float is the step itself.
+        "auto" is ``step_size_scale / L``, L the mean over the rows, with rows of larger L_i visited
+        more often, implicit derivatives and control of the step. A float is the step of plain SAGA.
     step_size_scale : float, default=0.3
         Multiplies "auto" only. 0.3 is the post's, about the 1/(3L) of the SAGA paper.
     average : bool, default=True
@@ -47,6 +48,8 @@ class Problem(NamedTuple):
         Whether the solver centres and scales the columns inside its steps.
     memory_dtype : str, default="float32"
         Type of the memory gradients.
+    outputs : int, default=1
+        Linear predictions of a row.
     """
 
     loss: Any
@@ -57,18 +60,23 @@ class Problem(NamedTuple):
     average: bool = True
     precondition: bool = True
     memory_dtype: str = "float32"
+    outputs: int = 1
 
-    def step(self, head: Any) -> float:
-        """Step size at this head, in units of x per unit of mean gradient."""
-        if self.step_size != "auto":
+    @property
+    def automatic(self) -> bool:
+        """Whether steps are found and controlled, not given."""
+        return self.step_size == "auto"
+
+    def step(self, metric: Any, cut: float = 1.0) -> float:
+        """Step size in units of x per unit of mean gradient."""
+        if not self.automatic:
             return float(self.step_size)
-        bound = head.L * head.rows / head.weight if head.weight > 0 else 0.0
-        return self.step_size_scale * head.cut / bound if bound > 0 else self.step_size_scale
+        return self.step_size_scale * cut * metric.boost / (metric.L or 1.0)
 
     @property
     def geometry(self) -> str:
-        """Hash of what the curvature bounds of given rows depend on."""
-        return digest(_identity(self.loss), self.fit_intercept, self.precondition)
+        """Hash of what the solver's coordinates for given rows depend on."""
+        return digest(_identity(self.loss), _identity(self.penalty), self.fit_intercept, self.precondition)
 
     def token(self) -> str:
         """Text equal for equal problems only; of a user's own loss or penalty it knows the code as well."""

@@ -11,7 +11,7 @@ from dask.delayed import Delayed
 from distributed import Future
 from sklearn.utils._param_validation import validate_parameter_constraints
 
-from .driver import Info, load, run
+from .driver import Info, load, run, split_x
 from .executors import LocalExecutor, find_executor
 from .inputs import Chunk, read_chunk
 from .losses import resolve_loss
@@ -137,6 +137,7 @@ def saga(
         precondition=precondition,
         memory_dtype=memory_dtype,
     )
+    problem = problem._replace(outputs=getattr(problem.loss, "outputs", 1))
     seed = draw_seed(random_state)
     pairs = list(chunks)
     if not pairs:
@@ -147,8 +148,7 @@ def saga(
     lazy = any(isinstance(pair, (Delayed, Future)) or any(map(is_dask_collection, pair)) for pair in pairs)
     executor = find_executor() if lazy else LocalExecutor()
     blocks = executor.load([delayed(pair) if lazy else pair for pair in pairs])
-    labels = getattr(problem.loss, "labels", None)
-    read = [executor.submit(_read_pair, pair, labels, k, name="saga-read") for k, pair in enumerate(blocks)]
+    read = [executor.submit(_read_pair, pair, problem.loss, k, name="saga-read") for k, pair in enumerate(blocks)]
     loaded = load(executor, read, problem)
     if not any(fact.rows for fact in loaded.facts):
         raise ValueError("chunks hold no rows")
@@ -156,7 +156,7 @@ def saga(
         executor, loaded, problem,
         seed=seed, max_iter=max_iter, tol=tol, shuffle=shuffle, callback=callback, given=chunks,
     )  # fmt: skip
-    x, intercept = result.x[0, :-1], float(result.x[0, -1])
+    x, intercept = split_x(result.x)
     return SAGAResult(
         x, intercept, len(result.history), result.converged, result.diverged, result.step_size, result.history,
         result.state,
@@ -169,7 +169,7 @@ def _penalty_object(penalty: Any) -> Any:
     return resolve_penalty(penalty)
 
 
-def _read_pair(pair: Any, labels: tuple | None, name: int) -> Chunk:
+def _read_pair(pair: Any, loss: Any, name: int) -> Chunk:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"chunk {name}: chunks must hold pairs (A, b), not {type(pair).__name__}")
-    return read_chunk(*pair, labels=labels, name=name)
+    return read_chunk(*pair, loss=loss, name=name)

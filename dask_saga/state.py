@@ -15,7 +15,8 @@ from dask.sizeof import sizeof
 from sklearn.utils import check_random_state
 
 from ._kernels import kernels_for
-from .metric import ColumnStats, Metric, choose_metric, no_stats, to_solver, to_user
+from .inputs import frozen
+from .metric import ColumnStats, Metric, no_stats, to_solver, to_user
 from .problem import Problem, digest
 
 __all__ = ["ChunkMemory", "Head", "SAGAState", "new_head", "new_state"]
@@ -23,21 +24,17 @@ __all__ = ["ChunkMemory", "Head", "SAGAState", "new_head", "new_state"]
 # The iterate circles, rather than drifts, where the cosine between its last and its
 # mean displacement over the window is below this (docs/algorithm.md, "Averaging").
 CIRCLES_BELOW = 0.6
-# A visit has settled where x moves less in its second half than in its first: where the
-# squared distances have this ratio, e^(step x rows x curvature) of the direction it moves in.
-SETTLED_ABOVE = 2.0
-# Visits circle on where their squared moves shrink by less than this from window to window.
-STUCK_ABOVE = 0.7
-CUT_BY = 3.0
+# x moves less in a visit's second half than in its first where visits forget where they came from:
+# the squared distances have the ratio e^(step x rows x curvature) of the direction it moves in.
+# The step is kept where the mean logarithm of that ratio is between these.
+LEAST_RATIO, AIM, MOST_RATIO = 0.3, 0.5, 1.0
+# Bounds of one change of the step, up and down.
+RAISE_BY, CUT_BY = 2.0, 10.0
+# Where x circles and its squared moves fall by less than the first from window to window, or where
+# they grow by more than the second, the step is cut by the third.
+STUCK_ABOVE, GROWS_ABOVE, UNSTICK_BY = 0.5, 2.0, 3.0
 # Beyond this a coefficient has left every scale on which data are measured.
 LARGEST_COEFFICIENT = 1e100
-
-
-def frozen(array: np.ndarray) -> np.ndarray:
-    """A read-only view."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 class Head(NamedTuple):
@@ -51,20 +48,20 @@ class Head(NamedTuple):
         sum_i m_i a_i over all chunks, where m_i is the memory gradient of row i.
     weight, rows : float, int
         Sum of weights and number of rows of positive weight, of the chunks that count.
-    L : float
-        Largest curvature bound of a row, times its weight.
     cut : float
-        Multiplies the "auto" step; below one where visits settled and circled.
+        Multiplies the "auto" step; below one where visits forgot where they came from.
     window_start, window_sum : ndarray
         x at the opening of the averaging window, and the sum of x at its visits' ends.
-    window_count, window_settled : int
-        Visits in the window, and those that settled before their end.
+    window_count : int
+        Visits in the window.
+    window_ratio : float
+        Sum of the logarithms of their halves' ratios of squared moves.
     window_energy, last_energy : float
         Sum of squared moves of x in this window, and in the one before.
-    window_L : float
-        Largest curvature bound met in the window.
+    last_cut : float
+        The cut in the window before.
     geometry : str
-        ``Problem.geometry`` for which L and the cut were found.
+        ``Problem.geometry`` for which the cut was found.
     diverged : bool
         Whether a step left finite numbers; x then stays at its last good value.
     """
@@ -73,15 +70,14 @@ class Head(NamedTuple):
     gradient_sum: np.ndarray
     weight: float
     rows: int
-    L: float
     cut: float
     window_start: np.ndarray
     window_sum: np.ndarray
     window_count: int
-    window_settled: int
+    window_ratio: float
     window_energy: float
     last_energy: float
-    window_L: float
+    last_cut: float
     geometry: str
     diverged: bool
 
@@ -102,10 +98,8 @@ class ChunkMemory(NamedTuple):
         Passes made over the chunk.
     content, weights_content : str
         Hashes of the rows with their targets, and of the weights.
-    weight, rows, L : float, int, float
+    weight, rows : float, int
         The chunk's share of the same fields of ``Head``.
-    measured : tuple
-        ``Metric.rows`` and ``Problem.geometry`` for which L was measured.
     total : ndarray of shape (outputs, p + 1) or None
         sum_i m_i a_i of this chunk; None where that is large beside the gradients.
     """
@@ -116,8 +110,6 @@ class ChunkMemory(NamedTuple):
     weights_content: str
     weight: float
     rows: int
-    L: float
-    measured: tuple
     total: np.ndarray | None
 
 
@@ -129,6 +121,10 @@ class SAGAState(NamedTuple):
     head : Head
     stats : ColumnStats
         Of all chunks.
+    metric : Metric
+        The solver's coordinates, and ``metric_for`` what they were chosen for.
+    metric_for : tuple
+        Rows and ``Problem.geometry``.
     chunks : mapping of chunk id to ChunkMemory
     window_ids : frozenset
         Ids visited in the current averaging window.
@@ -140,6 +136,8 @@ class SAGAState(NamedTuple):
 
     head: Head
     stats: ColumnStats
+    metric: Metric | None
+    metric_for: tuple
     chunks: Mapping[Hashable, ChunkMemory]
     window_ids: frozenset
     digest: str
@@ -185,18 +183,19 @@ def _one_output(array: np.ndarray) -> np.ndarray:
     return array[0] if len(array) == 1 else array
 
 
-def _restore(head: Head, stats: ColumnStats, chunks: Mapping, *rest: Any) -> SAGAState:
+def _restore(head: Head, stats: ColumnStats, metric: Metric, metric_for: tuple, chunks: Mapping, *rest: Any) -> SAGAState:
     """A state from its pickled fields; unpickled arrays have lost their read-only flag."""
 
     def freeze(fields: Any) -> Any:
         return type(fields)(*(frozen(v) if isinstance(v, np.ndarray) else v for v in fields))
 
-    return SAGAState(freeze(head), freeze(stats), {key: freeze(memory) for key, memory in chunks.items()}, *rest)
+    memories = {key: freeze(memory) for key, memory in chunks.items()}
+    return SAGAState(freeze(head), freeze(stats), metric and freeze(metric), metric_for, memories, *rest)
 
 
 @sizeof.register(SAGAState)
 def _sizeof_state(state: SAGAState) -> int:
-    arrays = [*state.head, *state.stats]
+    arrays = [*state.head, *state.stats, *(state.metric or ())]
     size = sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
     for memory in state.chunks.values():
         size += 500 + memory.gradients.nbytes + (0 if memory.total is None else memory.total.nbytes)
@@ -204,16 +203,16 @@ def _sizeof_state(state: SAGAState) -> int:
 
 
 def new_head(
-    n_columns: int, n_outputs: int = 1, *, weight: float = 0.0, rows: int = 0, L: float = 0.0, geometry: str = ""
+    n_columns: int, n_outputs: int = 1, *, weight: float = 0.0, rows: int = 0, geometry: str = ""
 ) -> Head:
     """A head at x = 0, before any visit."""
     zeros = frozen(np.zeros((n_outputs, n_columns + 1)))
-    return Head(zeros, zeros, weight, rows, L, 1.0, zeros, zeros, 0, 0, 0.0, np.inf, 0.0, geometry, False)
+    return Head(zeros, zeros, weight, rows, 1.0, zeros, zeros, 0, 0.0, 0.0, np.inf, 1.0, geometry, False)
 
 
-def new_state(n_columns: int, seed: int) -> SAGAState:
+def new_state(n_columns: int, n_outputs: int, seed: int) -> SAGAState:
     """A state that has seen no chunk."""
-    return SAGAState(new_head(n_columns), no_stats(n_columns), {}, frozenset(), "", seed)
+    return SAGAState(new_head(n_columns, n_outputs), no_stats(n_columns), None, (), {}, frozenset(), "", seed)
 
 
 def draw_seed(random_state: Any) -> int:
@@ -271,19 +270,18 @@ def proximal_gradient_step(x: np.ndarray, gradient: np.ndarray, step: float, pro
     return out
 
 
-def gradient_mapping_norm(
-    x: np.ndarray, gradient_average: np.ndarray, step: float, problem: Problem, metric: Metric
-) -> float:
+def gradient_mapping_norm(x: np.ndarray, gradient_average: np.ndarray, problem: Problem, metric: Metric) -> float:
     """Norm of the proximal gradient at x, scaled by the metric; zero at the optimum only."""
+    step = 0.3 / (metric.L or 1.0)
     x, gradient = to_solver(x, gradient_average, metric)
     moved = x - proximal_gradient_step(x, gradient, step, problem, metric)
     return float(np.sqrt((moved**2 / np.append(metric.scale, 1.0)).sum())) / step
 
 
-def candidate(head: Head, problem: Problem, metric: Metric) -> np.ndarray:
-    """The x of the averaging window: one step from its mean where x circles, else the last x."""
+def candidate(head: Head, problem: Problem, metric: Metric) -> tuple[np.ndarray, bool]:
+    """The x of the averaging window, and whether it circles: one step from its mean if so, else the last x."""
     if not problem.average or head.window_count < 2 or head.diverged:
-        return head.x
+        return head.x, False
     mean = head.window_sum / head.window_count
     (start, average), (mean, _), (x, _) = (
         to_solver(v, head.gradient_average, metric) for v in (head.window_start, mean, head.x)
@@ -291,30 +289,30 @@ def candidate(head: Head, problem: Problem, metric: Metric) -> np.ndarray:
     root = np.sqrt(np.append(metric.scale, 1.0))
     u, d = (mean - start) / root, (x - mean) / root
     if (u * d).sum() >= CIRCLES_BELOW * np.linalg.norm(u) * np.linalg.norm(d):
-        return head.x
-    stepped = proximal_gradient_step(mean, average, problem.step(head), problem, metric)
-    return frozen(to_user(stepped, average, metric)[0])
+        return head.x, False
+    step = min(problem.step(metric, head.cut), 0.3 / (metric.L or 1.0))
+    stepped = proximal_gradient_step(mean, average, step, problem, metric)
+    return frozen(to_user(stepped, average, metric)[0]), True
 
 
 def open_window(head: Head, problem: Problem, metric: Metric) -> Head:
     """The head with x at the old window's candidate and a new, empty window."""
-    x = candidate(head, problem, metric)
+    x, circles = candidate(head, problem, metric)
     return head._replace(
         x=x,
-        cut=_next_cut(head, problem, metric),
-        L=head.window_L,
+        cut=_next_cut(head, problem, circles),
         last_energy=head.window_energy,
+        last_cut=head.cut,
         window_start=x,
         window_sum=frozen(np.zeros_like(x)),
         window_count=0,
-        window_L=0.0,
+        window_ratio=0.0,
         window_energy=0.0,
-        window_settled=0,
     )
 
 
 def adapt(head: Head, problem: Problem) -> Head:
-    """The head for a problem of other geometry: bounds, cut and window start anew."""
+    """The head for a problem of other geometry: cut and window start anew."""
     if head.geometry == problem.geometry:
         return head
     x = head.x
@@ -324,25 +322,28 @@ def adapt(head: Head, problem: Problem) -> Head:
     return fresh._replace(x=x, gradient_sum=head.gradient_sum, window_start=x)
 
 
-def _next_cut(head: Head, problem: Problem, metric: Metric) -> float:
-    """A smaller step where visits end at their own chunk's solution and go on circling.
+def _next_cut(head: Head, problem: Problem, circles: bool) -> float:
+    """The next window's cut of the step, from what the visits of this one did.
 
     A visit that settles early forgets where it came from: x returns to a point of the
     chunk's own at each visit, and the chunks never agree (docs/algorithm.md, "Step").
     """
-    stuck = head.window_energy > STUCK_ABOVE * head.last_energy
-    settled = head.window_count > 1 and 2 * head.window_settled > head.window_count
-    if not (problem.average and problem.step_size == "auto" and settled and stuck):
+    if not (problem.average and problem.automatic) or head.window_count < 2:
         return head.cut
-    # Here even a chunk of one repeated row does not settle within a visit.
-    rows = head.rows / head.window_count
-    bound = problem.loss.curvature * metric.mean_square * rows * head.rows / head.weight
-    floor = problem.step_size_scale / bound / problem.step(head._replace(cut=1.0))
-    return min(head.cut, max(head.cut / CUT_BY, floor))
+    ratio, fell = head.window_ratio / head.window_count, head.window_energy / (head.last_energy or 1.0)
+    if ratio > MOST_RATIO:
+        return head.cut * max(1.0 / CUT_BY, AIM / ratio)
+    # Of a step just changed, moves must grow by more than the step did.
+    grows = min(fell, fell * (head.last_cut / head.cut) ** 2) > GROWS_ABOVE
+    if grows or (circles and fell > STUCK_ABOVE):
+        return head.cut / UNSTICK_BY
+    if ratio < LEAST_RATIO and (not circles or fell < LEAST_RATIO):
+        return min(1.0, head.cut * RAISE_BY)
+    return head.cut
 
 
 def shown_x(state: SAGAState, problem: Problem) -> np.ndarray:
     """What ``coef_`` shows: the candidate once the window is complete, x before."""
     if window_is_complete(state.window_ids, len(state.chunks), state.head.window_count):
-        return candidate(state.head, problem, choose_metric(state.stats, problem))
+        return candidate(state.head, problem, state.metric)[0]
     return state.head.x
