@@ -15,7 +15,7 @@ import numpy as np
 
 from .chunk import chunk_gradient, chunk_saga, count_outputs, fresh_memory, visit_digest
 from .inputs import Chunk
-from .metric import ColumnStats, Metric, choose_metric, column_stats, merge
+from .metric import ColumnStats, Metric, axis_sums, choose_metric, column_stats, limit_axes, merge
 from .problem import Problem, digest
 from .state import (
     ChunkMemory,
@@ -88,6 +88,7 @@ class Loaded(NamedTuple):
     lengths: list[int]
     facts: list[ChunkMemory]
     stats: ColumnStats
+    metric: Metric
     zero: tuple[float, np.ndarray]
 
 
@@ -124,6 +125,10 @@ def _join(*examined: tuple) -> tuple:
 
 def _brief(examined: tuple) -> tuple:
     return *examined[:2], len(examined[2].mean), len(examined[4])
+
+
+def _axis_sums(examined: tuple, metric: Metric) -> np.ndarray:
+    return axis_sums(examined[2], metric)
 
 
 def _remember(chunk: Chunk, problem: Problem) -> tuple[None, ChunkMemory]:
@@ -167,12 +172,16 @@ def load(executor: Any, chunks: list, problem: Problem) -> Loaded:
             raise ValueError(f"chunk {k}: X has {columns[k]} features, but chunk 0 has {columns[0]}")
         if outputs[k] != outputs[0]:
             raise ValueError(f"chunk {k}: y has {outputs[k]} columns, but chunk 0 has {outputs[0]}")
-    while len(examined) > 1:
-        groups = [examined[k : k + JOINED] for k in range(0, len(examined), JOINED)]
-        examined = [executor.submit(_join, *group, name="saga-join") for group in groups]
-    [(_, _, stats, value, gradient)] = executor.gather(examined)
+    joined = examined
+    while len(joined) > 1:
+        groups = [joined[k : k + JOINED] for k in range(0, len(joined), JOINED)]
+        joined = [executor.submit(_join, *group, name="saga-join") for group in groups]
+    [(_, _, stats, value, gradient)] = executor.gather(joined)
+    metric = choose_metric(stats, problem)
+    sums = executor.gather([executor.submit(_axis_sums, one, metric, name="saga-axes") for one in examined])
+    metric = limit_axes(metric, sums, stats, problem)
     memories = [executor.submit(_remember, chunk, problem, name="saga-memory") for chunk in chunks]
-    return Loaded(chunks, memories, list(lengths), list(facts), stats, (value, gradient))
+    return Loaded(chunks, memories, list(lengths), list(facts), stats, metric, (value, gradient))
 
 
 def run(
@@ -209,7 +218,7 @@ def run(
     given : object, default=None
         What ``info.chunks`` shows.
     """
-    facts, metric = loaded.facts, choose_metric(loaded.stats, problem)
+    facts, metric = loaded.facts, loaded.metric
     ids = number_occurrences(fact.content for fact in facts)
     weight = sum(fact.weight for fact in facts)
     head = new_head(

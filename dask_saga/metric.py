@@ -23,6 +23,9 @@ ROTATES_FREELY = 50.0
 FEWEST_PASSES, ACCURACY = 5.0, 1e-6
 # Mean curvature in units of its bound, for that prediction.
 MEAN_CURVATURE = 0.4
+# What the length of a visit may be along an axis, in units of step x curvature.
+SETTLED = 2.0
+CONCENTRATED = 4.0
 # What is taken for L over the least curvature where the curvature may fall far below its bound.
 ILL_CONDITION = 4500.0
 
@@ -283,6 +286,26 @@ def _blas() -> ThreadpoolController:
 def one_blas_thread() -> Any:
     """A context in which BLAS and LAPACK give the same bits wherever they run."""
     return _blas().limit(limits=1)
+
+
+def axis_sums(stats: ColumnStats, metric: Metric) -> np.ndarray:
+    """Weighted sums of squares of one chunk's rows along the metric's axes, of shape (p,)."""
+    apart = stats.mean - metric.shift
+    if metric.basis is None:
+        return stats.squares + stats.weight * apart**2
+    products = stats.products + stats.weight * np.outer(apart, apart)
+    with one_blas_thread():
+        return np.maximum(((products @ metric.basis) * metric.basis).sum(axis=0), 0.0)
+
+
+def limit_axes(metric: Metric, sums: list[np.ndarray], stats: ColumnStats, problem: Any) -> Metric:
+    """Shorter steps along axes on which one chunk has most of the curvature and would settle within a visit."""
+    if len(sums) < 2 or not problem.automatic:
+        return metric
+    largest, mean = np.max(sums, axis=0), np.mean(sums, axis=0)
+    settles = problem.step(metric) * metric.curvature * largest * metric.scale * stats.rows / stats.weight / SETTLED
+    concentrated = largest / np.maximum(mean, np.finfo(float).tiny) / CONCENTRATED
+    return metric._replace(scale=metric.scale / np.maximum(1.0, np.minimum(settles, concentrated)))
 
 
 def row_norms(rows: Any, metric: Metric, problem: Any) -> np.ndarray:

@@ -33,6 +33,8 @@ RAISE_BY, CUT_BY = 2.0, 10.0
 # Where x circles and its squared moves fall by less than the first from window to window, or where
 # they grow by more than the second, the step is cut by the third.
 STUCK_ABOVE, GROWS_ABOVE, UNSTICK_BY = 0.5, 2.0, 3.0
+# Where one window moves x on as the last did.
+ALONG, ACROSS, FASTER, FASTEST = 0.5, 0.0, 1.5, 30.0
 # Beyond this a coefficient has left every scale on which data are measured.
 LARGEST_COEFFICIENT = 1e100
 
@@ -60,6 +62,8 @@ class Head(NamedTuple):
         Sum of squared moves of x in this window, and in the one before.
     last_cut : float
         The cut in the window before.
+    last_move : ndarray
+        How far the window before moved x.
     geometry : str
         ``Problem.geometry`` for which the cut was found.
     diverged : bool
@@ -78,6 +82,7 @@ class Head(NamedTuple):
     window_energy: float
     last_energy: float
     last_cut: float
+    last_move: np.ndarray
     geometry: str
     diverged: bool
 
@@ -207,7 +212,7 @@ def new_head(
 ) -> Head:
     """A head at x = 0, before any visit."""
     zeros = frozen(np.zeros((n_outputs, n_columns + 1)))
-    return Head(zeros, zeros, weight, rows, 1.0, zeros, zeros, 0, 0.0, 0.0, np.inf, 1.0, geometry, False)
+    return Head(zeros, zeros, weight, rows, 1.0, zeros, zeros, 0, 0.0, 0.0, np.inf, 1.0, zeros, geometry, False)
 
 
 def new_state(n_columns: int, n_outputs: int, seed: int) -> SAGAState:
@@ -300,7 +305,8 @@ def open_window(head: Head, problem: Problem, metric: Metric) -> Head:
     x, circles = candidate(head, problem, metric)
     return head._replace(
         x=x,
-        cut=_next_cut(head, problem, circles),
+        cut=_next_cut(head, problem, metric, circles),
+        last_move=frozen(head.x - head.window_start),
         last_energy=head.window_energy,
         last_cut=head.cut,
         window_start=x,
@@ -322,24 +328,38 @@ def adapt(head: Head, problem: Problem) -> Head:
     return fresh._replace(x=x, gradient_sum=head.gradient_sum, window_start=x)
 
 
-def _next_cut(head: Head, problem: Problem, circles: bool) -> float:
+def _next_cut(head: Head, problem: Problem, metric: Metric, circles: bool) -> float:
     """The next window's cut of the step, from what the visits of this one did.
 
     A visit that settles early forgets where it came from: x returns to a point of the
     chunk's own at each visit, and the chunks never agree (docs/algorithm.md, "Step").
     """
-    if not (problem.average and problem.automatic) or head.window_count < 2:
+    if not (problem.average and problem.automatic) or head.diverged:
         return head.cut
-    ratio, fell = head.window_ratio / head.window_count, head.window_energy / (head.last_energy or 1.0)
-    if ratio > MOST_RATIO:
-        return head.cut * max(1.0 / CUT_BY, AIM / ratio)
-    # Of a step just changed, moves must grow by more than the step did.
-    grows = min(fell, fell * (head.last_cut / head.cut) ** 2) > GROWS_ABOVE
-    if grows or (circles and fell > STUCK_ABOVE):
-        return head.cut / UNSTICK_BY
-    if ratio < LEAST_RATIO and (not circles or fell < LEAST_RATIO):
-        return min(1.0, head.cut * RAISE_BY)
-    return head.cut
+    ratio, fell = head.window_ratio / max(head.window_count, 1), head.window_energy / (head.last_energy or 1.0)
+    along = _cosine(head.x - head.window_start, head.last_move, metric)
+    if head.window_count > 1:
+        if ratio > MOST_RATIO:
+            return head.cut * max(1.0 / CUT_BY, AIM / ratio)
+        # Of a step just changed, moves must grow by more than the step did.
+        grows = min(fell, fell * (head.last_cut / head.cut) ** 2) > GROWS_ABOVE
+        if grows or (circles and fell > STUCK_ABOVE):
+            return head.cut / UNSTICK_BY
+        if head.cut < 1.0:
+            raises = ratio < LEAST_RATIO and (not circles or fell < LEAST_RATIO)
+            return min(1.0, head.cut * RAISE_BY) if raises else head.cut
+        if ratio > LEAST_RATIO or circles:
+            return head.cut
+    if along > ALONG:
+        return min(head.cut * FASTER, FASTEST)
+    return max(head.cut / FASTER, min(head.cut, 1.0)) if along < ACROSS else head.cut
+
+
+def _cosine(u: np.ndarray, v: np.ndarray, metric: Metric) -> float:
+    (u, _), (v, _) = (to_solver(w, w, metric._replace(shift=0 * metric.shift)) for w in (u, v))
+    root = np.sqrt(np.append(metric.scale, 1.0))
+    u, v = u / root, v / root
+    return float((u * v).sum() / (np.linalg.norm(u) * np.linalg.norm(v) or 1.0))
 
 
 def shown_x(state: SAGAState, problem: Problem) -> np.ndarray:
