@@ -3,13 +3,12 @@
 Shapes: ``x`` and ``gradient_sum`` are (k, p + 1) for k outputs, the intercept last. They are in
 the solver's coordinates, where a row is ``a_i - shift`` and column j takes steps ``step * scale_j``.
 ``gradients`` is (n, k), ``b`` (n, 1) or (n, k). ``weights`` has one entry a row, or none for all
-ones. ``pull`` multiplies a row's change of gradient, which makes its visits an unbiased sample of
-the mean. All else but ``gradients``, ``gradient`` and ``out`` is read only.
+ones. ``pull`` (n, 2) holds what multiplies a row's change of gradient, so that its visits are an
+unbiased sample of the mean, and the row's squared length, or zero. All else but ``gradients``, ``gradient`` and ``out`` is read only.
 
-With ``norms``, the squared lengths of the rows, derivatives are implicit: taken not at the
-prediction z before the step but near the one after it, u = z - h (f'(u) - m) with
-h = step * pull * norm, as in Point-SAGA (Defazio 2016, section 2). No row can then be overshot,
-and at the optimum u = z. Without them the steps are those of SAGA (Defazio, Bach,
+With a length, derivatives are implicit: taken not at the prediction z before the step but near the
+one after it, u = z - h (f'(u) - m) with h = step * pull * length, as in Point-SAGA (Defazio 2016,
+section 2). No row can then be overshot, and at the optimum u = z. Without, the steps are those of SAGA (Defazio, Bach,
 Lacoste-Julien 2014, equations 1 and 2). Sparse SAGA: Leblond, Pedregosa, Lacoste-Julien 2017,
 section 2.2; there ``shift`` is nonzero only for columns that every row stores.
 """
@@ -61,7 +60,7 @@ def _build(sources: int, cache: bool) -> Kernels:
         """Move u towards the predictions after a step of length h, from z; m are w f'(u)."""
         sources  # noqa: B018
         unbounded, hardest = bound == 0.0, h * w * bound
-        if h == 0.0 or (hardest < 0.05 and not unbounded):
+        if hardest < 0.05 and not unbounded:
             return
         for k in range(z.size):
             u[k] = z[k]
@@ -84,39 +83,41 @@ def _build(sources: int, cache: bool) -> Kernels:
                 m[k] = old[k] + (z[k] - u[k]) / h
 
     @jit
-    def dense_pass(A, b, weights, order, pull, norms, x, gradient_sum, gradients, shift, scale, step, intercept_step,
+    def dense_pass(A, b, weights, order, pull, x, gradient_sum, gradients, shift, scale, step, intercept_step,
                    inverse_weight, bound, loss, penalty):  # fmt: skip
         sources  # noqa: B018
         p, outputs = A.shape[1], x.shape[0]
         z, u, m, old = np.empty(outputs), np.empty(outputs), np.empty(outputs), np.empty(outputs)
         for i in order:
             w = weights[i] if weights.size else 1.0
+            row = A[i]
             for k in range(outputs):
-                zk = x[k, p]
+                xk, zk = x[k], x[k, p]
                 for j in range(p):
-                    zk += (A[i, j] - shift[j]) * x[k, j]
+                    zk += (row[j] - shift[j]) * xk[j]
                 z[k], old[k] = zk, gradients[i, k]
             row_derivative(loss, z, b[i], m)
             for k in range(outputs):
                 m[k] *= w
-            if norms.size:
-                implicit(loss, z, u, b[i], w, step * pull[i] * norms[i], old, m, bound)
+            pulled_by, norm = pull[i, 0], pull[i, 1]
+            if norm > 0.0:
+                implicit(loss, z, u, b[i], w, step * pulled_by * norm, old, m, bound)
             for k in range(outputs):
                 gradients[i, k] = m[k]
                 # What is stored, perhaps rounded to float32, is what the sum gets: numba's float() would
                 # keep float32, and round the difference as well.
                 delta = np.float64(gradients[i, k]) - old[k]
-                pulled = pull[i] * delta
+                pulled, xk, sums = pulled_by * delta, x[k], gradient_sum[k]
                 for j in range(p):
-                    a = A[i, j] - shift[j]
+                    a = row[j] - shift[j]
                     s = step * scale[j]
-                    x[k, j] = prox(penalty, x[k, j] - s * (pulled * a + inverse_weight * gradient_sum[k, j]), s)
-                    gradient_sum[k, j] += delta * a
+                    xk[j] = prox(penalty, xk[j] - s * (pulled * a + inverse_weight * sums[j]), s)
+                    sums[j] += delta * a
                 x[k, p] -= intercept_step * (pulled + inverse_weight * gradient_sum[k, p])
                 gradient_sum[k, p] += delta
 
     @jit
-    def sparse_pass(data, indices, indptr, b, weights, order, pull, norms, x, gradient_sum, gradients, shift, scale,
+    def sparse_pass(data, indices, indptr, b, weights, order, pull, x, gradient_sum, gradients, shift, scale,
                     rarity, step, intercept_step, inverse_weight, bound, loss, penalty):  # fmt: skip
         sources  # noqa: B018
         p, outputs = x.shape[1] - 1, x.shape[0]
@@ -131,12 +132,13 @@ def _build(sources: int, cache: bool) -> Kernels:
             row_derivative(loss, z, b[i], m)
             for k in range(outputs):
                 m[k] *= w
-            if norms.size:
-                implicit(loss, z, u, b[i], w, step * pull[i] * norms[i], old, m, bound)
+            pulled_by, norm = pull[i, 0], pull[i, 1]
+            if norm > 0.0:
+                implicit(loss, z, u, b[i], w, step * pulled_by * norm, old, m, bound)
             for k in range(outputs):
                 gradients[i, k] = m[k]
                 delta = np.float64(gradients[i, k]) - old[k]
-                pulled = pull[i] * delta
+                pulled = pulled_by * delta
                 for q in range(indptr[i], indptr[i + 1]):
                     j = indices[q]
                     a = data[q] - shift[j]
@@ -203,21 +205,27 @@ def _build(sources: int, cache: bool) -> Kernels:
                 out[k, p] += factor
 
     @jit
-    def dense_norms(A, shift, scale, out):
-        """Write each row's squared length in the solver's coordinates, without the intercept's column."""
+    def dense_norms(A, weights, shift, scale, out, sums):
+        """Write each row's squared length in the solver's coordinates; add w_i a_ij^2, unscaled, to ``sums``."""
         for i in range(A.shape[0]):
-            total = 0.0
-            for j in range(A.shape[1]):
-                total += (A[i, j] - shift[j]) ** 2 * scale[j]
+            row, total = A[i], 0.0
+            w = weights[i] if weights.size else 1.0
+            for j in range(row.size):
+                square = (row[j] - shift[j]) ** 2
+                total += square * scale[j]
+                sums[j] += w * square
             out[i] = total
 
     @jit
-    def sparse_norms(data, indices, indptr, shift, scale, out):
+    def sparse_norms(data, indices, indptr, weights, shift, scale, out, sums):
         """As ``dense_norms``."""
         for i in range(indptr.size - 1):
             total = 0.0
+            w = weights[i] if weights.size else 1.0
             for q in range(indptr[i], indptr[i + 1]):
-                total += (data[q] - shift[indices[q]]) ** 2 * scale[indices[q]]
+                square = (data[q] - shift[indices[q]]) ** 2
+                total += square * scale[indices[q]]
+                sums[indices[q]] += w * square
             out[i] = total
 
     @jit

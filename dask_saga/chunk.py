@@ -15,6 +15,7 @@ from .metric import (
     choose_metric,
     column_stats,
     csr_arrays,
+    limit_axes,
     merge,
     rotate_rows,
     row_norms,
@@ -110,6 +111,7 @@ def chunk_saga(
     if head.diverged or head.weight <= 0:
         return head, memory
     plan = _plan(chunk, head, memory, problem, metric, seed)
+    head = head._replace(largest_sums=frozen(np.maximum(head.largest_sums, plan.sums)))
     for _ in range(RETRIES if problem.automatic else 1):
         moved = _take_steps(plan, chunk, head, memory, problem, metric)
         if moved is not None:
@@ -124,8 +126,8 @@ class _Plan(NamedTuple):
     rows: Any
     order: np.ndarray
     pull: np.ndarray
-    norms: np.ndarray
     step: float
+    sums: np.ndarray
 
 
 def _plan(chunk: Chunk, head: Head, memory: ChunkMemory, problem: Problem, metric: Metric, seed: int) -> _Plan:
@@ -136,15 +138,15 @@ def _plan(chunk: Chunk, head: Head, memory: ChunkMemory, problem: Problem, metri
         taken = np.flatnonzero((chunk.weights > 0) | memory.gradients.any(axis=1))
     pull = np.full(n, head.rows / head.weight)
     if not problem.automatic:
-        return _Plan(rows, row_order(seed, taken), pull, np.empty(0), 1.0)
-    norms = row_norms(rows, metric, problem)
+        return _Plan(rows, row_order(seed, taken), np.column_stack([pull, np.zeros(n)]), 1.0, head.largest_sums)
+    norms, sums = row_norms(rows, chunk.weights, metric, problem)
     bounds = norms * pull * (chunk.weights if chunk.weights.size else 1.0)
     # Sampling by bounds (Schmidt et al. 2015, section 3): then the largest row does not rule the step.
     times = np.ceil(bounds / (ROW_BOUND * (metric.mean_square or 1.0)))
     times = np.clip(times, 1, max(len(taken), 1)).astype(np.int64)
     order = row_order(seed, np.repeat(taken, times[taken]))
     more = len(order) / max(len(taken), 1)
-    return _Plan(rows, order, pull * more / times, norms, 1.0 / more)
+    return _Plan(rows, order, np.column_stack([pull * more / times, norms]), 1.0 / more, sums)
 
 
 def _take_steps(plan, chunk, head, memory, problem, metric):
@@ -187,7 +189,7 @@ def _run_pass(plan, order, x, gradient_sum, gradients, chunk, head, problem, met
     """Choose and call the kernel that updates the three arrays in place."""
     kernels = kernels_for(problem.loss, problem.penalty)
     step = problem.step(metric, head.cut) * plan.step
-    before = (frozen(chunk.targets), frozen(chunk.weights), frozen(order), frozen(plan.pull), frozen(plan.norms))
+    before = (frozen(chunk.targets), frozen(chunk.weights), frozen(order), frozen(plan.pull))
     state = (x, gradient_sum, gradients, shift_of(plan.rows, metric), frozen(metric.scale))
     steps = (step, step if problem.fit_intercept else 0.0, 1.0 / head.weight)
     after = (*steps, float(problem.loss.curvature or 0.0), problem.loss, problem.penalty)
@@ -239,9 +241,11 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     head, stats, window_ids = state.head, state.stats, state.window_ids
     if memory is None:
         stats = merge(stats, column_stats(chunk, problem))
-    metric, metric_for = state.metric, (stats.rows, problem.geometry)
-    if metric_for != state.metric_for:
-        metric = choose_metric(stats, problem)
+    axes, axes_for = state.metric, (stats.rows, problem.geometry)
+    if axes_for != state.metric_for:
+        axes = choose_metric(stats, problem)
+        head = head._replace(largest_sums=frozen(np.zeros(len(axes.scale))))
+    metric = limit_axes(axes, head.largest_sums, len(state.chunks), stats, problem)
     if window_is_due(chunk_id, window_ids, len(state.chunks), head.window_count):
         head, window_ids = open_window(head, problem, metric), frozenset()
     seed = visit_seed(state.seed, chunk_id, memory.visits if memory else 0)
@@ -249,8 +253,8 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     return SAGAState(
         head,
         stats,
-        metric,
-        metric_for,
+        axes,
+        axes_for,
         {**state.chunks, chunk_id: memory},
         window_ids | {chunk_id},
         visit_digest(state.digest, chunk_id, memory, problem),

@@ -179,7 +179,7 @@ def load(executor: Any, chunks: list, problem: Problem) -> Loaded:
     [(_, _, stats, value, gradient)] = executor.gather(joined)
     metric = choose_metric(stats, problem)
     sums = executor.gather([executor.submit(_axis_sums, one, metric, name="saga-axes") for one in examined])
-    metric = limit_axes(metric, sums, stats, problem)
+    metric = limit_axes(metric, np.max(sums, axis=0), len(sums), stats, problem)
     memories = [executor.submit(_remember, chunk, problem, name="saga-memory") for chunk in chunks]
     return Loaded(chunks, memories, list(lengths), list(facts), stats, metric, (value, gradient))
 

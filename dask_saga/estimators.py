@@ -14,16 +14,21 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 
 from ._base import SAGABase, loss_constraint, problem_for
-from .inputs import blame, check_classes, count_labels, read_labels
+from .inputs import blame, check_classes, count_labels, read_labels, read_weights
 from .losses import resolve_loss
 from .prediction import accuracy, elementwise, probabilities, r2, to_labels
 
 __all__ = ["SAGAClassifier", "SAGARegressor"]
 
 
-def _block_labels(block: tuple, name: Any) -> tuple[np.ndarray, np.ndarray]:
+def _block_labels(block: tuple, name: Any, weighted: bool) -> tuple[np.ndarray, np.ndarray]:
+    _, y, sample_weight = block
     with blame("y", name):
-        return count_labels(*block[1:])
+        labels = read_labels(y)
+    with blame("sample_weight", name):
+        weights = read_weights(sample_weight if weighted else None, len(labels))
+    with blame("y", name):
+        return count_labels(labels, weights)
 
 
 def _defines_probability(estimator: Any) -> bool:
@@ -144,7 +149,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
 
     def _find_classes(self, executor: Any, blocks: list, names: list) -> tuple:
         tasks = [
-            executor.submit(_block_labels, block, name, name="saga-classes")
+            executor.submit(_block_labels, block, name, self.class_weight == "balanced", name="saga-classes")
             for block, name in zip(blocks, names, strict=True)
         ]
         found = executor.gather(tasks)
@@ -354,6 +359,12 @@ class SAGARegressor(RegressorMixin, SAGABase):
 
     _labelled = False
     _parameter_constraints: dict = {**SAGABase._parameter_constraints, "loss": loss_constraint(_labelled)}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        tags.target_tags.positive_only = self.loss == "poisson"
+        return tags
 
     def __init__(
         self,

@@ -153,13 +153,11 @@ def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:
     return labels
 
 
-def count_labels(y: Any, sample_weight: Any = None) -> tuple[np.ndarray, np.ndarray]:
+def count_labels(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The sorted distinct labels of one block, and the sums of their rows' weights."""
-    labels = read_labels(y)
     distinct = sorted_labels(labels)
     if len(labels):
         check_classification_targets(labels)
-    weights = read_weights(sample_weight, len(labels))
     if weights.size and len(weights) != len(labels):
         raise ValueError(f"y has {len(labels)} rows, but sample_weight has {len(weights)}")
     codes = np.searchsorted(distinct, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any, NamedTuple
 
@@ -84,6 +85,8 @@ class Metric(NamedTuple):
         Orthonormal columns, or None for no rotation.
     rarity : ndarray of shape (p,)
         D of sparse SAGA: rows seen over rows in which the column is stored.
+    spread : ndarray of shape (p,)
+        Mean squares of the rows along the axes, unscaled.
     mean_square : float
         Mean of ||a||^2 in these coordinates, the intercept's 1 included.
     curvature : float
@@ -96,6 +99,7 @@ class Metric(NamedTuple):
     scale: np.ndarray
     basis: np.ndarray | None
     rarity: np.ndarray
+    spread: np.ndarray
     mean_square: float
     curvature: float
     boost: float
@@ -218,7 +222,7 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
     spread = np.where(centred, stats.squares / weight, moment)
     scale = np.ones(p)
     if not (problem.precondition and stats.rows):
-        return Metric(shift, scale, None, rarity, float(spread.sum()) + problem.fit_intercept, curvature, 1.0)
+        return Metric(shift, scale, None, rarity, spread, float(spread.sum()) + problem.fit_intercept, curvature, 1.0)
     largest = np.maximum((stats.high - shift) ** 2, (stats.low - shift) ** 2) / LARGEST_ENTRY
     divisor = np.where(centred | (not stats.sparse), np.maximum(spread, largest), moment * np.sqrt(rarity))
     # A column that is constant but for rounding keeps unit steps.
@@ -227,7 +231,7 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
     mean_square = float((spread * scale).sum()) + problem.fit_intercept
 
     boost = _boost(stats.rows, mean_square, problem)
-    scaled = Metric(shift, scale, None, rarity, mean_square, curvature, boost)
+    scaled = Metric(shift, scale, None, rarity, spread, mean_square, curvature, boost)
     if stats.products is None:
         return scaled
     products = stats.products / weight + np.outer(stats.mean - shift, stats.mean - shift)
@@ -255,7 +259,9 @@ def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, problem: 
     correlation = np.round((products + ridge * np.eye(p)) / np.outer(size, size), 9)
     np.fill_diagonal(correlation, 1.0 + 1e-8)
     with one_blas_thread():
-        curvatures, axes = np.linalg.eigh(correlation * np.outer(size, size) * np.sqrt(np.outer(scaled.scale, scaled.scale)))
+        curvatures, axes = np.linalg.eigh(
+            correlation * np.outer(size, size) * np.sqrt(np.outer(scaled.scale, scaled.scale))
+        )
         pulls = axes.T @ (stats.cross * np.sqrt(scaled.scale))
         pace = MEAN_CURVATURE * 0.3 * scaled.boost * stats.rows
         passes = _predicted_passes(np.maximum(curvatures, 1e-12), pulls, pace / scaled.mean_square)
@@ -264,10 +270,16 @@ def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, problem: 
         # One-sided Jacobi keeps small axes exact beside columns in large units (Demmel, Veselic 1992).
         factor = size[:, None] * np.linalg.cholesky(correlation)
         lengths, basis, _, work, _, _ = lapack.dgejsv(np.asfortranarray(factor), joba=2, jobu=0, jobv=3)
+        spread = np.maximum(((products @ basis) * basis).sum(axis=0), 0.0)
     scale = 1.0 / (lengths * work[0] / work[1]) ** 2
-    mean_square = float(((products @ basis) * basis).sum(axis=0) @ scale) + problem.fit_intercept
-    boost = _boost(stats.rows, mean_square, problem)
-    return scaled._replace(scale=scale, basis=np.ascontiguousarray(basis), mean_square=mean_square, boost=boost)
+    mean_square = float(spread @ scale) + problem.fit_intercept
+    return scaled._replace(
+        scale=scale,
+        basis=np.ascontiguousarray(basis),
+        spread=spread,
+        mean_square=mean_square,
+        boost=_boost(stats.rows, mean_square, problem),
+    )
 
 
 def _predicted_passes(curvatures: np.ndarray, pulls: np.ndarray, pace: float) -> float:
@@ -283,9 +295,12 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def one_blas_thread() -> Any:
-    """A context in which BLAS and LAPACK give the same bits wherever they run."""
-    return _blas().limit(limits=1)
+def one_blas_thread(work: float = np.inf) -> Any:
+    """A context in which BLAS and LAPACK give the same bits wherever they run.
+
+    Products of less `work`, in multiplications, never take several threads.
+    """
+    return _blas().limit(limits=1) if work > 5000 else contextlib.nullcontext()
 
 
 def axis_sums(stats: ColumnStats, metric: Metric) -> np.ndarray:
@@ -298,25 +313,34 @@ def axis_sums(stats: ColumnStats, metric: Metric) -> np.ndarray:
         return np.maximum(((products @ metric.basis) * metric.basis).sum(axis=0), 0.0)
 
 
-def limit_axes(metric: Metric, sums: list[np.ndarray], stats: ColumnStats, problem: Any) -> Metric:
-    """Shorter steps along axes on which one chunk has most of the curvature and would settle within a visit."""
-    if len(sums) < 2 or not problem.automatic:
+def limit_axes(metric: Metric, largest: np.ndarray, chunks: int, stats: ColumnStats, problem: Any) -> Metric:
+    """Shorter steps along axes on which one chunk has most of the curvature and would settle within a visit.
+
+    Parameters
+    ----------
+    largest : ndarray of shape (p,)
+        The largest of ``axis_sums`` of all chunks.
+    chunks : int
+        Their number.
+    """
+    if chunks < 2 or not (stats.rows and problem.automatic and problem.average):
         return metric
-    largest, mean = np.max(sums, axis=0), np.mean(sums, axis=0)
     settles = problem.step(metric) * metric.curvature * largest * metric.scale * stats.rows / stats.weight / SETTLED
+    mean = metric.spread * stats.weight / chunks
     concentrated = largest / np.maximum(mean, np.finfo(float).tiny) / CONCENTRATED
     return metric._replace(scale=metric.scale / np.maximum(1.0, np.minimum(settles, concentrated)))
 
 
-def row_norms(rows: Any, metric: Metric, problem: Any) -> np.ndarray:
-    """Squared lengths of rows in the solver's coordinates, the intercept's 1 included, of shape (n,)."""
-    kernels, norms = kernels_for(problem.loss, problem.penalty), np.empty(rows.shape[0])
-    shift, scale = shift_of(rows, metric), frozen(metric.scale)
+def row_norms(rows: Any, weights: np.ndarray, metric: Metric, problem: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Squared lengths of rows in the solver's coordinates, the intercept's 1 included, and as ``axis_sums``."""
+    kernels = kernels_for(problem.loss, problem.penalty)
+    norms, sums = np.empty(rows.shape[0]), np.zeros(rows.shape[1])
+    rest = (frozen(weights), shift_of(rows, metric), frozen(metric.scale), norms, sums)
     if sp.issparse(rows):
-        kernels.sparse_norms(*csr_arrays(rows), shift, scale, norms)
+        kernels.sparse_norms(*csr_arrays(rows), *rest)
     else:
-        kernels.dense_norms(frozen(rows), shift, scale, norms)
-    return norms + problem.fit_intercept
+        kernels.dense_norms(frozen(rows), *rest)
+    return norms + problem.fit_intercept, sums
 
 
 def rotate_rows(chunk: Chunk, metric: Metric) -> Any:
@@ -324,7 +348,7 @@ def rotate_rows(chunk: Chunk, metric: Metric) -> Any:
     if metric.basis is None:
         return chunk.rows
     out = np.empty(chunk.rows.shape)
-    with one_blas_thread():
+    with one_blas_thread(out.size * out.shape[1]):
         for block, rows in chunk.row_blocks():
             np.matmul(rows - metric.shift, metric.basis, out=out[block])
     return out
@@ -360,5 +384,8 @@ def to_user(x: np.ndarray, gradient_sum: np.ndarray, metric: Metric) -> tuple[np
 def _turn(array: np.ndarray, basis: np.ndarray | None, copy: bool = False) -> np.ndarray:
     if basis is None:
         return array.copy() if copy else array
-    with one_blas_thread():
-        return np.column_stack([array[:, :-1] @ basis, array[:, -1]])
+    out = np.empty_like(array)
+    with one_blas_thread(array.size * len(basis)):
+        out[:, :-1] = array[:, :-1] @ basis
+    out[:, -1] = array[:, -1]
+    return out

@@ -42,8 +42,12 @@ class ElasticNet(NamedTuple):
         return self.l1 * abs(x) + 0.5 * self.l2 * x * x
 
     def prox(self, v, step):
-        shrunk = max(v - step * self.l1, 0.0) - max(-v - step * self.l1, 0.0)
-        return min(max(shrunk / (1.0 + step * self.l2), self.lower), self.upper)
+        # Comparisons, not min and max, whose care for NaN would keep the loops from being vectorised.
+        threshold = step * self.l1
+        shrunk = v - threshold if v > threshold else (v + threshold if v < -threshold else 0.0)
+        x = shrunk / (1.0 + step * self.l2)
+        x = x if x > self.lower else self.lower
+        return x if x < self.upper else self.upper
 
 
 PENALTIES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -76,11 +77,11 @@ class Problem(NamedTuple):
     @property
     def geometry(self) -> str:
         """Hash of what the solver's coordinates for given rows depend on."""
-        return digest(_identity(self.loss), _identity(self.penalty), self.fit_intercept, self.precondition)
+        return _hash(*_parts(self.loss, self.penalty), self.fit_intercept, self.precondition)
 
     def token(self) -> str:
-        """Text equal for equal problems only; of a user's own loss or penalty it knows the code as well."""
-        return repr((_identity(self.loss), _identity(self.penalty), tuple(self[2:])))
+        """Hash equal for equal problems only; of a user's own loss or penalty it knows the code as well."""
+        return _hash(*_parts(self.loss, self.penalty), *self[2:])
 
 
 def digest(*parts: Any) -> str:
@@ -88,7 +89,17 @@ def digest(*parts: Any) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
-def _identity(part: Any) -> tuple:
-    methods = (getattr(type(part), name, None) for name in ("value", "derivative", "prox"))
+def _parts(*objects: Any) -> list:
+    # With their types, as instances without fields are equal to each other.
+    return [part for item in objects for part in (type(item), tuple(item))]
+
+
+@functools.lru_cache(maxsize=1024)
+def _hash(*parts: Any) -> str:
+    return digest(*(_identity(part) if isinstance(part, type) else part for part in parts))
+
+
+def _identity(kind: type) -> tuple:
+    methods = (getattr(kind, name, None) for name in ("value", "derivative", "prox"))
     code = [(m.__code__.co_code, m.__code__.co_consts) for m in methods if hasattr(m, "__code__")]
-    return type(part).__module__, type(part).__qualname__, tuple(part), code
+    return kind.__module__, kind.__qualname__, code

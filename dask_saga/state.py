@@ -64,6 +64,8 @@ class Head(NamedTuple):
         The cut in the window before.
     last_move : ndarray
         How far the window before moved x.
+    largest_sums : ndarray of shape (p,)
+        The largest of ``axis_sums`` of the chunks visited with these axes.
     geometry : str
         ``Problem.geometry`` for which the cut was found.
     diverged : bool
@@ -83,6 +85,7 @@ class Head(NamedTuple):
     last_energy: float
     last_cut: float
     last_move: np.ndarray
+    largest_sums: np.ndarray
     geometry: str
     diverged: bool
 
@@ -188,7 +191,9 @@ def _one_output(array: np.ndarray) -> np.ndarray:
     return array[0] if len(array) == 1 else array
 
 
-def _restore(head: Head, stats: ColumnStats, metric: Metric, metric_for: tuple, chunks: Mapping, *rest: Any) -> SAGAState:
+def _restore(
+    head: Head, stats: ColumnStats, metric: Metric, metric_for: tuple, chunks: Mapping, *rest: Any
+) -> SAGAState:
     """A state from its pickled fields; unpickled arrays have lost their read-only flag."""
 
     def freeze(fields: Any) -> Any:
@@ -207,12 +212,12 @@ def _sizeof_state(state: SAGAState) -> int:
     return size
 
 
-def new_head(
-    n_columns: int, n_outputs: int = 1, *, weight: float = 0.0, rows: int = 0, geometry: str = ""
-) -> Head:
+def new_head(n_columns: int, n_outputs: int = 1, *, weight: float = 0.0, rows: int = 0, geometry: str = "") -> Head:
     """A head at x = 0, before any visit."""
     zeros = frozen(np.zeros((n_outputs, n_columns + 1)))
-    return Head(zeros, zeros, weight, rows, 1.0, zeros, zeros, 0, 0.0, 0.0, np.inf, 1.0, zeros, geometry, False)
+    return Head(
+        zeros, zeros, weight, rows, 1.0, zeros, zeros, 0, 0.0, 0.0, np.inf, 1.0, zeros, zeros[0, 1:], geometry, False
+    )
 
 
 def new_state(n_columns: int, n_outputs: int, seed: int) -> SAGAState:

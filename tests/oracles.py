@@ -6,6 +6,8 @@ from scipy.optimize import minimize
 from scipy.special import expit, logsumexp, softmax
 from threadpoolctl import threadpool_limits
 
+from dask_saga.losses import row_derivative
+
 
 def post_pass(A, b, n, loss, x, memory_gradient, gradient_average, step_size, order):
     """The post's ``_chunk_saga`` with the row order given."""
@@ -19,28 +21,60 @@ def post_pass(A, b, n, loss, x, memory_gradient, gradient_average, step_size, or
     return x, memory_gradient, gradient_average
 
 
-def saga_pass(A, b, weights, order, x, gradient_sum, memory, metric, step, rows, weight, loss, penalty, intercept):
+def implicit_gradient(loss, z, y, w, h, old, m):
+    """Gradients of one row nearer to z after the step than to z before: the kernels' scheme in plain Python."""
+    outputs, u = len(z), z.copy()
+
+    def gradient(u):
+        out = np.empty(outputs)
+        row_derivative(loss, u, y, out)
+        return w * out
+
+    if loss.curvature is not None:
+        if h * w * loss.curvature < 0.05:
+            return m
+        for _ in range(1 + int(min(h * w * loss.curvature, 40.0) / 4)):
+            u = u - (u - z + h * (m - old)) / (1 + h * w * loss.curvature)
+            m = gradient(u)
+        return m
+    for _ in range(30):
+        move = (u - z + h * (m - old)) / (1 + h * w * np.array([loss.curvature_at(v, y[0]) for v in u]))
+        u = u - np.clip(move, -1, 1)
+        m = gradient(u)
+        if np.abs(np.clip(move, -1, 1)).max() < 1e-10:
+            break
+    return old + (z - u) / h
+
+
+def saga_pass(A, b, weights, order, pull, norms, x, gradient_sum, memory, metric, step, weight, problem):
     """One pass in the solver's coordinates, row by row; sparse SAGA where A is sparse. Returns new arrays."""
+    loss, penalty = problem.loss, problem.penalty
     x, gradient_sum, memory = x.copy(), gradient_sum.copy(), memory.copy()
     for i in order:
         if sp.issparse(A):
-            row = A[[i]].toarray().ravel().astype(float)
-            support = np.flatnonzero(np.isin(np.arange(len(row)), A[[i]].indices))
+            support = A[[i]].indices
+            row = A[[i]].toarray().ravel().astype(float) - metric.shift
             rarity = metric.rarity
         else:
             row = A[i].astype(float) - metric.shift
+            row = row if metric.basis is None else row @ metric.basis
             support, rarity = np.arange(len(row)), np.ones(len(row))
-        z = row @ x[:-1] + x[-1]
-        old, memory[i] = float(memory[i]), weights[i] * loss.derivative(z, b[i])
-        delta = float(memory[i]) - old
-        for j in support:
-            s = step * metric.scale[j]
-            v = x[j] - s * (rows / weight * delta * row[j] + rarity[j] * gradient_sum[j] / weight)
-            x[j] = penalty.prox(v, s * rarity[j])
-            gradient_sum[j] += delta * row[j]
-        if intercept:
-            x[-1] -= step * (rows / weight * delta + gradient_sum[-1] / weight)
-        gradient_sum[-1] += delta
+        z = x[:, support] @ row[support] + x[:, -1]
+        m = np.empty(len(z))
+        row_derivative(loss, z, b[i], m)
+        m, old = weights[i] * m, memory[i].astype(float)
+        if norms is not None:
+            m = implicit_gradient(loss, z, b[i], weights[i], step * pull[i] * norms[i], old, m)
+        memory[i] = m
+        for k, delta in enumerate(memory[i].astype(float) - old):
+            for j in support:
+                s = step * metric.scale[j]
+                v = x[k, j] - s * (pull[i] * delta * row[j] + rarity[j] * gradient_sum[k, j] / weight)
+                x[k, j] = penalty.prox(v, s * rarity[j])
+                gradient_sum[k, j] += delta * row[j]
+            if problem.fit_intercept:
+                x[k, -1] -= step * (pull[i] * delta + gradient_sum[k, -1] / weight)
+            gradient_sum[k, -1] += delta
     return x, gradient_sum, memory
 
 

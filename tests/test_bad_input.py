@@ -38,7 +38,7 @@ BAD_DATA = {
     "no columns": ((A[:, :0], y), ValueError, "X: Found array with 0 feature"),
     "short y": ((A, y[:-1]), ValueError, "X has 60 rows, but y has 59"),
     "no y": ((A, None), ValueError, r"\by\b.*None"),
-    "2-d y": ((A, np.c_[y, y]), ValueError, r"\by\b"),
+    "3-d y": ((A, np.c_[y, y][:, :, None]), ValueError, r"\by\b"),
     "NaN in y": ((A, np.where(y > 0, np.nan, y)), ValueError, r"\by\b.*NaN"),
     "negative weight": ((A, y, np.linspace(-1, 1, 60)), ValueError, "sample_weight must not be negative"),
     "zero weights": ((A, y, np.zeros(60)), ValueError, "sample_weight is zero"),

@@ -5,10 +5,11 @@ import pytest
 import scipy.sparse as sp
 
 from dask_saga import chunk_saga
+from dask_saga import metric as metric_module
 from dask_saga.chunk import chunk_gradient, fresh_memory, row_order
 from dask_saga.inputs import read_chunk
-from dask_saga.losses import LOSSES
-from dask_saga.metric import choose_metric, column_stats, curvature_bound, merge, to_solver, to_user
+from dask_saga.losses import LOSSES, MultinomialLogLoss
+from dask_saga.metric import axis_sums, choose_metric, column_stats, merge, row_norms, to_solver, to_user
 from dask_saga.penalties import PENALTIES
 from dask_saga.state import Problem, new_head
 
@@ -38,35 +39,67 @@ def problem_for(loss, penalty="elasticnet", **kwargs):
     return Problem(LOSSES[loss](), PENALTIES[penalty](0.01, 0.5), True, **kwargs)
 
 
+OUTPUTS = {
+    **{name: (loss(), lambda A, b: b) for name, loss in LOSSES.items()},
+    "squared_error of 2": (LOSSES["squared_error"](), lambda A, b: np.c_[b, A[:, 0]]),
+    "multinomial": (MultinomialLogLoss(3), lambda A, b: np.digitize(A[:, 0], [-0.5, 0.5]).astype(float)),
+}
+STEPS = {
+    "auto": {"step_size_scale": 2.0},  # so that implicit steps count
+    "given": {"step_size": 1e-3},
+    "rotated": {"step_size_scale": 2.0},
+}
+
+
 @pytest.mark.parametrize("memory_dtype", ["float32", "float64"])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("penalty", PENALTIES)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("name", OUTPUTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_passes_equal_plain_python(kind, loss, penalty, weighted, memory_dtype):
-    A, b = make_rows(40, 5, classes=loss == "log_loss")
+def test_two_passes_equal_plain_python(kind, name, steps, weighted, memory_dtype, monkeypatch):
+    loss, targets = OUTPUTS[name]
+    A, b = make_rows(40, 5, classes=loss.labels == (-1.0, 1.0))
+    A[3] *= 20.0  # a row that is visited more than once
+    b = targets(A, np.abs(b) if name == "poisson" else b)
     A = KINDS[kind](sparse_enough(A))
     weights = np.random.default_rng(1).random(40) * (np.arange(40) % 5 > 0) if weighted else None
-    problem = problem_for(loss, penalty, memory_dtype=memory_dtype)
-    chunk = read_chunk(A, b, weights)
-    metric = choose_metric(column_stats(chunk), problem)
-    head, memory = new_head(5), None
+    penalty = PENALTIES["l2" if steps == "rotated" else "elasticnet"](0.01, 0.5)._replace(upper=np.inf)
+    if steps != "rotated":
+        penalty = penalty._replace(lower=-0.5)
+    problem = Problem(loss, penalty, True, memory_dtype=memory_dtype, **STEPS[steps])
+    problem = problem._replace(outputs=getattr(loss, "outputs", 1))
+    monkeypatch.setattr(metric_module, "ROTATES_FREELY", 1e9)
+    chunk = read_chunk(A, b, weights, loss=loss)
+    metric = choose_metric(column_stats(chunk, problem), problem)
+    assert (metric.basis is not None) == (steps == "rotated" and not sp.issparse(A))
+    k = 2 if name.endswith("of 2") else problem.outputs
+    head, memory = new_head(5, k), None
     w = np.ones(40) if weights is None else weights
-    x, gradient_sum, gradients = np.zeros(6), np.zeros(6), np.zeros(40, memory_dtype)
+    x, gradient_sum, gradients = np.zeros((k, 6)), np.zeros((k, 6)), np.zeros((40, k), memory_dtype)
     rows = sp.csr_array(A) if sp.issparse(A) else np.asarray(A)
+    turned = (rows.toarray() - metric.shift) * (rows.toarray() != 0) if sp.issparse(A) else rows - metric.shift
+    turned = turned if metric.basis is None else turned @ metric.basis
+    norms = (turned**2 * metric.scale).sum(axis=1) + 1
+    used, ratio = np.flatnonzero(w), np.count_nonzero(w) / w.sum()
+    times = np.clip(np.ceil(norms * w * ratio / (2 * metric.mean_square)), 1, len(used)).astype(int)
+    if steps == "given":
+        times, norms = np.ones(40, int), None
+    else:
+        assert times.max() > 1
+    more = times[used].sum() / len(used)
     for seed in (3, 4):
         head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
-        order = [i for i in row_order(seed, 40) if w[i] > 0]
-        state = (*to_solver(x[None], gradient_sum[None], metric), gradients)
+        order = row_order(seed, np.repeat(used, times[used]))
+        turned_x, turned_sum = to_solver(x, gradient_sum, metric)
         x, gradient_sum, gradients = oracles.saga_pass(
-            rows, b, w, order, state[0][0], state[1][0], gradients, metric,
-            problem.step(head), len(order), w.sum(), problem.loss, problem.penalty, True,
+            rows, chunk.targets, w, order, ratio * more / times, norms, turned_x, turned_sum, gradients, metric,
+            problem.step(metric, head.cut) / more, w.sum(), problem,
         )  # fmt: skip
-        x, gradient_sum = (v[0] for v in to_user(x[None], gradient_sum[None], metric))
-    tolerance = 1e-9 if memory_dtype == "float64" else 1e-5
-    np.testing.assert_allclose(head.x[0], x, rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(head.gradient_sum[0], gradient_sum, rtol=tolerance, atol=tolerance * 40)
-    np.testing.assert_allclose(memory.gradients[:, 0], gradients, rtol=tolerance, atol=tolerance)
+        x, gradient_sum = to_user(x, gradient_sum, metric)
+    tolerance = 1e-8 if memory_dtype == "float64" else 1e-4
+    np.testing.assert_allclose(head.x, x, rtol=tolerance, atol=tolerance * np.abs(x).max())
+    np.testing.assert_allclose(head.gradient_sum, gradient_sum, rtol=tolerance, atol=tolerance * 400)
+    np.testing.assert_allclose(memory.gradients, gradients, rtol=tolerance, atol=tolerance)
     assert memory.gradients.dtype == memory_dtype
     assert memory.visits == 2
 
@@ -87,7 +120,7 @@ def test_inputs_are_never_written_and_results_repeat(kind, binary):
     for array in (A, b) if not sp.issparse(A) else (A.data, A.indices, A.indptr, b):
         array.flags.writeable = False
     chunk = read_chunk(A, b)
-    metric = choose_metric(column_stats(chunk), problem)
+    metric = choose_metric(column_stats(chunk, problem), problem)
     head, memory = chunk_saga(chunk, new_head(8), None, problem, metric, 0)
     for field in (head.x, head.gradient_sum, head.window_sum, memory.gradients):
         assert not field.flags.writeable
@@ -120,7 +153,7 @@ def test_float32_rows_are_not_copied_to_float64():
     assert np.shares_memory(chunk.rows, A)
 
 
-def test_gradient_and_bound(binary):
+def test_gradient_and_lengths(binary):
     A, b = binary
     w = np.random.default_rng(0).random(len(b))
     problem = problem_for("log_loss")
@@ -132,53 +165,62 @@ def test_gradient_and_bound(binary):
         m = w * np.array([problem.loss.derivative(u, v) for u, v in zip(z, b, strict=True)])
         np.testing.assert_allclose(gradient[0], np.append(m @ A, m.sum()))
         assert value == pytest.approx(sum(w * [problem.loss.value(u, v) for u, v in zip(z, b, strict=True)]))
-        metric = choose_metric(column_stats(chunk), problem)
-        bounds = w * (((A - metric.shift) ** 2 * metric.scale).sum(axis=1) + 1) / 4
-        assert curvature_bound(chunk, metric, problem) == pytest.approx(bounds.max())
+        stats = column_stats(chunk, problem)
+        metric = choose_metric(stats, problem)
+        norms, sums = row_norms(chunk.rows, chunk.weights, metric, problem)
+        np.testing.assert_allclose(norms, ((A - metric.shift) ** 2 * metric.scale).sum(axis=1) + 1)
+        np.testing.assert_allclose(sums, w @ (A - metric.shift) ** 2)
+        np.testing.assert_allclose(sums, axis_sums(stats, metric))
 
 
 def test_statistics_merge_exactly(binary):
     A, b = binary
     A = A + 1e9 * (np.arange(8) == 3)  # a unix time within a minute
     w = np.random.default_rng(0).random(len(b))
-    parts = [column_stats(read_chunk(A[k::7], b[k::7], w[k::7])) for k in range(7)]
+    problem = problem_for("log_loss", "l2")
+    parts = [column_stats(read_chunk(A[k::7], b[k::7], w[k::7]), problem) for k in range(7)]
     merged = parts[0]
     for part in parts[1:]:
         merged = merge(merged, part)
     mean = np.average(A, axis=0, weights=w)
     np.testing.assert_allclose(merged.mean, mean, rtol=1e-12)
     np.testing.assert_allclose(merged.squares, w @ (A - mean) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(merged.products, (A - mean).T @ (w[:, None] * (A - mean)), rtol=1e-6, atol=1e-6)
+    target = np.average(b, weights=w)
+    assert merged.target == pytest.approx(target)
+    np.testing.assert_allclose(merged.cross, (w * (b - target)) @ (A - mean), rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(merged.low, A.min(axis=0))
     np.testing.assert_array_equal(merged.high, A.max(axis=0))
     assert merged.rows == 600
-    sparse = column_stats(read_chunk(sp.csr_array(A), b, w))
+    sparse = column_stats(read_chunk(sp.csr_array(A), b, w), problem)
     np.testing.assert_allclose(sparse.mean, mean, rtol=1e-12)
 
 
 def test_constant_and_empty_columns_keep_unit_scale():
     A = np.random.default_rng(0).standard_normal((50, 4))
     A[:, 1], A[:, 2] = 0.1, 0.0
+    problem = problem_for("squared_error")
     for rows in (A, sp.csr_array(A)):
-        metric = choose_metric(column_stats(read_chunk(rows, np.ones(50))), problem_for("squared_error"))
+        metric = choose_metric(column_stats(read_chunk(rows, np.ones(50)), problem), problem)
         assert metric.scale[2] == 1.0
         assert np.isfinite(metric.scale).all()
-    assert choose_metric(column_stats(read_chunk(A, np.ones(50))), problem_for("squared_error")).scale[1] == 1.0
+    assert choose_metric(column_stats(read_chunk(A, np.ones(50)), problem), problem).scale[1] == 1.0
 
 
 def test_memory_of_other_content_is_refused(binary):
     A, b = binary
     problem = problem_for("log_loss")
     one, other = read_chunk(A[:300], b[:300]), read_chunk(A[300:], b[300:])
-    metric = choose_metric(column_stats(one), problem)
+    metric = choose_metric(column_stats(one, problem), problem)
     with pytest.raises(ValueError, match="other content"):
-        chunk_saga(other, new_head(8), fresh_memory(one, problem, metric), problem, metric, 0)
+        chunk_saga(other, new_head(8), fresh_memory(one, problem), problem, metric, 0)
 
 
 def test_a_divergent_step_freezes_finite_values(numbers):
     A, b = numbers
     problem = problem_for("squared_error", step_size=1e6)
     chunk = read_chunk(A, b)
-    metric = choose_metric(column_stats(chunk), problem)
+    metric = choose_metric(column_stats(chunk, problem), problem)
     head, memory = chunk_saga(chunk, new_head(8), None, problem, metric, 0)
     assert head.diverged
     assert not head.x.any()

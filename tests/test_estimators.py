@@ -17,7 +17,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV
-from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
@@ -170,15 +169,6 @@ def test_missing_and_mixed_labels_are_refused(binary):
         SAGAClassifier().fit(A, np.array(["a", 1] * 300, dtype=object))
 
 
-def test_several_classes_are_refused_with_the_way_out(binary):
-    A, y = binary
-    labels = np.where(A[:, 0] > 0, y, 0.0)
-    with pytest.raises(ValueError, match="OneVsRestClassifier"):
-        SAGAClassifier().fit(A, labels)
-    assert not SAGAClassifier().__sklearn_tags__().classifier_tags.multi_class
-    assert OneVsRestClassifier(SAGAClassifier(tol=1e-2)).fit(A, labels).score(A, labels) > 0.5
-
-
 def test_probabilities(binary):
     A, y = binary
     model = SAGAClassifier(random_state=0).fit(A, y)
@@ -293,7 +283,7 @@ def test_partial_fit_after_set_params_measures_its_steps_anew(binary, change):
     fresh = SAGAClassifier(alpha=1e-2, random_state=0, **change).partial_fit(A, y, classes=[-1, 1])
     for _ in range(300):
         model.partial_fit(A, y)
-    assert model.step_size_ == fresh.step_size_
+    assert model.state_.metric.L == fresh.state_.metric.L
     best = SAGAClassifier(alpha=1e-2, tol=1e-6, max_iter=3000, random_state=0, **change).fit(A, y)
     assert best.converged_
     tolerance = 0.1 if change == {"precondition": False} else 1e-3
