@@ -18,12 +18,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted
 
-from .chunk import count_outputs, visit
+from .chunk import chunk_gradient, count_outputs, visit
 from .driver import Info, load, run
 from .executors import LocalExecutor, find_executor
 from .inputs import dask_blocks, read_chunk, read_rows
 from .losses import LOSSES, LogLoss, MultinomialLogLoss, resolve_loss
-from .penalties import PENALTIES, resolve_penalty
+from .penalties import PENALTIES, ElasticNet, resolve_penalty
 from .prediction import linear
 from .problem import CONSTRAINTS, Problem
 from .state import SAGAState, anonymous_id, draw_seed, new_state, shown_x
@@ -179,24 +179,7 @@ class SAGABase(BaseEstimator):
         """
         with self._all_or_nothing():
             problem = self._problem()
-            lazy = any(map(is_dask_collection, (X, y, sample_weight)))
-            if lazy:
-                executor, blocks = find_executor(), dask_blocks(X, y, sample_weight)
-                self._check_columns(X, reset=True)
-            else:
-                executor, blocks = LocalExecutor(), [(X, y, sample_weight)]
-            blocks = executor.load(blocks)
-            names = [k if len(blocks) > 1 else None for k in range(len(blocks))]
-            classes, class_weights = self._find_classes(executor, blocks, names)
-            problem = problem_for(problem, classes)
-            reading = (classes, class_weights, problem.loss, type(self).__name__, lazy)
-            chunks = [
-                executor.submit(_read_block, block, name, *reading, name="saga-read")
-                for block, name in zip(blocks, names, strict=True)
-            ]
-            del blocks
-            if not lazy:
-                self._check_columns(X, reset=True)
+            executor, chunks, problem, classes = self._read(X, y, sample_weight, problem)
             loaded = load(executor, chunks, problem)
             if not any(fact.rows for fact in loaded.facts):
                 raise ValueError("X has no rows" if sum(loaded.lengths) == 0 else "sample_weight is zero for every row")
@@ -214,22 +197,89 @@ class SAGABase(BaseEstimator):
                 self._warn(result)
         return self
 
+    def _read(self, X: Any, y: Any, sample_weight: Any, problem: Problem, fits: bool = True) -> tuple:
+        """Executor, references to chunks on it, the problem of their classes, and these: found, or those fitted."""
+        lazy = any(map(is_dask_collection, (X, y, sample_weight)))
+        if lazy:
+            executor, blocks = find_executor(), dask_blocks(X, y, sample_weight)
+            self._check_columns(X, reset=fits)
+        else:
+            executor, blocks = LocalExecutor(), [(X, y, sample_weight)]
+        blocks = executor.load(blocks)
+        names = [k if len(blocks) > 1 else None for k in range(len(blocks))]
+        classes, class_weights = getattr(self, "classes_", None), None
+        if fits:
+            classes, class_weights = self._find_classes(executor, blocks, names)
+        problem = problem_for(problem, classes)
+        reading = (classes, class_weights, problem.loss, type(self).__name__, lazy)
+        chunks = [
+            executor.submit(_read_block, block, name, *reading, name="saga-read")
+            for block, name in zip(blocks, names, strict=True)
+        ]
+        if not lazy:
+            self._check_columns(X, reset=fits)
+        return executor, chunks, problem, classes
+
+    def duality_gap(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """A bound of F(coef_) - F* that needs no knowledge of the optimum, by one pass over the data.
+
+        The derivatives at ``coef_`` are the dual point, so the gap is R(x) + R*(-g) + g'x with g the
+        mean gradient and R* the penalty's conjugate. With many columns in large units it is far above
+        the true distance.
+
+        Parameters
+        ----------
+        X, y, sample_weight : as in ``fit``
+            The data of the fit; with a `class_weight`, give the product of both weights.
+
+        Returns
+        -------
+        float
+            In units of the mean loss.
+
+        Raises
+        ------
+        ValueError
+            Where there is no bound: with an intercept, as that is not penalised, or without an L2 part
+            in a built-in penalty.
+        """
+        check_is_fitted(self)
+        problem = self._problem()
+        if problem.fit_intercept or not isinstance(problem.penalty, ElasticNet) or problem.penalty.l2 == 0:
+            raise ValueError("duality_gap needs fit_intercept=False and a built-in penalty with an L2 part")
+        executor, chunks, problem, _ = self._read(X, y, sample_weight, problem, fits=False)
+        x = np.column_stack([np.atleast_2d(self.coef_), self.intercept_])
+        sums = executor.gather([executor.submit(_gradient_and_weight, c, x, problem, name="saga-gap") for c in chunks])
+        gradient, weight = (sum(part) for part in zip(*sums, strict=True))
+        x, g = x[:, :-1], gradient[:, :-1] / weight
+        return float((problem.penalty.value(x) + problem.penalty.conjugate(-g) + g * x).sum())
+
     def _warn(self, result: Any) -> None:
         if result.diverged:
             advice = self._diverged_advice()
         elif len(result.history) < self.max_iter:
             return  # a callback stopped it
         else:
+            norms = [row["gradient_norm"] for row in result.history]
             advice = (
-                f"max_iter={self.max_iter} passes ended at a relative gradient norm of "
-                f"{result.history[-1]['gradient_norm']:.1e}, above tol={self.tol}. "
-                + (
-                    "Raise max_iter, or alpha."
-                    if self.step_size == "auto"
-                    else "Raise max_iter, or try step_size='auto'."
-                )
+                f"max_iter={self.max_iter} passes ended at a relative gradient norm of {norms[-1]:.1e}, "
+                f"above tol={self.tol}. {self._advice(norms, result.state.head.cut)}"
             )
         warnings.warn(advice, ConvergenceWarning, stacklevel=3)
+
+    def _advice(self, norms: list[float], cut: float) -> str:
+        half = len(norms) // 2
+        fell = norms[-1] / norms[half] if norms[half] > 0 else 1.0
+        if 0 < fell < 0.5 and len(norms) > 1 and self.tol > 0:
+            more = np.log(self.tol / norms[-1]) / np.log(fell) * (len(norms) - half)
+            return f"It is falling: about {int(np.ceil(more))} more passes would do. Raise max_iter."
+        if self.step_size != "auto":
+            return "It hardly falls: try step_size='auto'."
+        if norms[-1] < 1e-6 and self.memory_dtype == "float32":
+            return "float32 memory gradients go no further: set memory_dtype='float64', or raise tol."
+        if cut >= 1.0:
+            return "It falls slowly: raise step_size_scale, alpha, or max_iter."
+        return "It falls slowly, as the chunks differ: shuffle the rows among them, raise alpha, or max_iter."
 
     def _diverged_advice(self) -> str:
         remedy = "step_size_scale" if self.step_size == "auto" else "step_size"
@@ -313,6 +363,10 @@ def _read_block(block, name, classes, class_weights, loss, estimator, empty):
     return read_chunk(
         *block, classes=classes, class_weights=class_weights, loss=loss, name=name, estimator=estimator, empty=empty
     )
+
+
+def _gradient_and_weight(chunk, x, problem):
+    return chunk_gradient(chunk, x, problem)[1], chunk.weight
 
 
 # dask-ml registers a way for all of scikit-learn's estimators, which would read the whole memory.

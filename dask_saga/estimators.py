@@ -38,16 +38,19 @@ def _defines_probability(estimator: Any) -> bool:
 class SAGAClassifier(ClassifierMixin, SAGABase):
     """Linear classifier fitted by SAGA, chunk by chunk.
 
+    Two classes or more: several are multinomial for "log_loss", one against the rest for other losses.
     Minimises ``(1/W) sum_i w_i f(a_i'x + c, b_i) + alpha R(x)`` where W is the sum of
     the weights, so ``LogisticRegression(C=1 / (alpha * n))`` has the same optimum. The
     gradient memory of every row is kept: training resumes exactly where it stopped.
 
     Parameters
     ----------
-    loss : {"log_loss"} or object, default="log_loss"
-        Or a loss of your own with ``labels = (-1.0, 1.0)``, see ``dask_saga.losses``.
+    loss : {"log_loss", "squared_hinge", "modified_huber", "smooth_hinge"} or object, default="log_loss"
+        Or a loss of your own with ``labels = (-1.0, 1.0)``, see ``dask_saga.losses``. "log_loss" and
+        "modified_huber" define probabilities.
     penalty : {"l2", "l1", "elasticnet"}, None or object, default="l2"
-        R. An object of your own takes neither `alpha` nor `l1_ratio`.
+        R. An object takes neither `alpha` nor `l1_ratio`: ``ElasticNet(l2=1e-4, lower=0.0)`` of
+        ``dask_saga.penalties`` keeps coefficients non-negative, and yours may do anything separable.
     alpha : float, default=1e-4
         Weight of the penalty against the mean loss.
     l1_ratio : float, default=0.15
@@ -55,13 +58,14 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
     fit_intercept : bool, default=True
         The intercept is never penalised.
     step_size : "auto" or float, default="auto"
-        "auto" is at most ``step_size_scale / L``, L the largest curvature of a row.
+        "auto" starts at ``step_size_scale / L``, L the mean Lipschitz constant of the rows, and is cut or
+        raised as the passes go. A float is the step of plain SAGA, as in the paper.
     step_size_scale : float, default=0.3
         Multiplies "auto" only; 0.3 is about the 1/(3L) of the paper.
     precondition : bool, default=True
-        Centre and scale the columns inside the solver's steps, so that raw columns
-        converge. The optimum is that of the columns as they are. Sparse rows are only
-        scaled.
+        Centre and scale the columns inside the solver's steps, and rotate dense ones to their principal
+        axes where that pays, so that raw columns converge. The optimum is that of the columns as they
+        are. Sparse rows are centred in columns that every row stores only.
     average : bool, default=True
         Average chunk-end iterates over a pass where they circle the optimum, and cut
         "auto" steps where chunks unlike each other keep them circling. False is the
@@ -70,16 +74,19 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         Passes of `fit` at most.
     tol : float, default=1e-4
         `fit` stops where the proximal gradient's norm is below `tol` times that at zero.
+    class_weight : dict, "balanced" or None, default=None
+        Multiplies the weights of the rows of each class. "balanced" makes all classes weigh the same;
+        it needs all data and so is for `fit` only.
     memory_dtype : {"float32", "float64"}, default="float32"
-        Of the gradient memory, one number a row. float32 costs no accuracy.
+        Of the gradient memory, one number a row and output. float32 costs no accuracy.
     random_state : int, RandomState or None, default=None
         Seeds all orders. None draws entropy once.
 
     Attributes
     ----------
-    coef_ : ndarray of shape (1, n_features)
-    intercept_ : ndarray of shape (1,)
-    classes_ : ndarray of shape (2,)
+    coef_ : ndarray of shape (1, n_features), or (n_classes, n_features) for more than two classes
+    intercept_ : ndarray of shape (1,) or (n_classes,)
+    classes_ : ndarray of shape (n_classes,)
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (n_features_in_,)
         Where X had string column names.
@@ -185,7 +192,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
             One chunk in memory. An empty one changes nothing.
         y : array-like of shape (n,)
             Labels; one class alone will do.
-        classes : array-like or dask array of shape (2,), default=None
+        classes : array-like or dask array of shape (n_classes,), default=None
             All labels; needed at the first call.
         sample_weight : array-like of shape (n,), default=None
             On a revisit it may differ from the last visit's.
@@ -292,10 +299,12 @@ class SAGARegressor(RegressorMixin, SAGABase):
 
     Parameters
     ----------
-    loss : {"squared_error"} or object, default="squared_error"
-        ``(z - y)^2 / 2``, or a loss of your own, see ``dask_saga.losses``.
+    loss : {"squared_error", "huber", "poisson"} or object, default="squared_error"
+        ``(z - y)^2 / 2``; ``Huber(epsilon=1.35)`` in units of y; half the Poisson deviance with a log
+        link, whose predictions are expected counts; or a loss of your own, see ``dask_saga.losses``.
     penalty : {"l2", "l1", "elasticnet"}, None or object, default="l2"
-        R. An object of your own takes neither `alpha` nor `l1_ratio`.
+        R. An object takes neither `alpha` nor `l1_ratio`: ``ElasticNet(l2=1e-4, lower=0.0)`` of
+        ``dask_saga.penalties`` keeps coefficients non-negative, and yours may do anything separable.
     alpha : float, default=1e-4
         Weight of the penalty against the mean loss.
     l1_ratio : float, default=0.15
@@ -303,13 +312,14 @@ class SAGARegressor(RegressorMixin, SAGABase):
     fit_intercept : bool, default=True
         The intercept is never penalised.
     step_size : "auto" or float, default="auto"
-        "auto" is at most ``step_size_scale / L``, L the largest curvature of a row.
+        "auto" starts at ``step_size_scale / L``, L the mean Lipschitz constant of the rows, and is cut or
+        raised as the passes go. A float is the step of plain SAGA, as in the paper.
     step_size_scale : float, default=0.3
         Multiplies "auto" only; 0.3 is about the 1/(3L) of the paper.
     precondition : bool, default=True
-        Centre and scale the columns inside the solver's steps, so that raw columns
-        converge. The optimum is that of the columns as they are. Sparse rows are only
-        scaled.
+        Centre and scale the columns inside the solver's steps, and rotate dense ones to their principal
+        axes where that pays, so that raw columns converge. The optimum is that of the columns as they
+        are. Sparse rows are centred in columns that every row stores only.
     average : bool, default=True
         Average chunk-end iterates over a pass where they circle the optimum, and cut
         "auto" steps where chunks unlike each other keep them circling. False is the
@@ -319,14 +329,14 @@ class SAGARegressor(RegressorMixin, SAGABase):
     tol : float, default=1e-4
         `fit` stops where the proximal gradient's norm is below `tol` times that at zero.
     memory_dtype : {"float32", "float64"}, default="float32"
-        Of the gradient memory, one number a row. float32 costs no accuracy.
+        Of the gradient memory, one number a row and output. float32 costs no accuracy.
     random_state : int, RandomState or None, default=None
         Seeds all orders. None draws entropy once.
 
     Attributes
     ----------
-    coef_ : ndarray of shape (n_features,)
-    intercept_ : ndarray of shape (1,)
+    coef_ : ndarray of shape (n_features,), or (n_targets, n_features) for several columns of y
+    intercept_ : ndarray of shape (1,) or (n_targets,)
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (n_features_in_,)
         Where X had string column names.
@@ -345,7 +355,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
 
     See Also
     --------
-    SAGAClassifier : The same for two classes; names the source.
+    SAGAClassifier : The same for classes; names the source.
     saga : The solver as a function.
 
     Examples
@@ -399,7 +409,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
         ----------
         X : array-like, scipy.sparse or DataFrame of shape (n, p)
             One chunk in memory. An empty one changes nothing.
-        y : array-like of shape (n,)
+        y : array-like of shape (n,) or (n, n_targets)
             Targets.
         sample_weight : array-like of shape (n,), default=None
             On a revisit it may differ from the last visit's.
@@ -419,7 +429,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
         return self._partial_fit(X, y, None, sample_weight, chunk_id)
 
     def predict(self, X: Any) -> Any:
-        """Predicted targets of the rows of X.
+        """Predicted targets of the rows of X; for "poisson" the expected counts.
 
         Parameters
         ----------
@@ -427,7 +437,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
 
         Returns
         -------
-        ndarray or dask array of shape (n,)
+        ndarray or dask array of shape (n,) or (n, n_targets)
         """
         z, loss = self._linear(X), resolve_loss(self.loss)
         return elementwise(loss.mean, z) if hasattr(loss, "mean") else z

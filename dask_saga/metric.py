@@ -253,7 +253,7 @@ def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, problem: 
     p = len(products)
     # What the penalty adds to the curvature, and enough for the Cholesky factor of columns that depend on each other.
     ridge = problem.penalty.l2 / scaled.curvature
-    size = np.sqrt(np.diag(products) + ridge)
+    size = np.sqrt(scaled.spread + ridge)
     size[size == 0] = 1.0
     # Rounded, as the last bits of BLAS depend on the alignment of the rows and on its threads.
     correlation = np.round((products + ridge * np.eye(p)) / np.outer(size, size), 9)
@@ -270,8 +270,8 @@ def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, problem: 
         # One-sided Jacobi keeps small axes exact beside columns in large units (Demmel, Veselic 1992).
         factor = size[:, None] * np.linalg.cholesky(correlation)
         lengths, basis, _, work, _, _ = lapack.dgejsv(np.asfortranarray(factor), joba=2, jobu=0, jobv=3)
-        spread = np.maximum(((products @ basis) * basis).sum(axis=0), 0.0)
-    scale = 1.0 / (lengths * work[0] / work[1]) ** 2
+    squares = (lengths * work[0] / work[1]) ** 2
+    spread, scale = np.maximum(squares - ridge, 0.0), 1.0 / squares
     mean_square = float(spread @ scale) + problem.fit_intercept
     return scaled._replace(
         scale=scale,
@@ -328,7 +328,8 @@ def limit_axes(metric: Metric, largest: np.ndarray, chunks: int, stats: ColumnSt
     settles = problem.step(metric) * metric.curvature * largest * metric.scale * stats.rows / stats.weight / SETTLED
     mean = metric.spread * stats.weight / chunks
     concentrated = largest / np.maximum(mean, np.finfo(float).tiny) / CONCENTRATED
-    return metric._replace(scale=metric.scale / np.maximum(1.0, np.minimum(settles, concentrated)))
+    # Rounded as in ``_rotated``.
+    return metric._replace(scale=metric.scale / np.maximum(1.0, np.round(np.minimum(settles, concentrated), 3)))
 
 
 def row_norms(rows: Any, weights: np.ndarray, metric: Metric, problem: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 from numba.extending import overload
 
 from .losses import FASTMATH
@@ -48,6 +49,12 @@ class ElasticNet(NamedTuple):
         x = shrunk / (1.0 + step * self.l2)
         x = x if x > self.lower else self.lower
         return x if x < self.upper else self.upper
+
+    def conjugate(self, v):
+        """The largest ``v x - value(x)`` over x, elementwise; finite for every v where l2 is positive."""
+        x = np.sign(v) * np.maximum(np.abs(v) - self.l1, 0.0) / self.l2
+        x = np.clip(x, self.lower, self.upper)
+        return v * x - self.value(x)
 
 
 PENALTIES = {

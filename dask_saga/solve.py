@@ -27,9 +27,9 @@ class SAGAResult(NamedTuple):
 
     Parameters
     ----------
-    x : ndarray of shape (p,)
+    x : ndarray of shape (p,), or (k, p) for k outputs
         Coefficients.
-    intercept : float
+    intercept : float, or ndarray of shape (k,)
         Zero unless fitted.
     n_iter : int
         Passes made.
@@ -42,7 +42,7 @@ class SAGAResult(NamedTuple):
     """
 
     x: np.ndarray
-    intercept: float
+    intercept: Any
     n_iter: int
     converged: bool
     diverged: bool
@@ -73,15 +73,17 @@ def saga(
     Parameters
     ----------
     chunks : sequence of (A, b)
-        A of shape (n, p), b of shape (n,): numpy, scipy.sparse or Dask arrays, delayed
+        A of shape (n, p), b of shape (n,), or (n, k) for k outputs: numpy, scipy.sparse or Dask arrays, delayed
         pairs, pairs of delayed, or futures of pairs. Each pair is one chunk. For "log_loss" b holds -1 and 1.
     loss : str or object, default="log_loss"
-        A name from ``dask_saga.losses.LOSSES`` or a loss of your own.
+        A name from ``dask_saga.losses.LOSSES``, ``MultinomialLogLoss(n_classes)`` for classes 0, 1, ...,
+        or a loss of your own.
     penalty : object, default=None
         Such as ``dask_saga.penalties.ElasticNet(l2=1e-4)``, or your own.
     fit_intercept : bool, default=False
     step_size : "auto" or float, default="auto"
-        "auto": ``step_size_scale / L`` with L the largest over the rows of all chunks.
+        "auto": ``step_size_scale / L`` with L the mean over the rows of all chunks, cut or raised as
+        the passes go. A float is the step of plain SAGA.
     step_size_scale : float, default=0.3
     max_iter : int, default=100
         Passes over all chunks at most.
@@ -93,8 +95,8 @@ def saga(
         Whether chunk-end iterates are averaged over a pass where x circles, and "auto"
         steps cut where chunks unlike each other keep it circling.
     precondition : bool, default=True
-        Whether columns are centred and scaled inside the solver's steps. With `shuffle`,
-        `average` and this False it is the post's algorithm.
+        Whether columns are centred, scaled and, where it pays, rotated inside the solver's steps. With
+        `shuffle`, `average` and this False and a float `step_size` it is the post's algorithm.
     memory_dtype : {"float32", "float64"}, default="float32"
     random_state : int, default=None
         Seed of all orders; None draws one.

@@ -35,6 +35,7 @@ RAISE_BY, CUT_BY = 2.0, 10.0
 STUCK_ABOVE, GROWS_ABOVE, UNSTICK_BY = 0.5, 2.0, 3.0
 # Where one window moves x on as the last did.
 ALONG, ACROSS, FASTER, FASTEST = 0.5, 0.0, 1.5, 30.0
+LEAST_CUT = 1e-200
 # Beyond this a coefficient has left every scale on which data are measured.
 LARGEST_COEFFICIENT = 1e100
 
@@ -310,7 +311,7 @@ def open_window(head: Head, problem: Problem, metric: Metric) -> Head:
     x, circles = candidate(head, problem, metric)
     return head._replace(
         x=x,
-        cut=_next_cut(head, problem, metric, circles),
+        cut=max(_next_cut(head, problem, metric, circles), LEAST_CUT),
         last_move=frozen(head.x - head.window_start),
         last_energy=head.window_energy,
         last_cut=head.cut,
@@ -343,21 +344,21 @@ def _next_cut(head: Head, problem: Problem, metric: Metric, circles: bool) -> fl
         return head.cut
     ratio, fell = head.window_ratio / max(head.window_count, 1), head.window_energy / (head.last_energy or 1.0)
     along = _cosine(head.x - head.window_start, head.last_move, metric)
-    if head.window_count > 1:
-        if ratio > MOST_RATIO:
-            return head.cut * max(1.0 / CUT_BY, AIM / ratio)
-        # Of a step just changed, moves must grow by more than the step did.
-        grows = min(fell, fell * (head.last_cut / head.cut) ** 2) > GROWS_ABOVE
-        if grows or (circles and fell > STUCK_ABOVE):
-            return head.cut / UNSTICK_BY
-        if head.cut < 1.0:
-            raises = ratio < LEAST_RATIO and (not circles or fell < LEAST_RATIO)
-            return min(1.0, head.cut * RAISE_BY) if raises else head.cut
-        if ratio > LEAST_RATIO or circles:
-            return head.cut
-    if along > ALONG:
+    if head.window_count < 2:
+        ratio, circles = 0.0, along < ACROSS  # a chunk alone may settle
+    if ratio > MOST_RATIO:
+        return head.cut * max(1.0 / CUT_BY, AIM / ratio)
+    # Of a step just changed, moves must grow by more than the step did.
+    grows = min(fell, fell * (head.last_cut / head.cut) ** 2) > GROWS_ABOVE
+    if grows or (circles and fell > STUCK_ABOVE):
+        return head.cut / UNSTICK_BY
+    if ratio > LEAST_RATIO or (circles and fell > LEAST_RATIO):
+        return head.cut
+    if head.cut < 1.0:
+        return min(1.0, head.cut * RAISE_BY)
+    if along > ALONG and not circles:
         return min(head.cut * FASTER, FASTEST)
-    return max(head.cut / FASTER, min(head.cut, 1.0)) if along < ACROSS else head.cut
+    return max(head.cut / FASTER, 1.0) if along < ACROSS else head.cut
 
 
 def _cosine(u: np.ndarray, v: np.ndarray, metric: Metric) -> float:

@@ -253,3 +253,24 @@ def reference(A, b, loss, penalty, fit_intercept, weights=None):
         x[(v == scaled).reshape(k, q)] = bound
     x = x if fit_intercept else np.c_[x, np.zeros(k)]
     return x if k > 1 else x[0]
+
+
+def least_of_raw(A, b, loss, alpha):
+    """F* with an L2 penalty and an intercept on columns of any units: Newton's method on standardised ones."""
+    A = A.toarray() if sp.issparse(A) else A
+    size = A.std(axis=0)
+    size[size < 1e-12 * np.abs(A).max(axis=0)] = 1.0
+    Z = np.c_[(A - A.mean(axis=0)) / size, np.ones(len(b))]
+    l2, x = np.append(alpha / size**2, 0.0), np.zeros(A.shape[1] + 1)
+    for _ in range(100):
+        value, slope, bend = pointwise(loss, (Z @ x)[:, None], b)
+        F = value.mean() + l2 @ x**2 / 2
+        gradient = Z.T @ slope[:, 0] / len(b) + l2 * x
+        hessian = Z.T @ (Z * bend[:, 0]) / len(b) + np.diag(l2)
+        move, step = np.linalg.lstsq(hessian, gradient, rcond=1e-15)[0], 1.0
+        while step > 1e-9 and pointwise(loss, (Z @ (x - step * move))[:, None], b)[0].mean() > F + 1e-12:
+            step /= 2
+        x = x - step * move
+        if gradient @ move < 1e-15 * F:
+            return F
+    raise ArithmeticError("no optimum found")

@@ -1,0 +1,327 @@
+"""Raw data, many losses, honest stopping: what default settings must get right."""
+
+import warnings
+
+import dask.array as da
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import PoissonRegressor, Ridge
+from threadpoolctl import threadpool_limits
+
+from dask_saga import SAGAClassifier, SAGARegressor, saga
+from dask_saga import metric as metric_module
+from dask_saga.inputs import read_chunk
+from dask_saga.losses import LogLoss, SquaredError
+from dask_saga.metric import choose_metric, column_stats, limit_axes
+from dask_saga.penalties import ElasticNet
+from dask_saga.problem import Problem
+from dask_saga.state import _next_cut, new_head
+
+from . import oracles
+from .conftest import make_rows
+
+
+def split(A, b, k):
+    return [(A[rows], b[rows]) for rows in np.array_split(np.arange(len(b)), k)]
+
+
+def gap(A, b, model, alpha):
+    """Relative suboptimality of an estimator with default loss and penalty on rows as they are."""
+    loss = LogLoss() if hasattr(model, "classes_") else SquaredError()
+    x = np.append(model.coef_, model.intercept_)
+    here, zero = (oracles.exact_objective(A, b, v, loss, ElasticNet(l2=alpha)) for v in (x, 0 * x))
+    least = oracles.least_of_raw(A, b, loss, alpha)
+    return (here - least) / (zero - least)
+
+
+def awkward(n=20_000, seed=0):
+    """A unix time within a day, heavy tails, rare levels, a count, a constant, two nearly equal columns."""
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((n, 8))
+    level = np.minimum(rng.geometric(0.15, n), 30)
+    A = np.column_stack(
+        [
+            1.7e9 + 86400 * rng.random(n),
+            rng.lognormal(8, 1.5, n),
+            rng.poisson(0.1, n),
+            np.full(n, 0.1),
+            noise[:, 0],
+            noise[:, 0] + 1e-2 * noise[:, 1],
+            *(level == k for k in range(1, 20)),
+        ]
+    ).astype(float)
+    z = (A[:, 0] - 1.7e9) / 43200 + np.log(A[:, 1]) - 9 + A[:, 2] + noise[:, 0] + (level % 3) + noise[:, 2]
+    return A, np.where(z > np.median(z), 1.0, -1.0), z
+
+
+@pytest.mark.parametrize("k", [1, 7, 40])
+@pytest.mark.parametrize("order", ["as it comes", "by label"])
+def test_raw_columns_converge_at_default_settings(k, order):
+    A, b, _ = awkward()
+    if order == "by label":
+        rows = np.argsort(b, kind="stable")
+        A, b = A[rows], b[rows]
+    X, y = da.from_array(A, chunks=(-(-len(b) // k), -1)), da.from_array(b, chunks=-(-len(b) // k))
+    model = SAGAClassifier(max_iter=50, tol=1e-7, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X, y)
+    assert gap(A, b, model, 1e-4) < 1e-6
+
+
+@pytest.mark.parametrize("k", [1, 40])
+def test_one_row_that_holds_an_axis_alone(k):
+    """Sizes of diamonds: columns nearly equal but for a few entries, whose chunks alone know an axis."""
+    rng = np.random.default_rng(0)
+    size = rng.lognormal(0, 0.2, 20_000)
+    A = size[:, None] * np.array([1.0, 1.0, 0.6]) + 0.01 * rng.standard_normal((20_000, 3))
+    A[[500, 9000], [1, 2]] *= 10
+    b = 1000 * size**2 + 10 * rng.standard_normal(20_000)
+    X, y = da.from_array(A, chunks=(20_000 // k, -1)), da.from_array(b, chunks=20_000 // k)
+    model = SAGARegressor(max_iter=50, tol=1e-8, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X, y)
+    assert gap(A, b, model, 1e-4) < 1e-6
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_float32_rows_give_the_answer_of_float64(sparse):
+    A, b, _ = awkward()
+    A = A.astype(np.float32).astype(float)  # the same values in both
+    A = sp.csr_array(A) if sparse else A
+    fits = [
+        SAGAClassifier(alpha=1e-3, tol=1e-6, max_iter=500, random_state=0).fit(A.astype(dtype), b)
+        for dtype in (np.float32, np.float64)
+    ]
+    predictions = [model.decision_function(A) for model in fits]
+    np.testing.assert_allclose(*predictions, atol=1e-4 * np.abs(predictions[1]).max())
+    scale = np.abs(fits[1].coef_).max(axis=0)
+    np.testing.assert_allclose(fits[0].coef_, fits[1].coef_, rtol=1e-4, atol=1e-4 * scale.max())
+
+
+def test_sparse_columns_far_from_zero_converge_where_every_row_stores_them():
+    A, b, _ = awkward()
+    A[:, 2] = A[:, 2] * (A[:, 2] > 0)
+    model = SAGAClassifier(max_iter=50, tol=1e-6, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(sp.csr_array(A[:, [0, 1, 2, 4, 6, 7, 8]]), b)
+    assert gap(A[:, [0, 1, 2, 4, 6, 7, 8]], b, model, 1e-4) < 1e-6
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-3, 1e-4, 1e-6])
+@pytest.mark.parametrize("k", [1, 7])
+def test_converged_is_never_claimed_far_from_the_optimum(tol, k):
+    A, b, z = awkward(5000)
+    for kind, target in ((SAGAClassifier, b), (SAGARegressor, z)):
+        X, y = da.from_array(A, chunks=(-(-5000 // k), -1)), da.from_array(target, chunks=-(-5000 // k))
+        model = kind(tol=tol, max_iter=1000, random_state=0).fit(X, y)
+        assert model.converged_
+        assert gap(A, target, model, 1e-4) < 10 * tol
+
+
+def test_rotation_is_chosen_where_columns_are_correlated_only():
+    rng = np.random.default_rng(0)
+    plain = rng.standard_normal((5000, 40)) * np.logspace(-3, 3, 40)
+    mixed = plain @ (rng.standard_normal((40, 40)) + np.eye(40))
+    for A, penalty, rotated in (
+        (plain, ElasticNet(l2=1e-4), False),
+        (mixed, ElasticNet(l2=1e-4), True),
+        (mixed, ElasticNet(l1=1e-4), False),
+        (mixed, ElasticNet(l2=1e-4, lower=0.0), False),
+        (sp.csr_array(mixed), ElasticNet(l2=1e-4), False),
+    ):
+        z = np.sign(np.asarray(A @ (np.ones(40) / np.abs(plain).mean(axis=0))))
+        result = saga([(A, np.where(z > 0, 1.0, -1.0))], penalty=penalty, fit_intercept=True, max_iter=1)
+        assert (result.state.metric.basis is not None) == rotated
+
+
+def test_rotated_metric_whitens_columns_of_any_units():
+    A, b, _ = awkward(3000)
+    A = A[:, [0, 1, 2, 4, 5, 6, 7]] * np.logspace(-6, 6, 7)
+    problem = Problem(LogLoss(), ElasticNet(l2=1e-12), True)
+    metric = choose_metric(column_stats(read_chunk(A, b), problem), problem)
+    assert metric.basis is not None
+    u = (A - A.mean(axis=0)) @ metric.basis * np.sqrt(metric.scale)
+    np.testing.assert_allclose(u.T @ u / len(A), np.eye(7), atol=1e-3)
+
+
+def test_the_same_bits_with_one_blas_thread_and_two(monkeypatch):
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((3000, 120)) @ (rng.standard_normal((120, 120)) + np.eye(120))
+    b = np.where(A @ rng.standard_normal(120) > 0, 1.0, -1.0)
+    bits = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            result = saga(split(A, b, 3), penalty=ElasticNet(l2=1e-3), fit_intercept=True, max_iter=3, random_state=0)
+        assert result.state.metric.basis is not None
+        bits.append(result.x.tobytes())
+    assert bits[0] == bits[1]
+
+
+def head_after(**fields):
+    """A head at the end of a window of two visits that moved x."""
+    ones = np.ones((1, 3))
+    head = new_head(2, weight=10.0, rows=10)
+    defaults = {"x": ones, "window_sum": 2 * ones, "window_count": 2, "window_energy": 1.0, "last_energy": 1.0}
+    return head._replace(**{**defaults, **fields})
+
+
+def test_the_step_follows_what_visits_do():
+    problem = Problem(LogLoss(), ElasticNet(), True)
+    rng = np.random.default_rng(0)
+    chunk = read_chunk(rng.standard_normal((50, 2)), np.tile([-1.0, 1.0], 25))
+    metric = choose_metric(column_stats(chunk, problem), problem)
+    for fields, circles, cut in (
+        ({"window_ratio": 2 * 5.0}, False, 0.1),  # visits settle
+        ({"window_ratio": 2 * 2.0}, False, 0.25),
+        ({"window_ratio": 0.0, "window_energy": 5.0}, False, 1 / 3),  # moves grow
+        ({"window_ratio": 0.0, "window_energy": 0.9}, True, 1 / 3),  # x circles and does not calm
+        ({"window_ratio": 0.0, "window_energy": 0.1}, True, 1.0),
+        ({"window_ratio": 0.0, "cut": 0.1, "last_cut": 0.1}, False, 0.2),  # nothing in the way
+        ({"window_ratio": 2 * 0.5, "cut": 0.1, "last_cut": 0.1}, False, 0.1),
+        ({"window_ratio": 0.0, "last_move": np.ones((1, 3))}, False, 1.5),  # two windows the same way
+        ({"window_ratio": 0.0, "last_move": -np.ones((1, 3)), "cut": 3.0, "last_cut": 3.0}, False, 2.0),
+    ):
+        assert _next_cut(head_after(**fields), problem, metric, circles) == pytest.approx(cut), fields
+    for other in (problem._replace(average=False), problem._replace(step_size=0.1)):
+        assert _next_cut(head_after(window_ratio=10.0), other, metric, True) == 1.0
+
+
+def test_axes_that_one_chunk_holds_get_shorter_steps():
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((4000, 3))
+    problem = Problem(LogLoss(), ElasticNet(l1=1e-3), True)
+    stats = column_stats(read_chunk(A, np.tile([-1.0, 1.0], 2000)), problem)
+    metric = choose_metric(stats, problem)
+    even, alone = np.full(3, 100.0), np.array([100.0, 100.0, 4000.0])
+    np.testing.assert_array_equal(limit_axes(metric, even, 40, stats, problem).scale, metric.scale)
+    limited = limit_axes(metric, alone, 40, stats, problem).scale / metric.scale
+    np.testing.assert_allclose(limited, [1, 1, metric_module.CONCENTRATED / 40], rtol=0.05)
+
+
+@pytest.mark.parametrize("sort", [False, True])
+def test_partial_fit_reaches_the_optimum_chunk_by_chunk(sort):
+    A, b, _ = awkward(6000)
+    if sort:
+        rows = np.argsort(b, kind="stable")
+        A, b = A[rows], b[rows]
+    chunks, rng = split(A, b, 12), np.random.default_rng(0)
+    model = SAGAClassifier(alpha=1e-3, random_state=0)
+    for _ in range(60):
+        for k in rng.permutation(12):
+            model.partial_fit(*chunks[k], classes=[-1, 1])
+    assert gap(A, b, model, 1e-3) < 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0, 1e4])
+@pytest.mark.parametrize("k", [1, 10])
+@pytest.mark.parametrize("kind", [SAGAClassifier, SAGARegressor])
+def test_a_wrong_step_is_mended_unseen(kind, k, scale):
+    A, b = make_rows(n=3000, classes=kind is SAGAClassifier)
+    X, y = da.from_array(A, chunks=(3000 // k, -1)), da.from_array(b, chunks=3000 // k)
+    model = kind(step_size_scale=scale, max_iter=300, tol=1e-5, random_state=0).fit(X, y)
+    assert model.converged_
+    assert not model.diverged_
+    assert gap(A, b, model, 1e-4) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [SAGAClassifier, SAGARegressor])
+def test_a_step_beyond_all_numbers_leaves_finite_coefficients(kind):
+    A, b = make_rows(classes=kind is SAGAClassifier)
+    with pytest.warns(ConvergenceWarning):
+        model = kind(step_size_scale=1e308, max_iter=20, random_state=0).fit(A, b)
+    assert np.isfinite(model.coef_).all()
+    assert not model.converged_
+
+
+def test_advice_fits_the_case(binary):
+    A, y = binary
+    for settings, advice in (
+        ({"max_iter": 8, "tol": 1e-6}, "about [0-9]+ more passes would do"),
+        ({"max_iter": 3, "tol": 1e-6, "step_size": 1e-9}, "try step_size='auto'"),
+        ({"max_iter": 400, "tol": 1e-13}, "memory_dtype='float64'"),
+    ):
+        with pytest.warns(ConvergenceWarning, match=advice):
+            SAGAClassifier(random_state=0, **settings).fit(A, y)
+
+
+@pytest.mark.parametrize("penalty", ["l2", "elasticnet", ElasticNet(l2=0.05, lower=-0.1, upper=0.2)])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_duality_gap_bounds_the_distance(penalty, classes, binary):
+    A, _ = binary
+    y = np.digitize(A[:, 0] + A[:, 1] / 10, [0.0, 1.0][: classes - 1])
+    settings = {"penalty": penalty, "alpha": 0.05, "fit_intercept": False, "random_state": 0}
+    best = SAGAClassifier(**settings, tol=1e-10, max_iter=5000, memory_dtype="float64").fit(A, y)
+    model = SAGAClassifier(**settings, tol=1e-2).fit(A, y)
+
+    def objective(model):
+        p = model.predict_proba(A)[np.arange(len(y)), y]
+        return -np.log(p).mean() + best._problem().penalty.value(model.coef_).sum()
+
+    bound = model.duality_gap(A, y)
+    assert objective(model) - objective(best) <= bound < 1.0
+    assert best.duality_gap(A, y) < 1e-9
+    X, labels = da.from_array(A, chunks=(100, -1)), da.from_array(y, chunks=100)
+    assert model.duality_gap(X, labels) == pytest.approx(bound)
+
+
+def test_duality_gap_is_refused_where_there_is_none(binary):
+    A, y = binary
+    for settings in ({}, {"fit_intercept": False, "penalty": "l1"}, {"fit_intercept": False, "penalty": None}):
+        with pytest.raises(ValueError, match="duality_gap needs"):
+            SAGAClassifier(tol=0.1, random_state=0, **settings).fit(A, y).duality_gap(A, y)
+
+
+def test_several_outputs_on_dask_are_lazy_and_right(binary):
+    A, _ = binary
+    y = np.digitize(A[:, 0], [-0.5, 0.5])
+    X, labels = da.from_array(A, chunks=(250, -1)), da.from_array(y, chunks=250)
+    model = SAGAClassifier(random_state=0).fit(X, labels)
+    for name, shape in (("decision_function", (600, 3)), ("predict_proba", (600, 3)), ("predict", (600,))):
+        lazy, here = getattr(model, name)(X), getattr(model, name)(A)
+        assert isinstance(lazy, da.Array)
+        assert lazy.shape == here.shape == shape
+        assert lazy.dtype == here.dtype
+        assert type(lazy._meta) is np.ndarray
+        assert lazy._meta.ndim == len(shape)
+        np.testing.assert_allclose(lazy.compute(), here)
+    np.testing.assert_allclose(model.predict_proba(A).sum(axis=1), 1.0)
+    assert model.score(X, labels) == pytest.approx((model.predict(A) == y).mean())
+    targets = np.c_[A[:, 0] + A[:, 1], A[:, 2] - 1]
+    both = SAGARegressor(random_state=0, tol=1e-8, max_iter=500).fit(X, da.from_array(targets, chunks=(250, 2)))
+    best = Ridge(alpha=1e-4 * 600).fit(A, targets)
+    np.testing.assert_allclose(both.predict(X).compute(), best.predict(A), atol=1e-4)
+    assert both.score(X, da.from_array(targets, chunks=(250, 2))) == pytest.approx(best.score(A, targets), abs=1e-6)
+
+
+def test_poisson_predicts_counts_and_refuses_negative_ones():
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((2000, 4)) * np.array([1, 10, 100, 0.1])
+    y = rng.poisson(np.exp(A / np.array([1, 10, 100, 0.1]) @ np.array([0.5, -0.3, 0.8, 0.0]) + 2))
+    model = SAGARegressor("poisson", alpha=1e-3, tol=1e-8, max_iter=1000, random_state=0).fit(A, y)
+    best = PoissonRegressor(alpha=1e-3, solver="newton-cholesky", tol=1e-12).fit(A, y)
+    np.testing.assert_allclose(model.predict(A), best.predict(A), rtol=1e-4)
+    np.testing.assert_allclose(model.predict(da.from_array(A, chunks=(500, -1))).compute(), model.predict(A))
+    with pytest.raises(ValueError, match=r"y must be at least 0\.0 for this loss, but has -1"):
+        SAGARegressor("poisson").fit(A, y - y.min() - 1)
+
+
+def test_modified_huber_probabilities_are_those_of_sgd(binary):
+    A, _ = binary
+    y = np.digitize(A[:, 0], [-0.5, 0.5])
+    p = SAGAClassifier("modified_huber", alpha=1e-2, random_state=0).fit(A, y).predict_proba(A)
+    np.testing.assert_allclose(p.sum(axis=1), 1.0)
+    assert ((p >= 0) & (p <= 1)).all()
+    assert not hasattr(SAGAClassifier("squared_hinge", alpha=1e-2).fit(A, y), "predict_proba")
+
+
+def test_balanced_is_for_fit(binary):
+    A, y = binary
+    with pytest.raises(ValueError, match="class_weight='balanced' needs all data"):
+        SAGAClassifier(class_weight="balanced").partial_fit(A, y, classes=[-1, 1])
+    with pytest.raises(ValueError, match="class_weight"):
+        SAGAClassifier(class_weight="even").fit(A, y)
