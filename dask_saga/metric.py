@@ -245,7 +245,7 @@ def _boost(rows: int, mean_square: float, problem: Any) -> float:
     that is more than what serves many rows.
     """
     condition = mean_square if getattr(problem.loss, "quadratic", False) else min(100 * mean_square, ILL_CONDITION)
-    return max(1.0, np.sqrt(condition / max(rows, 1)) / 0.3)
+    return max(1.0, float(np.sqrt(condition / max(rows, 1))) / 0.3)
 
 
 def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, problem: Any) -> Metric:
