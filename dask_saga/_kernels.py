@@ -26,7 +26,7 @@ import numpy as np
 from numba import NumbaWarning, njit
 
 from . import losses, penalties
-from .losses import FASTMATH, curvature, row_derivative, row_value
+from .losses import FASTMATH, curvature, row_derivative, row_value, target
 from .penalties import prox
 
 __all__ = ["Kernels", "kernels_for"]
@@ -57,7 +57,7 @@ def implicit(loss, z, u, y, w, h, old, m, bound):
     for _ in range(30 if unbounded else 1 + int(min(hardest, 40.0) / 4.0)):
         moved = 0.0
         for k in range(z.size):
-            c = curvature(loss, u[k], y[0], bound)
+            c = curvature(loss, u[k], target(y, k, z.size), bound)
             move = (u[k] - z[k] + h * (m[k] - old[k])) / (1.0 + h * w * c)
             if unbounded:
                 move = min(1.0, max(-1.0, move))

@@ -147,7 +147,7 @@ def _plan(chunk: Chunk, head: Head, memory: ChunkMemory, problem: Problem, metri
     times = np.ceil(bounds / (ROW_BOUND * (metric.mean_square or 1.0)))
     times = np.clip(times, 1, max(len(taken), 1)).astype(np.int64)
     order = row_order(seed, np.repeat(taken, times[taken]))
-    more = len(order) / max(len(taken), 1)
+    more = max(len(order), 1) / max(len(taken), 1)
     return _Plan(rows, order, np.column_stack([pull * more / times, norms]), 1.0 / more, sums)
 
 

@@ -88,6 +88,7 @@ class Loaded(NamedTuple):
     lengths: list[int]
     facts: list[ChunkMemory]
     stats: ColumnStats
+    axes: Metric
     metric: Metric
     zero: tuple[float, np.ndarray]
 
@@ -177,11 +178,11 @@ def load(executor: Any, chunks: list, problem: Problem) -> Loaded:
         groups = [joined[k : k + JOINED] for k in range(0, len(joined), JOINED)]
         joined = [executor.submit(_join, *group, name="saga-join") for group in groups]
     [(_, _, stats, value, gradient)] = executor.gather(joined)
-    metric = choose_metric(stats, problem)
-    sums = executor.gather([executor.submit(_axis_sums, one, metric, name="saga-axes") for one in examined])
-    metric = limit_axes(metric, np.max(sums, axis=0), len(sums), stats, problem)
+    axes = choose_metric(stats, problem)
+    sums = executor.gather([executor.submit(_axis_sums, one, axes, name="saga-axes") for one in examined])
+    metric = limit_axes(axes, np.max(sums, axis=0), len(sums), stats, problem)
     memories = [executor.submit(_remember, chunk, problem, name="saga-memory") for chunk in chunks]
-    return Loaded(chunks, memories, list(lengths), list(facts), stats, metric, (value, gradient))
+    return Loaded(chunks, memories, list(lengths), list(facts), stats, axes, metric, (value, gradient))
 
 
 def run(
@@ -226,9 +227,8 @@ def run(
         len(loaded.zero[1]),
         weight=weight,
         rows=sum(f.rows for f in facts),
-        geometry=problem.geometry,
     )
-    at_zero = gradient_mapping_norm(head.x, loaded.zero[1] / weight, problem, metric)
+    at_zero = _norm_at_zero(loaded, weight, problem)
     rng = np.random.default_rng(seed)
 
     previous, own = (head, None), list(loaded.memories)
@@ -265,8 +265,27 @@ def run(
     [head] = executor.gather([executor.submit(_head, previous, name="saga-head")])
     memories = executor.gather([executor.submit(_memory, pair, name="saga-gather") for pair in own])
     metric_for = (loaded.stats.rows, problem.geometry)
-    state = SAGAState(head, loaded.stats, metric, metric_for, dict(zip(ids, memories, strict=True)), window, text, seed)
+    state = SAGAState(
+        head, loaded.stats, loaded.axes, metric_for, dict(zip(ids, memories, strict=True)), window, text, seed
+    )
     return Result(state, summary.x, summary.step_size, converged, head.diverged, history)
+
+
+def _norm_at_zero(loaded: Loaded, weight: float, problem: Problem) -> float:
+    """What `tol` is relative to: the norm at x = 0, of the coefficients alone where these count.
+
+    An intercept that is far from zero would else hide them: centred columns do not feel it.
+    """
+    gradient = loaded.zero[1] / weight
+    zero, whole = np.zeros_like(gradient), gradient
+    if problem.fit_intercept:
+        inner = gradient[:, :-1] - gradient[:, -1:] * loaded.stats.mean
+        gradient = np.column_stack([inner, np.zeros(len(inner))])
+    norms = [
+        gradient_mapping_norm(zero, g, problem, loaded.metric._replace(shift=0 * loaded.metric.shift))
+        for g in (gradient, whole)
+    ]
+    return norms[0] if norms[0] > 1e-12 * norms[1] else norms[1]
 
 
 def _exact_norm(executor, chunks, weight, summary, problem, metric):

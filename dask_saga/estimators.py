@@ -176,7 +176,10 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
                 "class_weight='balanced' needs all data, which partial_fit does not see; compute the weights with "
                 "sklearn.utils.class_weight.compute_class_weight('balanced', ...) and give them as a dict"
             )
-        return compute_class_weight(self.class_weight, classes=classes, y=classes)
+        weights = compute_class_weight(self.class_weight, classes=classes, y=classes)
+        if not (np.isfinite(weights) & (weights >= 0)).all():
+            raise ValueError(f"class_weight={self.class_weight} must hold finite weights that are not negative")
+        return weights
 
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None, chunk_id: Hashable = None

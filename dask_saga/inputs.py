@@ -246,7 +246,7 @@ def read_targets(y: Any, classes: np.ndarray | None = None, loss: Any = None) ->
     if y is None:
         raise ValueError(NO_TARGET)
     y = check_array(y, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="y")
-    if labels is not None or y.ndim != 2 or y.shape[1] == 0:
+    if labels is not None or y.ndim != 2 or y.shape[1] == 0 or hasattr(loss, "outputs"):
         y = column_or_1d(y, warn=True)[:, None]
     if labels is not None and not np.isin(y, labels).all():
         raise ValueError(f"y (b) must hold only {_some(labels)} for this loss")

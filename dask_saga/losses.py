@@ -117,7 +117,7 @@ class SmoothHinge(NamedTuple):
 
     @property
     def curvature(self) -> float:
-        return 1.0 / self.gamma
+        return 1.0 / self.gamma if self.gamma > 0 else math.nan
 
     def value(self, z, y):
         slack = 1.0 - y * z
@@ -196,8 +196,11 @@ class Huber(NamedTuple):
 
     epsilon: float = 1.35
 
-    curvature = 1.0
     labels = None
+
+    @property
+    def curvature(self) -> float:
+        return 1.0 if self.epsilon > 0 else math.nan
 
     def value(self, z, y):
         r = abs(z - y)
@@ -249,8 +252,9 @@ def resolve_loss(loss: Any) -> Any:
     Parameters
     ----------
     loss : str or object
-        A key of ``LOSSES``, or an object with ``value(z, y)``, ``derivative(z, y)``
-        and ``curvature``, the upper bound of the second derivative in z.
+        A key of ``LOSSES``, or an object as the module describes. Where no number bounds its
+        curvature, that is None, and ``curvature_at(z, y)`` is the second derivative. A regression
+        loss with ``mean(z)`` predicts that.
 
     Raises
     ------
@@ -273,6 +277,8 @@ def resolve_loss(loss: Any) -> Any:
         raise TypeError(f"loss is a {kind}, which numba cannot compile: make its class a typing.NamedTuple")
     if loss.curvature is None and not hasattr(loss, "curvature_at"):
         raise TypeError(f"loss: {kind}.curvature is None; give its upper bound, or a method curvature_at(z, y)")
+    if loss.curvature is not None and not 0 < loss.curvature < math.inf:
+        raise ValueError(f"loss={loss} has curvature {loss.curvature}; its parameters must make it positive and finite")
     if hasattr(loss, "outputs"):
         return loss
     for method in (loss.value, loss.derivative):

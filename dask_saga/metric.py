@@ -13,6 +13,7 @@ from threadpoolctl import ThreadpoolController
 
 from ._kernels import kernels_for
 from .inputs import Chunk, frozen
+from .penalties import ElasticNet
 
 # Bound of a squared entry in the solver's coordinates, in units of the column's variance.
 LARGEST_ENTRY = 100.0
@@ -48,6 +49,8 @@ class ColumnStats(NamedTuple):
         Extremes.
     counts : ndarray
         Rows in which the column is stored: all of them in dense chunks.
+    full : ndarray of bool
+        Whether every row stores it, those without weight as well.
     sparse : bool
         Whether any chunk is sparse.
     target : float
@@ -65,6 +68,7 @@ class ColumnStats(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     counts: np.ndarray
+    full: np.ndarray
     sparse: bool
     target: float
     cross: np.ndarray
@@ -93,6 +97,8 @@ class Metric(NamedTuple):
         The loss's bound, or its mean at the optimum where there is none.
     boost : float
         Times which few rows allow longer steps.
+    longest : float
+        Bound of steps in units of 1 / L; a handful of rows allow no more than plain gradient steps.
     """
 
     shift: np.ndarray
@@ -103,6 +109,7 @@ class Metric(NamedTuple):
     mean_square: float
     curvature: float
     boost: float
+    longest: float
 
     @property
     def L(self) -> float:
@@ -112,13 +119,15 @@ class Metric(NamedTuple):
 
 def wants_products(p: int, problem: Any) -> bool:
     """Whether a rotation of p columns is open to this problem."""
-    return bool(problem.precondition and getattr(problem.penalty, "rotates", False) and 1 < p <= MOST_ROTATED)
+    rotates = isinstance(problem.penalty, ElasticNet) and problem.penalty.rotates
+    return bool(problem.precondition and rotates and 1 < p <= MOST_ROTATED)
 
 
-def no_stats(p: int) -> ColumnStats:
-    """Statistics of p columns without rows."""
-    zeros = np.zeros(p)
-    return ColumnStats(0, 0.0, zeros, zeros, zeros + np.inf, zeros - np.inf, np.zeros(p, int), False, 0.0, zeros, None)
+def no_stats(p: int, full: Any = True) -> ColumnStats:
+    """Statistics of p columns without rows of positive weight."""
+    zeros, full = np.zeros(p), np.broadcast_to(full, p)
+    low, high, counts = zeros + np.inf, zeros - np.inf, np.zeros(p, int)
+    return ColumnStats(0, 0.0, zeros, zeros, low, high, counts, full, False, 0.0, zeros, None)
 
 
 def column_stats(chunk: Chunk, problem: Any) -> ColumnStats:
@@ -141,12 +150,13 @@ def column_stats(chunk: Chunk, problem: Any) -> ColumnStats:
 
 
 def _block_stats(rows: Any, targets: np.ndarray, weights: np.ndarray, products: bool) -> ColumnStats:
-    used = weights > 0
+    used, p = weights > 0, rows.shape[1]
+    full = np.bincount(rows.indices, minlength=p) == len(weights) if sp.issparse(rows) else np.ones(p, bool)
     if not used.all():
         rows, targets, weights = rows[used], targets[used], weights[used]
-    n, p = rows.shape
+    n = rows.shape[0]
     if n == 0:
-        return no_stats(p)
+        return no_stats(p, full)
     weight = weights.sum()
     targets = targets.mean(axis=1)
     target = float((targets * weights).sum() / weight)
@@ -156,26 +166,26 @@ def _block_stats(rows: Any, targets: np.ndarray, weights: np.ndarray, products: 
         squares = np.maximum(rows.multiply(rows).T @ weights - weight * mean**2, 0.0)
         low, high = (extreme.toarray().ravel() for extreme in (rows.min(axis=0), rows.max(axis=0)))
         counts = np.bincount(rows.indices, minlength=p)
-        full = np.flatnonzero(counts == n)
-        if full.size:  # the difference of squares would lose the variance of columns far from zero
-            dense = rows[:, full].toarray() - mean[full]
+        if full.any():  # the difference of squares would lose the variance of columns far from zero
+            dense = rows[:, np.flatnonzero(full)].toarray() - mean[full]
             squares[full] = (dense * dense * weights[:, None]).sum(axis=0)
-        return ColumnStats(n, weight, mean, squares, low, high, counts, True, target, rows.T @ pulls, None)
+        return ColumnStats(n, weight, mean, squares, low, high, counts, full, True, target, rows.T @ pulls, None)
     # Not by BLAS: its sums depend on the alignment of the rows and on its threads.
     mean = (rows * weights[:, None]).sum(axis=0) / weight
     apart = rows - mean
     squares = (np.square(apart) * weights[:, None]).sum(axis=0)
     cross = (apart * pulls[:, None]).sum(axis=0)
-    # These may be: they are rounded before they decide.
-    product = (apart * weights[:, None]).T @ apart if products else None
+    with one_blas_thread():  # these may be: they are rounded before they decide
+        product = (apart * weights[:, None]).T @ apart if products else None
     low, high = rows.min(axis=0), rows.max(axis=0)
-    return ColumnStats(n, weight, mean, squares, low, high, np.full(p, n), False, target, cross, product)
+    return ColumnStats(n, weight, mean, squares, low, high, np.full(p, n), full, False, target, cross, product)
 
 
 def merge(one: ColumnStats, other: ColumnStats) -> ColumnStats:
     """Statistics of the chunks of both (Chan, Golub, LeVeque 1983, equation 2.1)."""
+    full = one.full & other.full
     if not one.rows or not other.rows:
-        return one if one.rows else other
+        return (one if one.rows else other)._replace(full=full)
     weight = one.weight + other.weight
     apart, factor = other.mean - one.mean, one.weight * other.weight / weight
     products = None
@@ -189,6 +199,7 @@ def merge(one: ColumnStats, other: ColumnStats) -> ColumnStats:
         np.minimum(one.low, other.low),
         np.maximum(one.high, other.high),
         one.counts + other.counts,
+        full,
         one.sparse or other.sparse,
         one.target + (other.target - one.target) * (other.weight / weight),
         one.cross + other.cross + apart * (other.target - one.target) * factor,
@@ -214,15 +225,17 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
     """
     p, weight = len(stats.mean), max(stats.weight, np.finfo(float).tiny)
     bound = problem.loss.curvature
-    curvature = max(stats.target, np.finfo(float).tiny) if bound is None else float(bound)
-    centred = (stats.counts == stats.rows) & bool(problem.precondition and problem.fit_intercept and stats.rows)
+    # At x = 0 it is 1, and without an intercept nothing leads away from there fast.
+    curvature = max(stats.target, 0.1 if problem.fit_intercept else 1.0) if bound is None else float(bound)
+    centred = stats.full & bool(problem.precondition and problem.fit_intercept and stats.rows)
     shift = np.where(centred, stats.mean, 0.0)
     rarity = stats.rows / np.maximum(stats.counts, 1)
     moment = stats.squares / weight + stats.mean**2
     spread = np.where(centred, stats.squares / weight, moment)
     scale = np.ones(p)
     if not (problem.precondition and stats.rows):
-        return Metric(shift, scale, None, rarity, spread, float(spread.sum()) + problem.fit_intercept, curvature, 1.0)
+        mean_square = float(spread.sum()) + problem.fit_intercept
+        return Metric(shift, scale, None, rarity, spread, mean_square, curvature, 1.0, stats.rows / 4)
     largest = np.maximum((stats.high - shift) ** 2, (stats.low - shift) ** 2) / LARGEST_ENTRY
     divisor = np.where(centred | (not stats.sparse), np.maximum(spread, largest), moment * np.sqrt(rarity))
     # A column that is constant but for rounding keeps unit steps.
@@ -231,11 +244,11 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
     mean_square = float((spread * scale).sum()) + problem.fit_intercept
 
     boost = _boost(stats.rows, mean_square, problem)
-    scaled = Metric(shift, scale, None, rarity, spread, mean_square, curvature, boost)
-    if stats.products is None:
+    scaled = Metric(shift, scale, None, rarity, spread, mean_square, curvature, boost, stats.rows / 4)
+    if stats.products is None or not wants_products(p, problem):
         return scaled
     products = stats.products / weight + np.outer(stats.mean - shift, stats.mean - shift)
-    return _rotated(scaled, stats, products, problem)
+    return _rotated(scaled, stats, products, varies, problem)
 
 
 def _boost(rows: int, mean_square: float, problem: Any) -> float:
@@ -248,16 +261,16 @@ def _boost(rows: int, mean_square: float, problem: Any) -> float:
     return max(1.0, float(np.sqrt(condition / max(rows, 1))) / 0.3)
 
 
-def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, problem: Any) -> Metric:
+def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, varies: np.ndarray, problem: Any) -> Metric:
     """Coordinates along the principal axes, if they are predicted to pay in time."""
     p = len(products)
     # What the penalty adds to the curvature, and enough for the Cholesky factor of columns that depend on each other.
     ridge = problem.penalty.l2 / scaled.curvature
-    size = np.sqrt(scaled.spread + ridge)
-    size[size == 0] = 1.0
+    size = np.where(varies, np.sqrt(scaled.spread + ridge), 1.0)
+    products = np.where(np.outer(varies, varies), products, 0.0)
     # Rounded, as the last bits of BLAS depend on the alignment of the rows and on its threads.
     correlation = np.round((products + ridge * np.eye(p)) / np.outer(size, size), 9)
-    np.fill_diagonal(correlation, 1.0 + 1e-8)
+    np.fill_diagonal(correlation, 1.0 + 1e-8 + 1e-9 * p)
     with one_blas_thread():
         curvatures, axes = np.linalg.eigh(
             correlation * np.outer(size, size) * np.sqrt(np.outer(scaled.scale, scaled.scale))
@@ -268,8 +281,10 @@ def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, problem: 
         if passes + FEWEST_PASSES < FEWEST_PASSES * (1.0 + p / ROTATES_FREELY):
             return scaled
         # One-sided Jacobi keeps small axes exact beside columns in large units (Demmel, Veselic 1992).
-        factor = size[:, None] * np.linalg.cholesky(correlation)
-        lengths, basis, _, work, _, _ = lapack.dgejsv(np.asfortranarray(factor), joba=2, jobu=0, jobv=3)
+        factor = np.asfortranarray(size[:, None] * np.linalg.cholesky(correlation))
+        lengths, basis, _, work, _, info = lapack.dgejsv(factor, joba=2, jobu=0, jobv=3)
+    if info:
+        return scaled
     squares = (lengths * work[0] / work[1]) ** 2
     spread, scale = np.maximum(squares - ridge, 0.0), 1.0 / squares
     mean_square = float(spread @ scale) + problem.fit_intercept
@@ -306,7 +321,7 @@ def one_blas_thread(work: float = np.inf) -> Any:
 def axis_sums(stats: ColumnStats, metric: Metric) -> np.ndarray:
     """Weighted sums of squares of one chunk's rows along the metric's axes, of shape (p,)."""
     apart = stats.mean - metric.shift
-    if metric.basis is None:
+    if metric.basis is None or not stats.rows:
         return stats.squares + stats.weight * apart**2
     products = stats.products + stats.weight * np.outer(apart, apart)
     with one_blas_thread():
@@ -351,6 +366,7 @@ def rotate_rows(chunk: Chunk, metric: Metric) -> Any:
     out = np.empty(chunk.rows.shape)
     with one_blas_thread(out.size * out.shape[1]):
         for block, rows in chunk.row_blocks():
+            rows = rows.toarray() if sp.issparse(rows) else rows
             np.matmul(rows - metric.shift, metric.basis, out=out[block])
     return out
 

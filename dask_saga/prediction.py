@@ -14,7 +14,7 @@ from dask import delayed, is_dask_collection
 
 from .inputs import blame, dask_blocks, read_labels, read_rows, read_targets, read_weights
 
-__all__ = ["accuracy", "linear", "probabilities", "r2", "to_labels"]
+__all__ = ["accuracy", "elementwise", "linear", "probabilities", "r2", "to_labels"]
 
 
 def linear(X: Any, coef: np.ndarray, intercept: np.ndarray) -> Any:

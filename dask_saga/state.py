@@ -17,6 +17,7 @@ from sklearn.utils import check_random_state
 from ._kernels import kernels_for
 from .inputs import frozen
 from .metric import ColumnStats, Metric, no_stats, to_solver, to_user
+from .penalties import ElasticNet
 from .problem import Problem, digest
 
 __all__ = ["ChunkMemory", "Head", "SAGAState", "new_head", "new_state"]
@@ -52,7 +53,8 @@ class Head(NamedTuple):
     weight, rows : float, int
         Sum of weights and number of rows of positive weight, of the chunks that count.
     cut : float
-        Multiplies the "auto" step; below one where visits forgot where they came from.
+        Multiplies the "auto" step: below one where visits forgot where they came from, above it where
+        they went on and on the same way.
     window_start, window_sum : ndarray
         x at the opening of the averaging window, and the sum of x at its visits' ends.
     window_count : int
@@ -330,6 +332,8 @@ def adapt(head: Head, problem: Problem) -> Head:
     x = head.x
     if not problem.fit_intercept and x[:, -1].any():
         x = frozen(np.column_stack([x[:, :-1], np.zeros(len(x))]))
+    if isinstance(problem.penalty, ElasticNet):
+        x = frozen(np.column_stack([np.clip(x[:, :-1], problem.penalty.lower, problem.penalty.upper), x[:, -1]]))
     fresh = new_head(x.shape[1] - 1, len(x), weight=head.weight, rows=head.rows, geometry=problem.geometry)
     return fresh._replace(x=x, gradient_sum=head.gradient_sum, window_start=x)
 

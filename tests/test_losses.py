@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from dask_saga.losses import LOSSES, LogLoss, resolve_loss
+from dask_saga.losses import LOSSES, Huber, LogLoss, SmoothHinge, resolve_loss
 from dask_saga.penalties import PENALTIES, ElasticNet, resolve_penalty
 
 
@@ -68,6 +68,9 @@ def test_unknown_names_and_objects_are_refused():
         def derivative(self, z, y):
             return 0.0
 
+    for bad in (SmoothHinge(0.0), SmoothHinge(-1.0), Huber(-1.0)):
+        with pytest.raises(ValueError, match="positive and finite"):
+            resolve_loss(bad)
     for bad, error in (("hinge", ValueError), (NoCurvature(), TypeError), (LogLoss, TypeError)):
         with pytest.raises(error, match="loss"):
             resolve_loss(bad)

@@ -211,7 +211,7 @@ def test_partial_fit_reaches_the_optimum_chunk_by_chunk(sort):
         A, b = A[rows], b[rows]
     chunks, rng = split(A, b, 12), np.random.default_rng(0)
     model = SAGAClassifier(alpha=1e-3, random_state=0)
-    for _ in range(60):
+    for _ in range(80):
         for k in rng.permutation(12):
             model.partial_fit(*chunks[k], classes=[-1, 1])
     assert gap(A, b, model, 1e-3) < 1e-6
@@ -325,3 +325,108 @@ def test_balanced_is_for_fit(binary):
         SAGAClassifier(class_weight="balanced").partial_fit(A, y, classes=[-1, 1])
     with pytest.raises(ValueError, match="class_weight"):
         SAGAClassifier(class_weight="even").fit(A, y)
+
+
+def correlated(n=2000, p=10):
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((n, 1)) + 0.03 * rng.standard_normal((n, p))
+    return A, A[:, 0] - A[:, 1] + 0.1 * rng.standard_normal(n)
+
+
+def test_a_penalty_of_another_kind_ends_the_rotation():
+    A, b = correlated()
+    model = SAGARegressor(random_state=0).partial_fit(A, b)
+    assert model.state_.metric.basis is not None
+    model.set_params(penalty=ElasticNet(lower=0.0))
+    for _ in range(50):
+        model.partial_fit(A, b)
+    assert model.state_.metric.basis is None
+    assert (model.coef_ >= 0).all()
+
+
+def test_blocks_without_rows_or_weight_take_part_in_a_rotation():
+    A, b = correlated()
+    best = SAGARegressor(tol=1e-7, max_iter=500, random_state=0).fit(A[:1000], b[:1000])
+    empty = da.from_array(A[:1000], chunks=((500, 0, 500), -1)), da.from_array(b[:1000], chunks=((500, 0, 500),))
+    weightless = da.from_array(A, chunks=(500, -1)), da.from_array(b, chunks=500)
+    weights = da.from_array(np.repeat([1.0, 0.0], 1000), chunks=500)
+    for data in (empty, (*weightless, weights)):
+        model = SAGARegressor(tol=1e-7, max_iter=500, random_state=0).fit(*data)
+        assert model.state_.metric.basis is not None
+        np.testing.assert_allclose(model.coef_, best.coef_, rtol=1e-3, atol=1e-3)
+
+
+def test_columns_that_depend_on_each_other_or_are_constant_rotate():
+    rng = np.random.default_rng(0)
+    one, other = 1e4 * rng.standard_normal((2, 2000))
+    A = np.column_stack([one] * 100 + [other] * 100 + [one + other] * 99 + [np.full(2000, 1e9 / 3)])
+    target = one / 1e4 + rng.standard_normal(2000)
+    for penalty in ("l2", None):
+        model = SAGARegressor(penalty=penalty, random_state=0).fit(A, target)
+        assert model.score(A, target) == pytest.approx(np.corrcoef(one, target)[0, 1] ** 2, abs=0.01)
+        assert np.abs(model.coef_).max() < 1.0
+
+
+@pytest.mark.parametrize("mean", [1e5, 1.7e9])
+def test_targets_far_from_zero_do_not_hide_the_coefficients(mean):
+    x = np.random.default_rng(0).standard_normal((2000, 1))
+    model = SAGARegressor(random_state=0).fit(x, 3 * x[:, 0] + mean)
+    assert model.converged_
+    assert model.coef_[0] == pytest.approx(3.0, rel=1e-2)
+
+
+def test_one_row_is_enough():
+    model = SAGARegressor(random_state=0).fit([[1.0]], [3.0])
+    assert model.intercept_[0] == pytest.approx(3.0, rel=1e-3)
+    for _ in range(100):
+        model.partial_fit([[1.0]], [3.0])
+    assert model.predict([[1.0]])[0] == pytest.approx(3.0)
+
+
+def test_sparse_rows_whose_weight_was_zero_are_not_centred_by_surprise():
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((2000, 3)) + np.array([100, 0, 0])
+    A[1000:, 0] = 0.0
+    target, rows = A @ [0.5, 1.0, 1.0] + rng.standard_normal(2000), sp.csr_array(A)
+    model = SAGARegressor(random_state=0).partial_fit(rows, target, sample_weight=np.repeat([1.0, 0.0], 1000))
+    for _ in range(200):
+        model.partial_fit(rows, target, sample_weight=np.ones(2000))
+    assert model.score(rows, target) == pytest.approx(SAGARegressor().fit(rows, target).score(rows, target), abs=1e-3)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("rate", [0.0, 0.01])
+def test_poisson_of_rare_counts(rate, fit_intercept):
+    rng = np.random.default_rng(0)
+    A, y = rng.standard_normal((3000, 3)), rng.poisson(rate, 3000)
+    model = SAGARegressor("poisson", fit_intercept=fit_intercept, random_state=0).fit(A, y)
+    assert model.converged_
+    if fit_intercept:
+        assert model.predict(A).mean() == pytest.approx(y.mean(), abs=1e-3)
+
+
+def test_fit_leaves_the_axes_that_partial_fit_finds():
+    A, b, _ = awkward(3000)
+    chunks = split(A, b, 8)
+    X, y = da.from_array(A, chunks=(375, -1)), da.from_array(b, chunks=375)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = SAGAClassifier(max_iter=1, random_state=0).fit(X, y)
+    streamed = SAGAClassifier(random_state=0)
+    for chunk in chunks:
+        streamed.partial_fit(*chunk, classes=[-1, 1])
+    np.testing.assert_allclose(fitted.state_.metric.scale, streamed.state_.metric.scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [{-1: -1.0, 1: 1.0}, {-1: np.nan, 1: 1.0}])
+def test_class_weights_are_checked(weights, binary):
+    with pytest.raises(ValueError, match="class_weight"):
+        SAGAClassifier(class_weight=weights).fit(*binary)
+
+
+def test_bounds_hold_where_no_row_says_anything():
+    rng = np.random.default_rng(0)
+    A = sp.csr_array(np.c_[rng.standard_normal((100, 2)), np.zeros(100)])
+    model = SAGARegressor(penalty=ElasticNet(lower=0.5, l2=0.1), random_state=0).fit(A, rng.standard_normal(100))
+    assert model.converged_
+    assert (model.coef_ >= 0.5).all()

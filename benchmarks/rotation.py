@@ -1,0 +1,94 @@
+"""When turning dense columns to their principal axes pays: the cost of a pass, and seconds to 1e-6.
+
+A rotated pass multiplies the rows by a p x p matrix; ``metric.ROTATES_FREELY`` is fitted to
+the first table. The second is what the choice between the two must get right: strongly
+correlated columns, and independent ones. Usage: python benchmarks/rotation.py
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from scipy.optimize import minimize
+
+from dask_saga import metric, saga
+from dask_saga.penalties import ElasticNet
+
+ALPHA, ROWS = 1e-4, 20_000
+FREELY = {"scaled": 0.0, "rotated": 1e9, "chosen": metric.ROTATES_FREELY}
+
+
+def rows(p: int, correlated: bool) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((ROWS, p))
+    if correlated:
+        A = A @ (rng.standard_normal((p, p)) + np.eye(p))
+    z = A @ rng.standard_normal(p)
+    return A, np.where(z + z.std() * rng.standard_normal(ROWS) > 0, 1.0, -1.0)
+
+
+def fit(A: np.ndarray, b: np.ndarray, kind: str, passes: int, callback=None):
+    # Zero rotates never, as no prediction is below the least number of passes.
+    metric.ROTATES_FREELY = FREELY[kind] or 1e-9
+    products, metric.MOST_ROTATED = metric.MOST_ROTATED, 1 if kind == "scaled" else metric.MOST_ROTATED
+    try:
+        return saga(
+            [(A, b)], penalty=ElasticNet(l2=ALPHA), fit_intercept=True, max_iter=passes, random_state=0,
+            callback=callback,
+        )  # fmt: skip
+    finally:
+        metric.MOST_ROTATED = products
+
+
+def seconds_of_a_pass(A: np.ndarray, b: np.ndarray, kind: str) -> float:
+    seconds = []
+    for _ in range(3):
+        history = fit(A, b, kind, 5).history
+        seconds.append((history[-1]["seconds"] - history[0]["seconds"]) / 4)
+    return min(seconds)
+
+
+def to_level(A: np.ndarray, b: np.ndarray, kind: str, level: float = 1e-6) -> str:
+    Z = (A - A.mean(axis=0)) / A.std(axis=0)
+    l2 = ALPHA / A.std(axis=0) ** 2
+
+    def F(w):
+        z = b * (Z @ w[:-1] + w[-1])
+        g = -b * np.exp(-np.logaddexp(0, z)) / len(b)
+        return np.logaddexp(0, -z).mean() + 0.5 * l2 @ w[:-1] ** 2, np.append(Z.T @ g + l2 * w[:-1], g.sum())
+
+    options = {"maxiter": 30000, "maxfun": 60000, "ftol": 1e-17, "gtol": 1e-11, "maxcor": 50}
+    best = minimize(F, np.zeros(A.shape[1] + 1), jac=True, method="L-BFGS-B", options=options).fun
+    found, began, unpaid = [], time.perf_counter(), 0.0
+
+    def reached(info):
+        nonlocal unpaid
+        now = time.perf_counter()
+        c = info.intercept + A.mean(axis=0) @ info.x
+        if (F(np.append(info.x * A.std(axis=0), c))[0] - best) / (np.log(2) - best) <= level:
+            found.append(f"{info.epoch} passes, {now - began - unpaid:.2g} s")
+            return True
+        unpaid += time.perf_counter() - now
+        return False
+
+    fit(A, b, kind, 200, reached)
+    return found[0] if found else "not in 200 passes"
+
+
+def main() -> None:
+    print("| columns | scaled pass | rotated pass | ratio | 1 + p / 50 |\n|---|---|---|---|---|")
+    for p in (10, 25, 50, 100, 200, 300):
+        A, b = rows(p, correlated=True)
+        scaled, rotated = (seconds_of_a_pass(A, b, kind) for kind in ("scaled", "rotated"))
+        print(f"| {p} | {scaled:.4f} s | {rotated:.4f} s | {rotated / scaled:.1f} | {1 + p / 50:.1f} |", flush=True)
+    print("\n| columns | | scaled | rotated | chosen |\n|---|---|---|---|---|")
+    for p in (25, 100, 200):
+        for correlated in (True, False):
+            A, b = rows(p, correlated)
+            cells = " | ".join(to_level(A, b, kind) for kind in FREELY)
+            print(f"| {p} | {'correlated' if correlated else 'independent'} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
