@@ -12,11 +12,11 @@ import time
 import numpy as np
 from scipy.optimize import minimize
 
-from dask_saga import metric, saga
+from dask_saga import columns, metric, saga
 from dask_saga.penalties import ElasticNet
 
 ALPHA, ROWS = 1e-4, 20_000
-FREELY = {"scaled": 0.0, "rotated": 1e9, "chosen": metric.ROTATES_FREELY}
+FREELY = {"scaled": 1e9, "rotated": 1e9, "chosen": metric.ROTATES_FREELY}
 
 
 def rows(p: int, correlated: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -29,16 +29,15 @@ def rows(p: int, correlated: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(A: np.ndarray, b: np.ndarray, kind: str, passes: int, callback=None):
-    # Zero rotates never, as no prediction is below the least number of passes.
-    metric.ROTATES_FREELY = FREELY[kind] or 1e-9
-    products, metric.MOST_ROTATED = metric.MOST_ROTATED, 1 if kind == "scaled" else metric.MOST_ROTATED
+    metric.ROTATES_FREELY = FREELY[kind]
+    most, columns.MOST_ROTATED = columns.MOST_ROTATED, 1 if kind == "scaled" else columns.MOST_ROTATED
     try:
         return saga(
             [(A, b)], penalty=ElasticNet(l2=ALPHA), fit_intercept=True, max_iter=passes, random_state=0,
             callback=callback,
         )  # fmt: skip
     finally:
-        metric.MOST_ROTATED = products
+        columns.MOST_ROTATED = most
 
 
 def seconds_of_a_pass(A: np.ndarray, b: np.ndarray, kind: str) -> float:

@@ -9,14 +9,13 @@ import numpy as np
 import scipy.sparse as sp
 
 from ._kernels import kernels_for
+from .columns import column_stats, merge
 from .inputs import Chunk, frozen
 from .metric import (
     Metric,
     choose_metric,
-    column_stats,
     csr_arrays,
     limit_axes,
-    merge,
     rotate_rows,
     row_norms,
     shift_of,

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .chunk import chunk_gradient, chunk_saga, count_outputs, fresh_memory, visit_digest
+from .columns import ColumnStats, column_stats, merge
 from .inputs import Chunk
-from .metric import ColumnStats, Metric, axis_sums, choose_metric, column_stats, limit_axes, merge
+from .metric import Metric, axis_sums, choose_metric, limit_axes
 from .problem import Problem, digest
 from .state import (
     ChunkMemory,

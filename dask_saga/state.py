@@ -15,8 +15,9 @@ from dask.sizeof import sizeof
 from sklearn.utils import check_random_state
 
 from ._kernels import kernels_for
+from .columns import ColumnStats, no_stats
 from .inputs import frozen
-from .metric import ColumnStats, Metric, no_stats, to_solver, to_user
+from .metric import Metric, to_solver, to_user
 from .penalties import ElasticNet
 from .problem import Problem, digest
 

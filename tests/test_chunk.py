@@ -7,9 +7,10 @@ import scipy.sparse as sp
 from dask_saga import chunk_saga
 from dask_saga import metric as metric_module
 from dask_saga.chunk import chunk_gradient, fresh_memory, row_order
+from dask_saga.columns import column_stats, merge
 from dask_saga.inputs import read_chunk
 from dask_saga.losses import LOSSES, MultinomialLogLoss
-from dask_saga.metric import axis_sums, choose_metric, column_stats, merge, row_norms, to_solver, to_user
+from dask_saga.metric import axis_sums, choose_metric, row_norms, to_solver, to_user
 from dask_saga.penalties import PENALTIES
 from dask_saga.state import Problem, new_head
 

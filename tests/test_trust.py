@@ -12,9 +12,10 @@ from threadpoolctl import threadpool_limits
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
 from dask_saga import metric as metric_module
+from dask_saga.columns import column_stats
 from dask_saga.inputs import read_chunk
 from dask_saga.losses import LogLoss, SquaredError
-from dask_saga.metric import choose_metric, column_stats, limit_axes
+from dask_saga.metric import choose_metric, limit_axes
 from dask_saga.penalties import ElasticNet
 from dask_saga.problem import Problem
 from dask_saga.state import _next_cut, new_head

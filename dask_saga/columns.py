@@ -1,0 +1,163 @@
+"""What is known of the columns of chunks, and of their merger."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from threadpoolctl import ThreadpoolController
+
+from .inputs import Chunk
+from .penalties import ElasticNet
+
+__all__ = ["ColumnStats", "column_stats", "merge", "no_stats", "one_blas_thread", "wants_products"]
+
+# Columns up to which products are collected.
+MOST_ROTATED = 300
+
+
+class ColumnStats(NamedTuple):
+    """What is known of the columns of all chunks seen; arrays have shape (p,) but for `products`.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of positive weight.
+    weight : float
+        Sum of weights.
+    mean, squares : ndarray
+        Weighted mean, and weighted sum of squared deviations from it.
+    low, high : ndarray
+        Extremes.
+    counts : ndarray
+        Rows in which the column is stored: all of them in dense chunks.
+    full : ndarray of bool
+        Whether every row stores it, those without weight as well.
+    sparse : bool
+        Whether any chunk is sparse.
+    target : float
+        Weighted mean of the targets.
+    cross : ndarray
+        Weighted sum of products of deviations of column and target.
+    products : ndarray of shape (p, p) or None
+        Weighted sum of products of deviations of columns, where it was asked for in all chunks.
+    """
+
+    rows: int
+    weight: float
+    mean: np.ndarray
+    squares: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    counts: np.ndarray
+    full: np.ndarray
+    sparse: bool
+    target: float
+    cross: np.ndarray
+    products: np.ndarray | None
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def one_blas_thread(work: float = np.inf) -> Any:
+    """A context in which BLAS and LAPACK give the same bits wherever they run.
+
+    Products of less `work`, in multiplications, never take several threads.
+    """
+    return _blas().limit(limits=1) if work > 5000 else contextlib.nullcontext()
+
+
+def wants_products(p: int, problem: Any) -> bool:
+    """Whether a rotation of p columns is open to this problem."""
+    rotates = isinstance(problem.penalty, ElasticNet) and problem.penalty.rotates
+    return bool(problem.precondition and rotates and 1 < p <= MOST_ROTATED)
+
+
+def no_stats(p: int, full: Any = True) -> ColumnStats:
+    """Statistics of p columns without rows of positive weight."""
+    zeros, full = np.zeros(p), np.broadcast_to(full, p)
+    low, high, counts = zeros + np.inf, zeros - np.inf, np.zeros(p, int)
+    return ColumnStats(0, 0.0, zeros, zeros, low, high, counts, full, False, 0.0, zeros, None)
+
+
+def column_stats(chunk: Chunk, problem: Any) -> ColumnStats:
+    """Statistics of one chunk's columns, in float64 and, if dense, by two passes.
+
+    Raises
+    ------
+    ValueError
+        If squares overflow.
+    """
+    stats = no_stats(chunk.rows.shape[1])
+    products = wants_products(chunk.rows.shape[1], problem)
+    for block, rows in chunk.row_blocks():
+        weights = chunk.weights[block] if chunk.weights.size else np.ones(rows.shape[0])
+        with np.errstate(over="ignore", invalid="ignore"):
+            stats = merge(stats, _block_stats(rows, chunk.targets[block], weights, products))
+    if not np.isfinite(stats.squares).all():
+        raise ValueError(f"X has values too large to be squared in column {np.argmin(np.isfinite(stats.squares))}")
+    return stats
+
+
+def _block_stats(rows: Any, targets: np.ndarray, weights: np.ndarray, products: bool) -> ColumnStats:
+    used, p = weights > 0, rows.shape[1]
+    full = np.bincount(rows.indices, minlength=p) == len(weights) if sp.issparse(rows) else np.ones(p, bool)
+    if not used.all():
+        rows, targets, weights = rows[used], targets[used], weights[used]
+    n = rows.shape[0]
+    if n == 0:
+        return no_stats(p, full)
+    weight = weights.sum()
+    targets = targets.mean(axis=1)
+    target = float((targets * weights).sum() / weight)
+    pulls = (targets - target) * weights
+    if sp.issparse(rows):
+        mean = rows.T @ weights / weight
+        squares = np.maximum(rows.multiply(rows).T @ weights - weight * mean**2, 0.0)
+        low, high = (extreme.toarray().ravel() for extreme in (rows.min(axis=0), rows.max(axis=0)))
+        counts = np.bincount(rows.indices, minlength=p)
+        if full.any():  # the difference of squares would lose the variance of columns far from zero
+            dense = rows[:, np.flatnonzero(full)].toarray() - mean[full]
+            squares[full] = (dense * dense * weights[:, None]).sum(axis=0)
+        return ColumnStats(n, weight, mean, squares, low, high, counts, full, True, target, rows.T @ pulls, None)
+    # Not by BLAS: its sums depend on the alignment of the rows and on its threads.
+    mean = (rows * weights[:, None]).sum(axis=0) / weight
+    apart = rows - mean
+    squares = (np.square(apart) * weights[:, None]).sum(axis=0)
+    cross = (apart * pulls[:, None]).sum(axis=0)
+    with one_blas_thread():  # these may be: they are rounded before they decide
+        product = (apart * weights[:, None]).T @ apart if products else None
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    return ColumnStats(n, weight, mean, squares, low, high, np.full(p, n), full, False, target, cross, product)
+
+
+def merge(one: ColumnStats, other: ColumnStats) -> ColumnStats:
+    """Statistics of the chunks of both (Chan, Golub, LeVeque 1983, equation 2.1)."""
+    full = one.full & other.full
+    if not one.rows or not other.rows:
+        return (one if one.rows else other)._replace(full=full)
+    weight = one.weight + other.weight
+    apart, factor = other.mean - one.mean, one.weight * other.weight / weight
+    products = None
+    if one.products is not None and other.products is not None:
+        products = one.products + other.products + np.outer(apart, apart) * factor
+    return ColumnStats(
+        one.rows + other.rows,
+        weight,
+        one.mean + apart * (other.weight / weight),
+        one.squares + other.squares + apart**2 * factor,
+        np.minimum(one.low, other.low),
+        np.maximum(one.high, other.high),
+        one.counts + other.counts,
+        full,
+        one.sparse or other.sparse,
+        one.target + (other.target - one.target) * (other.weight / weight),
+        one.cross + other.cross + apart * (other.target - one.target) * factor,
+        products,
+    )
