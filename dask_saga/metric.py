@@ -99,7 +99,7 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
     scale = np.ones(p)
     if not (problem.precondition and stats.rows):
         mean_square = float(spread.sum()) + problem.fit_intercept
-        return Metric(shift, scale, None, rarity, spread, mean_square, curvature, 1.0, stats.rows / 4)
+        return Metric(shift, scale, None, rarity, spread, mean_square, curvature, 1.0, stats.rows / 2)
     largest = np.maximum((stats.high - shift) ** 2, (stats.low - shift) ** 2) / LARGEST_ENTRY
     divisor = np.where(centred | (not stats.sparse), np.maximum(spread, largest), moment * np.sqrt(rarity))
     # A column that is constant but for rounding keeps unit steps.
@@ -108,7 +108,7 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
     mean_square = float((spread * scale).sum()) + problem.fit_intercept
 
     boost = _boost(stats.rows, mean_square, problem)
-    scaled = Metric(shift, scale, None, rarity, spread, mean_square, curvature, boost, stats.rows / 4)
+    scaled = Metric(shift, scale, None, rarity, spread, mean_square, curvature, boost, stats.rows / 2)
     if stats.products is None or not wants_products(p, problem):
         return scaled
     products = stats.products / weight + np.outer(stats.mean - shift, stats.mean - shift)

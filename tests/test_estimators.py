@@ -225,7 +225,7 @@ def test_learnt_attributes_are_real(binary):
 
 def test_max_iter_reached_warns(binary):
     A, y = binary
-    with pytest.warns(ConvergenceWarning, match="Raise max_iter"):
+    with pytest.warns(ConvergenceWarning, match="max_iter=2 passes ended at a relative gradient norm"):
         model = SAGAClassifier(max_iter=2, tol=1e-12).fit(A, y)
     assert not model.converged_
     with warnings.catch_warnings():
