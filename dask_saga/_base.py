@@ -268,6 +268,8 @@ class SAGABase(BaseEstimator):
         warnings.warn(advice, ConvergenceWarning, stacklevel=3)
 
     def _advice(self, norms: list[float], cut: float) -> str:
+        if norms[-1] < 1e-8 and self.memory_dtype == "float32" and self.step_size == "auto":
+            return "float32 memory gradients go no further: set memory_dtype='float64', or raise tol."
         half = len(norms) // 2
         fell = norms[-1] / norms[half] if norms[half] > 0 else 1.0
         if 0 < fell < 0.5 and len(norms) > 1 and self.tol > 0:
@@ -275,8 +277,6 @@ class SAGABase(BaseEstimator):
             return f"It is falling: about {int(np.ceil(more))} more passes would do. Raise max_iter."
         if self.step_size != "auto":
             return "It hardly falls: try step_size='auto'."
-        if norms[-1] < 1e-6 and self.memory_dtype == "float32":
-            return "float32 memory gradients go no further: set memory_dtype='float64', or raise tol."
         if cut >= 1.0:
             return "It falls slowly: raise step_size_scale, alpha, or max_iter."
         return "It falls slowly, as the chunks differ: shuffle the rows among them, raise alpha, or max_iter."
