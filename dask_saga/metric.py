@@ -20,9 +20,9 @@ ROTATES_FREELY = 50.0
 FEWEST_PASSES, ACCURACY = 5.0, 1e-6
 # Mean curvature in units of its bound, for that prediction.
 MEAN_CURVATURE = 0.4
-# What the length of a visit may be along an axis, in units of step x curvature.
-SETTLED = 2.0
-CONCENTRATED = 4.0
+# An axis gets shorter steps where step x rows x curvature of one chunk is above the first, and the chunk's
+# share of the axis is above so many times the mean.
+SETTLED, CONCENTRATED = 2.0, 4.0
 # What is taken for L over the least curvature where the curvature may fall far below its bound.
 ILL_CONDITION = 4500.0
 
@@ -89,7 +89,7 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
     """
     p, weight = len(stats.mean), max(stats.weight, np.finfo(float).tiny)
     bound = problem.loss.curvature
-    # At x = 0 it is 1, and without an intercept nothing leads away from there fast.
+    # Poisson's is exp(z): the mean target at the optimum, but 1 at x = 0, which only an intercept leaves fast.
     curvature = max(stats.target, 0.1 if problem.fit_intercept else 1.0) if bound is None else float(bound)
     centred = stats.full & bool(problem.precondition and problem.fit_intercept and stats.rows)
     shift = np.where(centred, stats.mean, 0.0)
