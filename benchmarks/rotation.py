@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from scipy.optimize import minimize
+from trust_optimum import ALPHA, objective, optimum
+from trust_sets import DataSet
 
 from dask_saga import columns, metric, saga
 from dask_saga.penalties import ElasticNet
 
-ALPHA, ROWS = 1e-4, 20_000
+ROWS = 20_000
 FREELY = {"scaled": 1e9, "rotated": 1e9, "chosen": metric.ROTATES_FREELY}
 
 
@@ -49,23 +50,14 @@ def seconds_of_a_pass(A: np.ndarray, b: np.ndarray, kind: str) -> float:
 
 
 def to_level(A: np.ndarray, b: np.ndarray, kind: str, level: float = 1e-6) -> str:
-    Z = (A - A.mean(axis=0)) / A.std(axis=0)
-    l2 = ALPHA / A.std(axis=0) ** 2
-
-    def F(w):
-        z = b * (Z @ w[:-1] + w[-1])
-        g = -b * np.exp(-np.logaddexp(0, z)) / len(b)
-        return np.logaddexp(0, -z).mean() + 0.5 * l2 @ w[:-1] ** 2, np.append(Z.T @ g + l2 * w[:-1], g.sum())
-
-    options = {"maxiter": 30000, "maxfun": 60000, "ftol": 1e-17, "gtol": 1e-11, "maxcor": 50}
-    best = minimize(F, np.zeros(A.shape[1] + 1), jac=True, method="L-BFGS-B", options=options).fun
+    data = DataSet("rows", A, (b > 0).astype(int), "binary")
+    F, best = objective(data), optimum(data)
     found, began, unpaid = [], time.perf_counter(), 0.0
 
     def reached(info):
         nonlocal unpaid
         now = time.perf_counter()
-        c = info.intercept + A.mean(axis=0) @ info.x
-        if (F(np.append(info.x * A.std(axis=0), c))[0] - best) / (np.log(2) - best) <= level:
+        if best.gap(F.value(np.append(info.x, info.intercept)[None])) <= level:
             found.append(f"{info.epoch} passes, {now - began - unpaid:.2g} s")
             return True
         unpaid += time.perf_counter() - now

@@ -345,7 +345,7 @@ class SAGABase(BaseEstimator):
             self.classes_ = classes
 
     def _linear(self, X: Any) -> Any:
-        """Linear predictions of shape (n,): lazy for Dask input."""
+        """Linear predictions, as ``linear`` gives them: lazy for Dask input."""
         check_is_fitted(self)
         rows = X if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
         self._check_columns(X, reset=False)

@@ -47,10 +47,13 @@ class Kernels(NamedTuple):
 
 # Compiled into its callers. Global, as a loop that closed over it would miss its cache in every process.
 @njit(nogil=True, fastmath=FASTMATH)
-def implicit(loss, z, u, y, w, h, old, m, bound):
-    """Move u towards the predictions after a step of length h, from z; m are w f'(u)."""
+def row_gradients(loss, z, u, y, w, h, old, m, bound):
+    """Write w f'(u) to m, with u near the predictions after a step of length h from z; u = z where h is zero."""
+    row_derivative(loss, z, y, m)
+    for k in range(z.size):
+        m[k] *= w
     unbounded, hardest = bound == 0.0, h * w * bound
-    if hardest < 0.05 and not unbounded:
+    if h <= 0.0 or (hardest < 0.05 and not unbounded):
         return
     for k in range(z.size):
         u[k] = z[k]
@@ -97,12 +100,8 @@ def _build(sources: int, cache: bool) -> Kernels:
                 for j in range(p):
                     zk += (row[j] - shift[j]) * xk[j]
                 z[k], old[k] = zk, gradients[i, k]
-            row_derivative(loss, z, b[i], m)
-            for k in range(outputs):
-                m[k] *= w
-            pulled_by, norm = pull[i, 0], pull[i, 1]
-            if norm > 0.0:
-                implicit(loss, z, u, b[i], w, step * pulled_by * norm, old, m, bound)
+            pulled_by = pull[i, 0]
+            row_gradients(loss, z, u, b[i], w, step * pulled_by * pull[i, 1], old, m, bound)
             for k in range(outputs):
                 gradients[i, k] = m[k]
                 # What is stored, perhaps rounded to float32, is what the sum gets: numba's float() would
@@ -130,12 +129,8 @@ def _build(sources: int, cache: bool) -> Kernels:
                 for q in range(indptr[i], indptr[i + 1]):
                     zk += (data[q] - shift[indices[q]]) * x[k, indices[q]]
                 z[k], old[k] = zk, gradients[i, k]
-            row_derivative(loss, z, b[i], m)
-            for k in range(outputs):
-                m[k] *= w
-            pulled_by, norm = pull[i, 0], pull[i, 1]
-            if norm > 0.0:
-                implicit(loss, z, u, b[i], w, step * pulled_by * norm, old, m, bound)
+            pulled_by = pull[i, 0]
+            row_gradients(loss, z, u, b[i], w, step * pulled_by * pull[i, 1], old, m, bound)
             for k in range(outputs):
                 gradients[i, k] = m[k]
                 delta = np.float64(gradients[i, k]) - old[k]

@@ -157,7 +157,7 @@ def _memory(previous: tuple) -> ChunkMemory:
 
 
 def load(executor: Any, chunks: list, problem: Problem) -> Loaded:
-    """The preparing pass, in parallel: column statistics, bounds and the gradient at zero.
+    """The preparing pass, in parallel: column statistics, coordinates and the gradient at zero.
 
     Parameters
     ----------
@@ -278,15 +278,13 @@ def _norm_at_zero(loaded: Loaded, weight: float, problem: Problem) -> float:
     An intercept that is far from zero would else hide them: centred columns do not feel it.
     """
     gradient = loaded.zero[1] / weight
-    zero, whole = np.zeros_like(gradient), gradient
-    if problem.fit_intercept:
-        inner = gradient[:, :-1] - gradient[:, -1:] * loaded.stats.mean
-        gradient = np.column_stack([inner, np.zeros(len(inner))])
-    norms = [
-        gradient_mapping_norm(zero, g, problem, loaded.metric._replace(shift=0 * loaded.metric.shift))
-        for g in (gradient, whole)
-    ]
-    return norms[0] if norms[0] > 1e-12 * norms[1] else norms[1]
+    zero, metric = np.zeros_like(gradient), loaded.metric.unshifted
+    whole = gradient_mapping_norm(zero, gradient, problem, metric)
+    if not problem.fit_intercept:
+        return whole
+    inner = gradient[:, :-1] - gradient[:, -1:] * loaded.stats.mean
+    inner = gradient_mapping_norm(zero, np.column_stack([inner, zero[:, -1]]), problem, metric)
+    return inner if inner > 1e-12 * whole else whole
 
 
 def _exact_norm(executor, chunks, weight, summary, problem, metric):

@@ -67,8 +67,13 @@ class Metric(NamedTuple):
 
     @property
     def L(self) -> float:
-        """Mean Lipschitz constant of the rows' gradients."""
-        return self.curvature * self.mean_square
+        """Mean Lipschitz constant of the rows' gradients; 1 where all rows are zero."""
+        return self.curvature * self.mean_square or 1.0
+
+    @property
+    def unshifted(self) -> Metric:
+        """The coordinates of differences, which no shift changes."""
+        return self._replace(shift=np.zeros_like(self.shift))
 
 
 def choose_metric(stats: ColumnStats, problem: Any) -> Metric:

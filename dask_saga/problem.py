@@ -72,7 +72,7 @@ class Problem(NamedTuple):
         """Step size in units of x per unit of mean gradient."""
         if not self.automatic:
             return float(self.step_size)
-        return min(self.step_size_scale * cut * metric.boost, metric.longest or 1.0) / (metric.L or 1.0)
+        return min(self.step_size_scale * cut * metric.boost, metric.longest or 1.0) / metric.L
 
     @property
     def geometry(self) -> str:

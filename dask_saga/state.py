@@ -286,7 +286,7 @@ def proximal_gradient_step(x: np.ndarray, gradient: np.ndarray, step: float, pro
 
 def gradient_mapping_norm(x: np.ndarray, gradient_average: np.ndarray, problem: Problem, metric: Metric) -> float:
     """Norm of the proximal gradient at x, scaled by the metric; zero at the optimum only."""
-    step = 0.3 / (metric.L or 1.0)
+    step = 0.3 / metric.L
     x, gradient = to_solver(x, gradient_average, metric)
     moved = x - proximal_gradient_step(x, gradient, step, problem, metric)
     return float(np.sqrt((moved**2 / np.append(metric.scale, 1.0)).sum())) / step
@@ -304,7 +304,7 @@ def candidate(head: Head, problem: Problem, metric: Metric) -> tuple[np.ndarray,
     u, d = (mean - start) / root, (x - mean) / root
     if (u * d).sum() >= CIRCLES_BELOW * np.linalg.norm(u) * np.linalg.norm(d):
         return head.x, False
-    step = min(problem.step(metric, head.cut), 0.3 / (metric.L or 1.0))
+    step = min(problem.step(metric, head.cut), 0.3 / metric.L)
     stepped = proximal_gradient_step(mean, average, step, problem, metric)
     return frozen(to_user(stepped, average, metric)[0]), True
 
@@ -367,7 +367,7 @@ def _next_cut(head: Head, problem: Problem, metric: Metric, circles: bool) -> fl
 
 
 def _cosine(u: np.ndarray, v: np.ndarray, metric: Metric) -> float:
-    (u, _), (v, _) = (to_solver(w, w, metric._replace(shift=0 * metric.shift)) for w in (u, v))
+    (u, _), (v, _) = (to_solver(w, w, metric.unshifted) for w in (u, v))
     root = np.sqrt(np.append(metric.scale, 1.0))
     u, v = u / root, v / root
     return float((u * v).sum() / (np.linalg.norm(u) * np.linalg.norm(v) or 1.0))

@@ -86,24 +86,6 @@ def objective(A, b, x, intercept, loss, penalty, weights=None):
     return mean + np.sum(penalty.value(x))
 
 
-def smooth_optimum(A, b, loss, penalty, fit_intercept, weights=None):
-    """Optimum by SciPy for a smooth penalty: x with the intercept last."""
-    A = A.toarray() if sp.issparse(A) else np.asarray(A, float)
-    weights = np.ones(len(b)) if weights is None else np.asarray(weights, float)
-    A1 = np.c_[A, np.full(len(b), float(fit_intercept))]
-
-    def value_and_gradient(x):
-        z = A1 @ x
-        values = np.array([loss.value(u, v) for u, v in zip(z, b, strict=True)])
-        slopes = np.array([loss.derivative(u, v) for u, v in zip(z, b, strict=True)])
-        smooth = weights @ values / weights.sum() + np.sum(penalty.value(x[:-1]))
-        return smooth, A1.T @ (weights * slopes) / weights.sum() + np.append(penalty.l2 * x[:-1], 0.0)
-
-    start = np.zeros(A1.shape[1])
-    options = {"maxiter": 5000, "maxfun": 20000, "ftol": 1e-18, "gtol": 1e-11, "maxcor": 30}
-    return minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", options=options).x
-
-
 def gradient_sum_of(chunks, state):
     """sum_i m_i a_i recomputed from the memory; chunks maps id to rows. The intercept's last."""
     total = 0.0

@@ -75,7 +75,7 @@ def test_tol_is_never_met_falsely(binary):
     for k in (1, 5):
         result = saga(split(A, b, k), penalty=ElasticNet(l2=1e-3), tol=1e-3, max_iter=500, random_state=0)
         assert result.converged
-        exact = oracles.smooth_optimum(A, b, LogLoss(), ElasticNet(l2=1e-3), False)
+        exact = oracles.reference(A, b, LogLoss(), ElasticNet(l2=1e-3), False)
         best = oracles.objective(A, b, exact[:-1], 0.0, LogLoss(), ElasticNet(l2=1e-3))
         gap = oracles.objective(A, b, result.x, 0.0, LogLoss(), ElasticNet(l2=1e-3)) - best
         assert gap <= 10 * 1e-3 * (np.log(2) - best)
@@ -154,7 +154,7 @@ def test_rows_sorted_by_label_converge_in_few_and_many_chunks():
     order = np.argsort(b, kind="stable")
     A, b = A[order], b[order]
     penalty = ElasticNet(l2=1e-3)
-    exact = oracles.smooth_optimum(A, b, LogLoss(), penalty, True)
+    exact = oracles.reference(A, b, LogLoss(), penalty, True)
     best = oracles.objective(A, b, exact[:-1], exact[-1], LogLoss(), penalty)
     for k in (7, 40):
         result = saga(split(A, b, k), penalty=penalty, fit_intercept=True, max_iter=40, random_state=0)
