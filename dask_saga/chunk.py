@@ -34,7 +34,7 @@ from .state import (
     window_is_due,
 )
 
-__all__ = ["chunk_gradient", "chunk_saga", "fresh_memory", "row_order", "visit"]
+__all__ = ["chunk_gradient", "chunk_saga", "fresh_memory", "row_order", "split_memory", "visit"]
 
 # A row is visited once for every ROW_BOUND times the mean Lipschitz constant that its own has.
 ROW_BOUND = 2.0
@@ -50,11 +50,30 @@ def row_order(seed: int, rows: np.ndarray) -> np.ndarray:
 def fresh_memory(chunk: Chunk, problem: Problem) -> ChunkMemory:
     """The memory of a chunk before its first visit."""
     (n, p), k = chunk.rows.shape, count_outputs(chunk, problem)
-    gradients, total = np.zeros((n, k), dtype=problem.memory_dtype), np.zeros((k, p + 1))
     rows = int(np.count_nonzero(chunk.weights)) if chunk.weights.size else n
-    # A total dearer than a quarter of the gradients is not worth keeping.
-    total = frozen(total) if total.nbytes <= gradients.nbytes / 4 else None
-    return ChunkMemory(frozen(gradients), 0, chunk.content, chunk.weights_content, chunk.weight, rows, total)
+    gradients, total = np.zeros((n, k), dtype=problem.memory_dtype), np.zeros((k, p + 1))
+    memory = ChunkMemory(frozen(gradients), 0, chunk.content, chunk.weights_content, chunk.weight, rows, frozen(total))
+    return memory if _total_pays(memory) else memory._replace(total=None)
+
+
+def _total_pays(memory: ChunkMemory) -> bool:
+    return memory.total.nbytes <= memory.gradients.nbytes / 4
+
+
+def split_memory(
+    chunk: Chunk, memory: ChunkMemory, parts: list[ChunkMemory], lengths: list[int], problem: Problem
+) -> list[ChunkMemory]:
+    """The memory of joined chunks as that of each; `parts` are their facts, `lengths` their rows."""
+    if len(parts) == 1:
+        return [memory]
+    split, start = [], 0
+    for part, n in zip(parts, lengths, strict=True):
+        rows, start = slice(start, start + n), start + n
+        gradients = memory.gradients[rows].copy()
+        total = weighted_sum(chunk.rows[rows], gradients.astype(float), problem)
+        part = part._replace(gradients=frozen(gradients), visits=memory.visits, total=frozen(total))
+        split.append(part if _total_pays(part) else part._replace(total=None))
+    return split
 
 
 def count_outputs(chunk: Chunk, problem: Problem) -> int:
@@ -164,7 +183,9 @@ def _take_steps(plan, chunk, head, memory, problem, metric):
         x, gradient_sum = to_user(x, gradient_sum, metric)
         if metric.basis is not None:
             # Turned there and back, large columns would leave their rounding in small ones.
-            gradient_sum = head.gradient_sum + weighted_sum(chunk, gradients - memory.gradients.astype(float), problem)
+            gradient_sum = head.gradient_sum + weighted_sum(
+                chunk.rows, gradients - memory.gradients.astype(float), problem
+            )
         good = np.abs(x).max() < LARGEST_COEFFICIENT and np.isfinite(gradient_sum).all()  # False if NaN
     if not good:
         return None
@@ -200,10 +221,12 @@ def _run_pass(plan, order, x, gradient_sum, gradients, chunk, head, problem, met
         kernels.dense_pass(frozen(plan.rows), *before, *state, *after)
 
 
-def weighted_sum(chunk: Chunk, factors: np.ndarray, problem: Problem) -> np.ndarray:
-    """sum_i factors_i a_i over a dense chunk, of shape (k, p + 1)."""
-    out = np.zeros((factors.shape[1], chunk.rows.shape[1] + 1))
-    kernels_for(problem.loss, problem.penalty).dense_sum(frozen(chunk.rows), frozen(factors), out)
+def weighted_sum(rows: Any, factors: np.ndarray, problem: Problem) -> np.ndarray:
+    """sum_i factors_i a_i over rows, of shape (k, p + 1)."""
+    if sp.issparse(rows):
+        return np.column_stack([factors.T @ rows, factors.sum(axis=0)])
+    out = np.zeros((factors.shape[1], rows.shape[1] + 1))
+    kernels_for(problem.loss, problem.penalty).dense_sum(frozen(rows), frozen(factors), out)
     return out
 
 

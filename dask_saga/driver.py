@@ -6,16 +6,18 @@ an executor hands out: values in memory, futures on a cluster.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
-from .chunk import chunk_gradient, chunk_saga, count_outputs, fresh_memory, visit_digest
+from .chunk import chunk_gradient, chunk_saga, count_outputs, fresh_memory, split_memory, visit_digest
 from .columns import ColumnStats, column_stats, merge
-from .inputs import Chunk
+from .inputs import BLOCK_BYTES, Chunk, join_chunks
 from .metric import Metric, axis_sums, choose_metric, limit_axes
 from .problem import Problem, digest
 from .state import (
@@ -36,7 +38,9 @@ __all__ = ["Info", "Loaded", "Result", "load", "run"]
 logger = logging.getLogger("dask_saga")
 
 # Chunks whose statistics one task merges.
-JOINED = 16
+MERGED = 16
+# Smaller chunks are visited together up to this size: a visit costs 0.25 ms of Python, on a cluster some ms.
+JOINED_BYTES = BLOCK_BYTES
 
 
 class Info(NamedTuple):
@@ -82,10 +86,15 @@ class Result(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """Chunks on an executor, and what a client needs to know of each."""
+    """Chunks on an executor, small ones joined, and what a client needs to know.
+
+    ``joined`` has for each of ``chunks`` and ``memories`` the numbers of those that were given;
+    ``lengths`` and ``facts`` are of these.
+    """
 
     chunks: list
     memories: list
+    joined: list[list[int]]
     lengths: list[int]
     facts: list[ChunkMemory]
     stats: ColumnStats
@@ -114,23 +123,37 @@ def _examine(chunk: Chunk, problem: Problem) -> tuple:
     memory = fresh_memory(chunk, problem)
     zero = np.zeros((count_outputs(chunk, problem), chunk.rows.shape[1] + 1))
     facts = memory._replace(gradients=np.empty((0, len(zero))), total=None)
-    return facts, len(chunk.targets), column_stats(chunk, problem), *chunk_gradient(chunk, zero, problem)
+    size = chunk.nbytes, sp.issparse(chunk.rows)
+    return facts, len(chunk.targets), size, column_stats(chunk, problem), *chunk_gradient(chunk, zero, problem)
 
 
-def _join(*examined: tuple) -> tuple:
+def _merge(*examined: tuple) -> tuple:
     """What is known of several chunks as one; it carries p x p products, which a client need not see of each."""
-    stats, value, gradient = examined[0][2:]
-    for _, _, more, v, g in examined[1:]:
+    stats, value, gradient = examined[0][3:]
+    for *_, more, v, g in examined[1:]:
         stats, value, gradient = merge(stats, more), value + v, gradient + g
-    return None, None, stats, value, gradient
+    return None, None, None, stats, value, gradient
 
 
 def _brief(examined: tuple) -> tuple:
-    return *examined[:2], len(examined[2].mean), len(examined[4])
+    return *examined[:3], len(examined[3].mean), len(examined[5])
 
 
-def _axis_sums(examined: tuple, metric: Metric) -> np.ndarray:
-    return axis_sums(examined[2], metric)
+def _axis_sums(metric: Metric, *examined: tuple) -> np.ndarray:
+    return sum(axis_sums(one[3], metric) for one in examined)
+
+
+def _joined(sizes: list[tuple[int, bool]]) -> list[list[int]]:
+    """Consecutive chunks that are visited as one, as all of a group are dense or sparse and small together."""
+    groups, total = [], 0
+    for k, (nbytes, is_sparse) in enumerate(sizes):
+        total += nbytes
+        if groups and total <= JOINED_BYTES and is_sparse == sizes[k - 1][1]:
+            groups[-1].append(k)
+        else:
+            groups.append([k])
+            total = nbytes
+    return groups
 
 
 def _remember(chunk: Chunk, problem: Problem) -> tuple[None, ChunkMemory]:
@@ -152,11 +175,11 @@ def _head(previous: tuple) -> Head:
     return previous[0]
 
 
-def _memory(previous: tuple) -> ChunkMemory:
-    return previous[1]
+def _memories(chunk: Chunk, previous: tuple, facts: list, lengths: list, problem: Problem) -> list[ChunkMemory]:
+    return split_memory(chunk, previous[1], facts, lengths, problem)
 
 
-def load(executor: Any, chunks: list, problem: Problem) -> Loaded:
+def load(executor: Any, chunks: list, problem: Problem, *, joins: bool = True) -> Loaded:
     """The preparing pass, in parallel: column statistics, coordinates and the gradient at zero.
 
     Parameters
@@ -165,25 +188,34 @@ def load(executor: Any, chunks: list, problem: Problem) -> Loaded:
     chunks : list
         References to ``Chunk`` on the executor.
     problem : Problem
+    joins : bool, default=True
+        Whether small chunks are visited together.
     """
     examined = [executor.submit(_examine, chunk, problem, name="saga-examine") for chunk in chunks]
     brief = executor.gather([executor.submit(_brief, one, name="saga-brief") for one in examined])
-    facts, lengths, columns, outputs = zip(*brief, strict=True)
+    facts, lengths, sizes, columns, outputs = zip(*brief, strict=True)
     for k in range(len(chunks)):
         if columns[k] != columns[0]:
             raise ValueError(f"chunk {k}: X has {columns[k]} features, but chunk 0 has {columns[0]}")
         if outputs[k] != outputs[0]:
             raise ValueError(f"chunk {k}: y has {outputs[k]} columns, but chunk 0 has {outputs[0]}")
-    joined = examined
-    while len(joined) > 1:
-        groups = [joined[k : k + JOINED] for k in range(0, len(joined), JOINED)]
-        joined = [executor.submit(_join, *group, name="saga-join") for group in groups]
-    [(_, _, stats, value, gradient)] = executor.gather(joined)
+    merged = examined
+    while len(merged) > 1:
+        groups = [merged[k : k + MERGED] for k in range(0, len(merged), MERGED)]
+        merged = [executor.submit(_merge, *group, name="saga-merge") for group in groups]
+    [(*_, stats, value, gradient)] = executor.gather(merged)
     axes = choose_metric(stats, problem)
-    sums = executor.gather([executor.submit(_axis_sums, one, axes, name="saga-axes") for one in examined])
-    metric = limit_axes(axes, np.max(sums, axis=0), len(sums), stats, problem)
+    joined = _joined(sizes) if joins else [[k] for k in range(len(chunks))]
+    sums = [executor.submit(_axis_sums, axes, *(examined[k] for k in group), name="saga-axes") for group in joined]
+    metric = limit_axes(axes, np.max(executor.gather(sums), axis=0), len(sums), stats, problem)
+    chunks = [
+        executor.submit(join_chunks, *(chunks[k] for k in group), name="saga-join")
+        if len(group) > 1
+        else chunks[group[0]]
+        for group in joined
+    ]
     memories = [executor.submit(_remember, chunk, problem, name="saga-memory") for chunk in chunks]
-    return Loaded(chunks, memories, list(lengths), list(facts), stats, axes, metric, (value, gradient))
+    return Loaded(chunks, memories, joined, list(lengths), list(facts), stats, axes, metric, (value, gradient))
 
 
 def run(
@@ -239,16 +271,17 @@ def run(
     began, converged, next_check, wait = time.perf_counter(), at_zero == 0, 1, 1
     summary = _Summary(head.x, at_zero, problem.step(metric), False)
     for epoch in range(1, max_iter + 1 if at_zero else 1):
-        for k in rng.permutation(len(ids)).tolist() if shuffle else range(len(ids)):
-            opens = window_is_due(ids[k], window, len(ids), count)
-            window, count = (frozenset() if opens else window) | {ids[k]}, 1 if opens else count + 1
-            order_seed = visit_seed(seed, ids[k], epoch - 1)
-            args = (loaded.chunks[k], previous, own[k], problem, metric, order_seed, opens)
-            previous = own[k] = executor.submit(_visit, *args, name="saga-chunk")
-            text = visit_digest(text, ids[k], facts[k], problem)
+        for g in rng.permutation(len(own)).tolist() if shuffle else range(len(own)):
+            opens = window_is_due(g, window, len(own), count)
+            window, count = (frozenset() if opens else window) | {g}, 1 if opens else count + 1
+            order_seed = visit_seed(seed, ids[loaded.joined[g][0]], epoch - 1)
+            args = (loaded.chunks[g], previous, own[g], problem, metric, order_seed, opens)
+            previous = own[g] = executor.submit(_visit, *args, name="saga-chunk")
+            for k in loaded.joined[g]:
+                text = visit_digest(text, ids[k], facts[k], problem)
         [summary] = executor.gather([executor.submit(_summary, previous, problem, metric, name="saga-summary")])
         norm, seconds = summary.gradient_norm / at_zero, time.perf_counter() - began
-        history.append({"epoch": epoch, "gradient_norm": norm, "seconds": seconds, "visits": epoch * len(ids)})
+        history.append({"epoch": epoch, "gradient_norm": norm, "seconds": seconds, "visits": epoch * len(own)})
         logger.info("epoch %d: gradient norm %.2e, %.2f s", epoch, norm, seconds)
         stop = summary.diverged
         if not stop and norm <= tol and (epoch >= next_check or epoch == max_iter):
@@ -258,16 +291,28 @@ def run(
             next_check, wait = epoch + wait, 2 * wait
         if callback is not None:
             x, intercept = split_x(summary.x)
-            info = Info(epoch, x, intercept, norm, summary.step_size, seconds, epoch * len(ids), given)
+            info = Info(epoch, x, intercept, norm, summary.step_size, seconds, epoch * len(own), given)
             answer = callback(info)
             stop = stop or (isinstance(answer, (bool, np.bool_)) and bool(answer))
         if stop:
             break
     [head] = executor.gather([executor.submit(_head, previous, name="saga-head")])
-    memories = executor.gather([executor.submit(_memory, pair, name="saga-gather") for pair in own])
-    metric_for = (loaded.stats.rows, problem.geometry)
+    memories = executor.gather([
+        executor.submit(
+            _memories, chunk, pair, [facts[k] for k in group], [loaded.lengths[k] for k in group], problem,
+            name="saga-gather",
+        )
+        for chunk, pair, group in zip(loaded.chunks, own, loaded.joined, strict=True)
+    ])  # fmt: skip
     state = SAGAState(
-        head, loaded.stats, loaded.axes, metric_for, dict(zip(ids, memories, strict=True)), window, text, seed
+        head,
+        loaded.stats,
+        loaded.axes,
+        (loaded.stats.rows, problem.geometry),
+        dict(zip(ids, itertools.chain(*memories), strict=True)),
+        frozenset(ids[k] for g in window for k in loaded.joined[g]),
+        text,
+        seed,
     )
     return Result(state, summary.x, summary.step_size, converged, head.diverged, history)
 

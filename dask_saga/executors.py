@@ -27,7 +27,8 @@ class LocalExecutor:
         return references
 
     def load(self, blocks: list) -> list:
-        return list(dask.compute(*blocks)) if any(map(is_dask_collection, blocks)) else list(blocks)
+        # One graph, as each of its own would take Dask a millisecond.
+        return dask.compute(blocks)[0] if any(map(_is_lazy, blocks)) else blocks
 
 
 class ClientExecutor:
@@ -52,6 +53,10 @@ class ClientExecutor:
 
     def load(self, blocks: list) -> list:
         return self.client.compute([b if is_dask_collection(b) else delayed(b) for b in blocks])
+
+
+def _is_lazy(block: Any) -> bool:
+    return any(map(is_dask_collection, block)) if isinstance(block, tuple) else is_dask_collection(block)
 
 
 def find_executor() -> LocalExecutor | ClientExecutor:

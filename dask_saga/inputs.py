@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 import xxhash
-from dask import delayed, is_dask_collection
+from dask import is_dask_collection
 from dask.delayed import Delayed
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-__all__ = ["Chunk", "dask_blocks", "encode_labels", "read_chunk", "read_labels", "read_rows"]
+__all__ = ["Chunk", "dask_blocks", "encode_labels", "join_chunks", "read_chunk", "read_labels", "read_rows"]
 
 # About a megabyte of float64 rows: what is converted or transformed at once.
 BLOCK_BYTES = 2**20
@@ -61,6 +61,12 @@ class Chunk(NamedTuple):
         """Sum of the weights."""
         return float(self.weights.sum()) if self.weights.size else float(len(self.targets))
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the rows."""
+        rows = self.rows
+        return rows.data.nbytes + rows.indices.nbytes + rows.indptr.nbytes if sp.issparse(rows) else rows.nbytes
+
     def row_blocks(self) -> Iterator[tuple[slice, Any]]:
         """Consecutive row blocks in float64: of about a megabyte if dense, one if sparse."""
         n, p = self.rows.shape
@@ -71,6 +77,20 @@ class Chunk(NamedTuple):
         for start in range(0, n, step):
             block = slice(start, min(start + step, n))
             yield block, self.rows[block].astype(np.float64, copy=False)
+
+
+def join_chunks(*chunks: Chunk) -> Chunk:
+    """Several chunks, all dense or all sparse, as one."""
+    rows = [chunk.rows for chunk in chunks]
+    weighted = any(chunk.weights.size for chunk in chunks)
+    weights = [chunk.weights if chunk.weights.size else np.ones(len(chunk.targets)) for chunk in chunks]
+    return Chunk(
+        sp.vstack(rows, format="csr") if sp.issparse(rows[0]) else np.concatenate(rows),
+        np.concatenate([chunk.targets for chunk in chunks]),
+        np.concatenate(weights) if weighted else chunks[0].weights,
+        " ".join(chunk.content for chunk in chunks),
+        " ".join(chunk.weights_content for chunk in chunks) if weighted else "",
+    )
 
 
 @contextlib.contextmanager
@@ -347,7 +367,7 @@ def _split(name: str, collection: Any, lengths: tuple | None) -> tuple[list, tup
 
 
 def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
-    """Delayed ``(X, y, sample_weight)`` blocks of Dask collections that are blocked alike.
+    """``(X, y, sample_weight)`` of each block of Dask collections that are blocked alike, delayed where they are lazy.
 
     Parameters
     ----------
@@ -387,4 +407,4 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
             if n != m:
                 raise ValueError(f"chunk {k}: X has {n} rows, but {name} has {m}; block one like the other: {remedy}")
         columns.append(others)
-    return [delayed(tuple)(block) for block in zip(*columns, strict=True)]
+    return list(zip(*columns, strict=True))

@@ -151,7 +151,7 @@ def saga(
     executor = find_executor() if lazy else LocalExecutor()
     blocks = executor.load([delayed(pair) if lazy else pair for pair in pairs])
     read = [executor.submit(_read_pair, pair, problem.loss, k, name="saga-read") for k, pair in enumerate(blocks)]
-    loaded = load(executor, read, problem)
+    loaded = load(executor, read, problem, joins=False)
     if not any(fact.rows for fact in loaded.facts):
         raise ValueError("chunks hold no rows")
     result = run(

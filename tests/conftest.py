@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from dask_saga import driver
+
 
 def make_rows(n=600, p=8, seed=0, classes=True):
     """Rows on mixed scales and off centre, with labels in {-1, 1} or numbers."""
@@ -10,6 +12,13 @@ def make_rows(n=600, p=8, seed=0, classes=True):
     A = rng.standard_normal((n, p)) * np.logspace(0, 1, p) + np.linspace(-1, 1, p)
     z = (A / np.logspace(0, 1, p)) @ rng.standard_normal(p) + rng.standard_normal(n)
     return A, np.where(z > np.median(z), 1.0, -1.0) if classes else z + 3.0
+
+
+@pytest.fixture(autouse=True)
+def chunks_stay_apart(request, monkeypatch):
+    """The tests' chunks are so small that fit would visit them together."""
+    if "joins" not in request.keywords:
+        monkeypatch.setattr(driver, "JOINED_BYTES", 0)
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ def test_nothing_is_left_on_the_cluster(client):
     assert tasks() == 0
 
 
+@pytest.mark.joins  # as in the task, where nothing is patched
 def test_inside_a_task_of_a_one_thread_worker(client):
     def train():
         return SAGAClassifier(random_state=0).fit(X, labels).coef_
