@@ -25,11 +25,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import NumbaWarning, njit
 
-from . import losses, penalties
+from . import _intrinsics, losses, penalties
+from ._intrinsics import CACHE_LINE, prefetch
 from .losses import FASTMATH, curvature, row_derivative, row_value, target
-from .penalties import prox
+from .penalties import prox, shrink
 
 __all__ = ["Kernels", "kernels_for"]
+
+# Rows between a prefetch and its use, if short; long ones would else push each other out of the cache.
+AHEAD, AHEAD_BYTES = 8, 1024
+# What the sparse loop keeps of a column side by side; then x and gradient_sum of each output. Unsigned, as
+# numba would look at a signed index twice.
+SHIFT, STEP, RARITY, SHRINK, FIXED = np.arange(5, dtype=np.uint64)
 
 
 class Kernels(NamedTuple):
@@ -87,18 +94,37 @@ def _build(sources: int, cache: bool) -> Kernels:
     # loops close over, makes an edited loss or penalty a cache miss as well.
 
     @jit
-    def dense_pass(A, b, weights, order, pull, x, gradient_sum, gradients, shift, scale, step, intercept_step,
-                   inverse_weight, bound, loss, penalty):  # fmt: skip
+    def dense_pass(A, gathered, b, weights, order, pull, x, gradient_sum, gradients, shift, scale, step,
+                   intercept_step, inverse_weight, bound, loss, penalty):  # fmt: skip
+        """``gathered`` tells that A holds the rows in the order of their visits."""
         sources  # noqa: B018
-        p, outputs = A.shape[1], x.shape[0]
+        p, outputs, visits = A.shape[1], x.shape[0], order.size
         z, u, m, old = np.empty(outputs), np.empty(outputs), np.empty(outputs), np.empty(outputs)
-        for i in order:
+        row, steps, shrinks = np.empty(p), np.empty(p), np.empty(p)
+        for j in range(p):
+            steps[j] = step * scale[j]
+            shrinks[j] = shrink(penalty, steps[j])
+        entries, pulls, targets, table = A.reshape(-1), pull.reshape(-1), b.reshape(-1), gradients.reshape(-1)
+        ahead = min(AHEAD, 2 + AHEAD_BYTES // (p * A.itemsize))
+        for t in range(visits):
+            i = order[t]
+            if t + ahead < visits:
+                q = order[t + ahead]
+                if not gathered:
+                    for j in range(q * p, q * p + p, CACHE_LINE // A.itemsize):
+                        prefetch(entries, j)
+                    prefetch(entries, q * p + p - 1)
+                prefetch(pulls, 2 * q)
+                prefetch(targets, q * b.shape[1])
+                prefetch(table, q * outputs)
             w = weights[i] if weights.size else 1.0
-            row = A[i]
+            source = A[t] if gathered else A[i]
+            for j in range(p):
+                row[j] = source[j] - shift[j]
             for k in range(outputs):
                 xk, zk = x[k], x[k, p]
                 for j in range(p):
-                    zk += (row[j] - shift[j]) * xk[j]
+                    zk += row[j] * xk[j]
                 z[k], old[k] = zk, gradients[i, k]
             pulled_by = pull[i, 0]
             row_gradients(loss, z, u, b[i], w, step * pulled_by * pull[i, 1], old, m, bound)
@@ -109,10 +135,9 @@ def _build(sources: int, cache: bool) -> Kernels:
                 delta = np.float64(gradients[i, k]) - old[k]
                 pulled, xk, sums = pulled_by * delta, x[k], gradient_sum[k]
                 for j in range(p):
-                    a = row[j] - shift[j]
-                    s = step * scale[j]
-                    xk[j] = prox(penalty, xk[j] - s * (pulled * a + inverse_weight * sums[j]), s)
-                    sums[j] += delta * a
+                    v = xk[j] - steps[j] * (pulled * row[j] + inverse_weight * sums[j])
+                    xk[j] = prox(penalty, v, steps[j], shrinks[j])
+                    sums[j] += delta * row[j]
                 x[k, p] -= intercept_step * (pulled + inverse_weight * gradient_sum[k, p])
                 gradient_sum[k, p] += delta
 
@@ -120,34 +145,64 @@ def _build(sources: int, cache: bool) -> Kernels:
     def sparse_pass(data, indices, indptr, b, weights, order, pull, x, gradient_sum, gradients, shift, scale,
                     rarity, step, intercept_step, inverse_weight, bound, loss, penalty):  # fmt: skip
         sources  # noqa: B018
-        p, outputs = x.shape[1] - 1, x.shape[0]
+        p, outputs, visits = x.shape[1] - 1, x.shape[0], order.size
         z, u, m, old = np.empty(outputs), np.empty(outputs), np.empty(outputs), np.empty(outputs)
-        for i in order:
+        width = 4 + 2 * outputs
+        columns = np.empty((p, width))
+        for j in range(p):
+            s = step * scale[j]
+            columns[j, :4] = shift[j], s, rarity[j], shrink(penalty, s * rarity[j])
+            columns[j, 4 : 4 + outputs] = x[:, j]
+            columns[j, 4 + outputs :] = gradient_sum[:, j]
+        lines, pulls, targets, table = columns.reshape(-1), pull.reshape(-1), b.reshape(-1), gradients.reshape(-1)
+        for t in range(visits):
+            i = order[t]
+            if t + 3 * AHEAD < visits:
+                prefetch(indptr, order[t + 3 * AHEAD])
+            if t + 2 * AHEAD < visits:
+                q = order[t + 2 * AHEAD]
+                prefetch(pulls, 2 * q)
+                prefetch(targets, q * b.shape[1])
+                prefetch(table, q * outputs)
+                for r in range(indptr[q], indptr[q + 1], CACHE_LINE // data.itemsize):
+                    prefetch(data, r)
+                    prefetch(indices, r)
+            if t + AHEAD < visits:
+                q = order[t + AHEAD]
+                for r in range(indptr[q], indptr[q + 1]):
+                    prefetch(lines, indices[r] * width)
             w = weights[i] if weights.size else 1.0
+            start, end = indptr[i], indptr[i + 1]
             for k in range(outputs):
-                zk = x[k, p]
-                for q in range(indptr[i], indptr[i + 1]):
-                    zk += (data[q] - shift[indices[q]]) * x[k, indices[q]]
+                zk, at_x = x[k, p], FIXED + np.uint64(k)
+                for r in range(start, end):
+                    c = np.uint64(indices[r]) * np.uint64(width)
+                    zk += (data[r] - lines[c + SHIFT]) * lines[c + at_x]
                 z[k], old[k] = zk, gradients[i, k]
             pulled_by = pull[i, 0]
             row_gradients(loss, z, u, b[i], w, step * pulled_by * pull[i, 1], old, m, bound)
             for k in range(outputs):
                 gradients[i, k] = m[k]
                 delta = np.float64(gradients[i, k]) - old[k]
-                pulled = pulled_by * delta
-                for q in range(indptr[i], indptr[i + 1]):
-                    j = indices[q]
-                    a = data[q] - shift[j]
-                    s, D = step * scale[j], rarity[j]
-                    v = x[k, j] - s * (pulled * a + D * inverse_weight * gradient_sum[k, j])
-                    x[k, j] = prox(penalty, v, s * D)
-                    gradient_sum[k, j] += delta * a
+                pulled, at_x, at_sum = pulled_by * delta, FIXED + np.uint64(k), FIXED + np.uint64(outputs + k)
+                for r in range(start, end):
+                    c = np.uint64(indices[r]) * np.uint64(width)
+                    a, s, D = data[r] - lines[c + SHIFT], lines[c + STEP], lines[c + RARITY]
+                    v = lines[c + at_x] - s * (pulled * a + D * inverse_weight * lines[c + at_sum])
+                    lines[c + at_x] = prox(penalty, v, s * D, lines[c + SHRINK])
+                    lines[c + at_sum] += delta * a
                 x[k, p] -= intercept_step * (pulled + inverse_weight * gradient_sum[k, p])
                 gradient_sum[k, p] += delta
+        for j in range(p):
+            x[:, j] = columns[j, 4 : 4 + outputs]
+            gradient_sum[:, j] = columns[j, 4 + outputs :]
 
     @jit
-    def dense_gradient(A, b, weights, x, gradient, loss):
-        """Add sum_i w_i f'(z_i) a_i, with 1 for the intercept's column, to ``gradient``; return sum_i w_i f(z_i)."""
+    def dense_gradient(A, b, weights, x, gradient, gradients, loss):
+        """Add sum_i w_i f'(z_i) a_i, with 1 for the intercept's column, to ``gradient``; return sum_i w_i f(z_i).
+
+        ``gradients``, unless empty, gets the factors, and ``gradient`` the sum of what is stored there.
+        """
         sources  # noqa: B018
         p, outputs, total = A.shape[1], x.shape[0], 0.0
         z, m = np.empty(outputs), np.empty(outputs)
@@ -162,13 +217,16 @@ def _build(sources: int, cache: bool) -> Kernels:
             row_derivative(loss, z, b[i], m)
             for k in range(outputs):
                 mk = w * m[k]
+                if gradients.size:
+                    gradients[i, k] = mk
+                    mk = np.float64(gradients[i, k])
                 for j in range(p):
                     gradient[k, j] += mk * A[i, j]
                 gradient[k, p] += mk
         return total
 
     @jit
-    def sparse_gradient(data, indices, indptr, b, weights, x, gradient, loss):
+    def sparse_gradient(data, indices, indptr, b, weights, x, gradient, gradients, loss):
         """As ``dense_gradient``."""
         sources  # noqa: B018
         p, outputs, total = x.shape[1] - 1, x.shape[0], 0.0
@@ -184,6 +242,9 @@ def _build(sources: int, cache: bool) -> Kernels:
             row_derivative(loss, z, b[i], m)
             for k in range(outputs):
                 mk = w * m[k]
+                if gradients.size:
+                    gradients[i, k] = mk
+                    mk = np.float64(gradients[i, k])
                 for q in range(indptr[i], indptr[i + 1]):
                     gradient[k, indices[q]] += mk * data[q]
                 gradient[k, p] += mk
@@ -229,7 +290,7 @@ def _build(sources: int, cache: bool) -> Kernels:
         """Write prox(x - steps * direction) to ``out``."""
         sources  # noqa: B018
         for j in range(x.size):
-            out[j] = prox(penalty, x[j] - steps[j] * direction[j], steps[j])
+            out[j] = prox(penalty, x[j] - steps[j] * direction[j], steps[j], shrink(penalty, steps[j]))
 
     return Kernels(
         dense_pass, sparse_pass, dense_gradient, sparse_gradient, dense_sum, dense_norms, sparse_norms, proximal_step
@@ -243,7 +304,7 @@ def _digest(*modules) -> int:
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", NumbaWarning)
-    _BUILT_IN = _build(_digest(losses, penalties), cache=True)
+    _BUILT_IN = _build(_digest(_intrinsics, losses, penalties), cache=True)
 
 
 def kernels_for(loss: Any, penalty: Any) -> Kernels:

@@ -13,12 +13,13 @@ from .columns import column_stats, merge
 from .inputs import Chunk, frozen
 from .metric import (
     Metric,
+    RowNorms,
     choose_metric,
     csr_arrays,
     limit_axes,
-    rotate_rows,
     row_norms,
     shift_of,
+    solver_rows,
     to_solver,
     to_user,
 )
@@ -82,7 +83,13 @@ def count_outputs(chunk: Chunk, problem: Problem) -> int:
 
 
 def chunk_saga(
-    chunk: Chunk, head: Head, memory: ChunkMemory | None, problem: Problem, metric: Metric, seed: int
+    chunk: Chunk,
+    head: Head,
+    memory: ChunkMemory | None,
+    problem: Problem,
+    metric: Metric,
+    seed: int,
+    norms: RowNorms | None = None,
 ) -> tuple[Head, ChunkMemory]:
     """One pass of SAGA over one chunk.
 
@@ -104,6 +111,8 @@ def chunk_saga(
     metric : Metric
     seed : int
         Of the row order.
+    norms : RowNorms, default=None
+        ``row_norms`` of the chunk, where they are known.
 
     Returns
     -------
@@ -128,7 +137,7 @@ def chunk_saga(
     memory = memory._replace(visits=memory.visits + 1)
     if head.diverged or head.weight <= 0:
         return head, memory
-    plan = _plan(chunk, head, memory, problem, metric, seed)
+    plan = _plan(chunk, head, memory, problem, metric, seed, norms)
     if memory.visits == 1:
         metric = metric._replace(boost=1.0)  # without memory there is no variance reduction to allow it
     head = head._replace(largest_sums=frozen(np.maximum(head.largest_sums, plan.sums)))
@@ -141,32 +150,34 @@ def chunk_saga(
 
 
 class _Plan(NamedTuple):
-    """A visit's rows in the solver's coordinates, and how it takes them."""
+    """How a visit takes its rows."""
 
-    rows: Any
     order: np.ndarray
     pull: np.ndarray
     step: float
     sums: np.ndarray
 
 
-def _plan(chunk: Chunk, head: Head, memory: ChunkMemory, problem: Problem, metric: Metric, seed: int) -> _Plan:
-    rows, n = rotate_rows(chunk, metric), len(chunk.targets)
+def _plan(chunk, head, memory, problem, metric, seed, norms):
+    n = len(chunk.targets)
     taken = np.arange(n)
     if chunk.weights.size:
         # Rows without weight take no step, but a gradient from an earlier weight must go.
         taken = np.flatnonzero((chunk.weights > 0) | memory.gradients.any(axis=1))
-    pull = np.full(n, head.rows / head.weight)
+    pull = np.zeros((n, 2))
+    pull[:, 0] = head.rows / head.weight
     if not problem.automatic:
-        return _Plan(rows, row_order(seed, taken), np.column_stack([pull, np.zeros(n)]), 1.0, head.largest_sums)
-    norms, sums = row_norms(rows, chunk.weights, metric, problem)
-    bounds = norms * pull * (chunk.weights if chunk.weights.size else 1.0)
+        return _Plan(row_order(seed, taken), pull, 1.0, head.largest_sums)
+    norms = norms or row_norms(chunk, metric, problem)
+    pull[:, 1] = norms.squared_lengths
     # Sampling by bounds (Schmidt et al. 2015, section 3): then the largest row does not rule the step.
+    bounds = pull[:, 0] * pull[:, 1] * (chunk.weights if chunk.weights.size else 1.0)
     times = np.ceil(bounds / (ROW_BOUND * (metric.mean_square or 1.0)))
     times = np.clip(times, 1, max(len(taken), 1)).astype(np.int64)
     order = row_order(seed, np.repeat(taken, times[taken]))
     more = max(len(order), 1) / max(len(taken), 1)
-    return _Plan(rows, order, np.column_stack([pull * more / times, norms]), 1.0 / more, sums)
+    pull[:, 0] *= more / times
+    return _Plan(order, pull, 1.0 / more, norms.sums)
 
 
 def _take_steps(plan, chunk, head, memory, problem, metric):
@@ -211,14 +222,15 @@ def _run_pass(plan, order, x, gradient_sum, gradients, chunk, head, problem, met
     """Choose and call the kernel that updates the three arrays in place."""
     kernels = kernels_for(problem.loss, problem.penalty)
     step = problem.step(metric, head.cut) * plan.step
-    before = (frozen(chunk.targets), frozen(chunk.weights), frozen(order), frozen(plan.pull))
-    state = (x, gradient_sum, gradients, shift_of(plan.rows, metric), frozen(metric.scale))
+    rest = (x, gradient_sum, gradients, shift_of(metric), frozen(metric.scale))
     steps = (step, step if problem.fit_intercept else 0.0, 1.0 / head.weight)
     after = (*steps, float(problem.loss.curvature or 0.0), problem.loss, problem.penalty)
-    if sp.issparse(plan.rows):
-        kernels.sparse_pass(*csr_arrays(plan.rows), *before, *state, frozen(metric.rarity), *after)
-    else:
-        kernels.dense_pass(frozen(plan.rows), *before, *state, *after)
+    for block, rows, gathered in solver_rows(chunk, metric, order):
+        before = (frozen(chunk.targets), frozen(chunk.weights), frozen(order[block]), frozen(plan.pull))
+        if sp.issparse(rows):
+            kernels.sparse_pass(*csr_arrays(rows), *before, *rest, frozen(metric.rarity), *after)
+        else:
+            kernels.dense_pass(frozen(rows), gathered, *before, *rest, *after)
 
 
 def weighted_sum(rows: Any, factors: np.ndarray, problem: Problem) -> np.ndarray:
@@ -230,7 +242,9 @@ def weighted_sum(rows: Any, factors: np.ndarray, problem: Problem) -> np.ndarray
     return out
 
 
-def chunk_gradient(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[float, np.ndarray]:
+def chunk_gradient(
+    chunk: Chunk, x: np.ndarray, problem: Problem, gradients: np.ndarray | None = None
+) -> tuple[float, np.ndarray]:
     """Exact sums over a chunk at one x: of w_i f(z_i), and of its gradient.
 
     Parameters
@@ -239,15 +253,19 @@ def chunk_gradient(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[float
     x : ndarray of shape (k, p + 1)
         The intercept last, in the user's coordinates.
     problem : Problem
+    gradients : ndarray of shape (n, k), default=None
+        Is overwritten by w_i f'(z_i), whose rounded values then make the sum.
 
     Returns
     -------
     value : float
     gradient : ndarray of shape (k, p + 1)
     """
+    if gradients is None:
+        gradients = np.empty((0, len(x)), dtype=problem.memory_dtype)
     kernels = kernels_for(problem.loss, problem.penalty)
     gradient = np.zeros_like(x)
-    rest = (frozen(chunk.targets), frozen(chunk.weights), frozen(x), gradient, problem.loss)
+    rest = (frozen(chunk.targets), frozen(chunk.weights), frozen(x), gradient, gradients, problem.loss)
     if sp.issparse(chunk.rows):
         return kernels.sparse_gradient(*csr_arrays(chunk.rows), *rest), gradient
     return kernels.dense_gradient(frozen(chunk.rows), *rest), gradient

@@ -17,12 +17,11 @@ import scipy.sparse as sp
 
 from .chunk import chunk_gradient, chunk_saga, count_outputs, fresh_memory, split_memory, visit_digest
 from .columns import ColumnStats, column_stats, merge
-from .inputs import BLOCK_BYTES, Chunk, join_chunks
-from .metric import Metric, axis_sums, choose_metric, limit_axes
+from .inputs import Chunk, frozen, join_chunks
+from .metric import Metric, axis_sums, choose_metric, limit_axes, row_norms, to_solver, to_user
 from .problem import Problem, digest
 from .state import (
     ChunkMemory,
-    Head,
     SAGAState,
     candidate,
     gradient_mapping_norm,
@@ -39,8 +38,8 @@ logger = logging.getLogger("dask_saga")
 
 # Chunks whose statistics one task merges.
 MERGED = 16
-# Smaller chunks are visited together up to this size: a visit costs 0.25 ms of Python, on a cluster some ms.
-JOINED_BYTES = BLOCK_BYTES
+# Data up to this size are one chunk, however they are blocked: a visit costs 0.25 ms of Python, on a cluster some ms.
+JOINED_BYTES = 2**22
 
 
 class Info(NamedTuple):
@@ -88,11 +87,12 @@ class Result(NamedTuple):
 class Loaded(NamedTuple):
     """Chunks on an executor, small ones joined, and what a client needs to know.
 
-    ``joined`` has for each of ``chunks`` and ``memories`` the numbers of those that were given;
+    ``joined`` has for each of ``chunks``, ``norms`` and ``memories`` the numbers of those that were given;
     ``lengths`` and ``facts`` are of these.
     """
 
     chunks: list
+    norms: list
     memories: list
     joined: list[list[int]]
     lengths: list[int]
@@ -101,6 +101,7 @@ class Loaded(NamedTuple):
     axes: Metric
     metric: Metric
     zero: tuple[float, np.ndarray]
+    x: np.ndarray
 
 
 def split_x(x: np.ndarray) -> tuple[np.ndarray, Any]:
@@ -144,25 +145,26 @@ def _axis_sums(metric: Metric, *examined: tuple) -> np.ndarray:
 
 
 def _joined(sizes: list[tuple[int, bool]]) -> list[list[int]]:
-    """Consecutive chunks that are visited as one, as all of a group are dense or sparse and small together."""
-    groups, total = [], 0
-    for k, (nbytes, is_sparse) in enumerate(sizes):
-        total += nbytes
-        if groups and total <= JOINED_BYTES and is_sparse == sizes[k - 1][1]:
-            groups[-1].append(k)
-        else:
-            groups.append([k])
-            total = nbytes
-    return groups
+    """Numbers of the chunks that are visited together: all where they are of one kind and small, else each alone."""
+    nbytes, sparse = zip(*sizes, strict=True)
+    if sum(nbytes) <= JOINED_BYTES and len(set(sparse)) == 1:
+        return [list(range(len(sizes)))]
+    return [[k] for k in range(len(sizes))]
 
 
-def _remember(chunk: Chunk, problem: Problem) -> tuple[None, ChunkMemory]:
-    return None, fresh_memory(chunk, problem)
+def _remember(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[np.ndarray | None, ChunkMemory]:
+    """The memory of a chunk before its first visit: zero at x = 0, else the gradients at x, and before it their sum."""
+    memory = fresh_memory(chunk, problem)
+    if not x.any():
+        return None, memory
+    gradients = np.empty_like(memory.gradients)
+    total = frozen(chunk_gradient(chunk, x, problem, gradients)[1])
+    return total, memory._replace(gradients=frozen(gradients), total=None if memory.total is None else total)
 
 
-def _visit(chunk, previous, own, problem, metric, seed, opens):
+def _visit(chunk, norms, previous, own, problem, metric, seed, opens):
     head = open_window(previous[0], problem, metric) if opens else previous[0]
-    return chunk_saga(chunk, head, own[1], problem, metric, seed)
+    return chunk_saga(chunk, head, own[1], problem, metric, seed, norms)
 
 
 def _summary(previous: tuple, problem: Problem, metric: Metric) -> _Summary:
@@ -171,7 +173,7 @@ def _summary(previous: tuple, problem: Problem, metric: Metric) -> _Summary:
     return _Summary(candidate(head, problem, metric)[0], norm, problem.step(metric, head.cut), head.diverged)
 
 
-def _head(previous: tuple) -> Head:
+def _head(previous: tuple) -> Any:
     return previous[0]
 
 
@@ -214,8 +216,25 @@ def load(executor: Any, chunks: list, problem: Problem, *, joins: bool = True) -
         else chunks[group[0]]
         for group in joined
     ]
-    memories = [executor.submit(_remember, chunk, problem, name="saga-memory") for chunk in chunks]
-    return Loaded(chunks, memories, joined, list(lengths), list(facts), stats, axes, metric, (value, gradient))
+    x = _start(axes, gradient / stats.weight if stats.rows else gradient, problem)
+    memories = [executor.submit(_remember, chunk, x, problem, name="saga-memory") for chunk in chunks]
+    norms = [executor.submit(row_norms, chunk, metric, problem, name="saga-norms") for chunk in chunks]
+    return Loaded(
+        chunks, norms, memories, joined, list(lengths), list(facts), stats, axes, metric, (value, gradient), x
+    )
+
+
+def _start(metric: Metric, gradient: np.ndarray, problem: Problem) -> np.ndarray:
+    """Where the passes begin: at zero, but where the loss is quadratic and the axes are known at its optimum."""
+    x = np.zeros_like(gradient)
+    if metric.basis is None or not (problem.automatic and getattr(problem.loss, "quadratic", False)):
+        return frozen(x)
+    # Newton's step from zero: along the axes the Hessian is diagonal, and the scale its inverse.
+    _, gradient = to_solver(x, gradient, metric)
+    x[:, :-1] = -gradient[:, :-1] * metric.scale / metric.curvature
+    if problem.fit_intercept:
+        x[:, -1] = -gradient[:, -1] / metric.curvature
+    return frozen(to_user(x, gradient, metric)[0])
 
 
 def run(
@@ -230,7 +249,7 @@ def run(
     callback: Callable[[Info], Any] | None = None,
     given: Any = None,
 ) -> Result:
-    """SAGA from zero over all chunks, one after another, epoch by epoch.
+    """SAGA over all chunks, one after another, epoch by epoch.
 
     Parameters
     ----------
@@ -261,6 +280,9 @@ def run(
         weight=weight,
         rows=sum(f.rows for f in facts),
     )
+    if loaded.x.any():
+        sums = executor.gather([executor.submit(_head, pair, name="saga-sum") for pair in loaded.memories])
+        head = head._replace(x=loaded.x, gradient_sum=frozen(sum(sums)), window_start=loaded.x)
     at_zero = _norm_at_zero(loaded, weight, problem)
     rng = np.random.default_rng(seed)
 
@@ -275,7 +297,7 @@ def run(
             opens = window_is_due(g, window, len(own), count)
             window, count = (frozenset() if opens else window) | {g}, 1 if opens else count + 1
             order_seed = visit_seed(seed, ids[loaded.joined[g][0]], epoch - 1)
-            args = (loaded.chunks[g], previous, own[g], problem, metric, order_seed, opens)
+            args = (loaded.chunks[g], loaded.norms[g], previous, own[g], problem, metric, order_seed, opens)
             previous = own[g] = executor.submit(_visit, *args, name="saga-chunk")
             for k in loaded.joined[g]:
                 text = visit_digest(text, ids[k], facts[k], problem)

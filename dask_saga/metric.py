@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.linalg import lapack
 
 from ._kernels import kernels_for
 from .columns import ColumnStats, one_blas_thread, wants_products
-from .inputs import Chunk, frozen
+from .inputs import BLOCK_BYTES, Chunk, frozen
 
 # Bound of a squared entry in the solver's coordinates, in units of the column's variance.
 LARGEST_ENTRY = 100.0
@@ -26,7 +27,7 @@ SETTLED, CONCENTRATED = 2.0, 4.0
 # What is taken for L over the least curvature where the curvature may fall far below its bound.
 ILL_CONDITION = 4500.0
 
-__all__ = ["Metric", "axis_sums", "choose_metric", "limit_axes", "rotate_rows", "row_norms", "to_solver", "to_user"]
+__all__ = ["Metric", "axis_sums", "choose_metric", "limit_axes", "row_norms", "solver_rows", "to_solver", "to_user"]
 
 
 class Metric(NamedTuple):
@@ -203,31 +204,69 @@ def limit_axes(metric: Metric, largest: np.ndarray, chunks: int, stats: ColumnSt
     return metric._replace(scale=metric.scale / np.maximum(1.0, np.round(np.minimum(settles, concentrated), 3)))
 
 
-def row_norms(rows: Any, weights: np.ndarray, metric: Metric, problem: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Squared lengths of rows in the solver's coordinates, the intercept's 1 included, and as ``axis_sums``."""
+class RowNorms(NamedTuple):
+    """What a visit needs to know of its chunk's rows in the solver's coordinates.
+
+    Parameters
+    ----------
+    squared_lengths : ndarray of shape (n,)
+        The intercept's 1 included.
+    sums : ndarray of shape (p,)
+        Weighted sums of squares, unscaled, as ``axis_sums``.
+    """
+
+    squared_lengths: np.ndarray
+    sums: np.ndarray
+
+
+def row_norms(chunk: Chunk, metric: Metric, problem: Any) -> RowNorms:
+    """Lengths of rows, by one pass over them."""
     kernels = kernels_for(problem.loss, problem.penalty)
-    norms, sums = np.empty(rows.shape[0]), np.zeros(rows.shape[1])
-    rest = (frozen(weights), shift_of(rows, metric), frozen(metric.scale), norms, sums)
-    if sp.issparse(rows):
-        kernels.sparse_norms(*csr_arrays(rows), *rest)
-    else:
-        kernels.dense_norms(frozen(rows), *rest)
-    return norms + problem.fit_intercept, sums
+    n, p = chunk.rows.shape
+    norms, sums = np.empty(n), np.zeros(p)
+    for block, rows, _ in solver_rows(chunk, metric):
+        weights = chunk.weights[block] if chunk.weights.size else chunk.weights
+        rest = (frozen(weights), shift_of(metric), frozen(metric.scale), norms[block], sums)
+        if sp.issparse(rows):
+            kernels.sparse_norms(*csr_arrays(rows), *rest)
+        else:
+            kernels.dense_norms(frozen(rows), *rest)
+    return RowNorms(frozen(norms + problem.fit_intercept), frozen(sums))
 
 
-def rotate_rows(chunk: Chunk, metric: Metric) -> Any:
-    """The chunk's rows along the metric's basis, in float64; as they are without one."""
+def solver_rows(chunk: Chunk, metric: Metric, order: np.ndarray | None = None) -> Iterator[tuple[slice, Any, bool]]:
+    """The chunk's rows as the kernels take them, before any shift.
+
+    Without a basis these are its own, all at once. With one they come block by block, turned, so
+    that no second chunk is held in memory.
+
+    Parameters
+    ----------
+    order : ndarray of int, default=None
+        Row numbers; by default all in turn.
+
+    Yields
+    ------
+    block : slice
+        Of `order`.
+    rows : ndarray or CSR
+    gathered : bool
+        Whether row k is that of ``order[block][k]``, not that of number k.
+    """
+    n, p = chunk.rows.shape
+    steps = n if order is None else len(order)
     if metric.basis is None:
-        return chunk.rows
-    out = np.empty(chunk.rows.shape)
-    with one_blas_thread(out.size * out.shape[1]):
-        for block, rows in chunk.row_blocks():
-            rows = rows.toarray() if sp.issparse(rows) else rows
-            np.matmul(rows - metric.shift, metric.basis, out=out[block])
-    return out
+        yield slice(0, steps), chunk.rows, False
+        return
+    size = max(1, BLOCK_BYTES // (8 * p))
+    with one_blas_thread(min(size, steps) * p * p):
+        for start in range(0, steps, size):
+            block = slice(start, min(start + size, steps))
+            rows = chunk.rows[block if order is None else order[block]]
+            yield block, np.matmul(rows - metric.shift, metric.basis), True
 
 
-def shift_of(rows: Any, metric: Metric) -> np.ndarray:
+def shift_of(metric: Metric) -> np.ndarray:
     """The shift that is left to the kernels: none for rotated rows."""
     return frozen(np.zeros_like(metric.shift) if metric.basis is not None else metric.shift)
 

@@ -7,11 +7,12 @@ The intercept is never penalised.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 
 from .losses import FASTMATH
 
@@ -42,11 +43,17 @@ class ElasticNet(NamedTuple):
     def value(self, x):
         return self.l1 * abs(x) + 0.5 * self.l2 * x * x
 
-    def prox(self, v, step):
+    def shrink(self, step):
+        return 1.0 / (1.0 + step * self.l2)
+
+    def prox(self, v, step, shrink=None):
+        if shrink is None:
+            shrink = 1.0 / (1.0 + step * self.l2)
+        if self.l1 == 0.0 and self.lower == -math.inf and self.upper == math.inf:
+            return shrink * v  # decided once a loop, not once an entry
         # Comparisons, not min and max, whose care for NaN would keep the loops from being vectorised.
         threshold = step * self.l1
-        shrunk = v - threshold if v > threshold else (v + threshold if v < -threshold else 0.0)
-        x = shrunk / (1.0 + step * self.l2)
+        x = shrink * (v - threshold if v > threshold else (v + threshold if v < -threshold else 0.0))
         x = x if x > self.lower else self.lower
         return x if x < self.upper else self.upper
 
@@ -101,11 +108,30 @@ def resolve_penalty(penalty: Any, alpha: float = 1.0, l1_ratio: float = 0.15) ->
     return penalty
 
 
-def prox(penalty, v, step):
-    """The penalty's proximal operator at one coefficient; callable from compiled code."""
-    return penalty.prox(v, step)
+# What compiled code calls. ElasticNet gets its ``shrink(step)`` back in ``prox``, so that a loop
+# over rows divides once a column and not once an entry.
 
 
-@overload(prox, strict=False, jit_options={"fastmath": FASTMATH})
-def _prox(penalty, v, step):
-    return penalty.instance_class.prox
+def shrink(penalty, step):
+    return penalty.shrink(step) if isinstance(penalty, ElasticNet) else 1.0
+
+
+def prox(penalty, v, step, shrink):
+    """The penalty's proximal operator at one coefficient."""
+    return penalty.prox(v, step, shrink) if isinstance(penalty, ElasticNet) else penalty.prox(v, step)
+
+
+_overload = functools.partial(overload, strict=False, jit_options={"fastmath": FASTMATH})
+
+
+@_overload(shrink)
+def _shrink(penalty, step):
+    return ElasticNet.shrink if penalty.instance_class is ElasticNet else lambda penalty, step: 1.0
+
+
+@_overload(prox)
+def _prox(penalty, v, step, shrink):
+    if penalty.instance_class is ElasticNet:
+        return ElasticNet.prox
+    own = register_jitable(penalty.instance_class.prox)
+    return lambda penalty, v, step, shrink: own(penalty, v, step)

@@ -168,7 +168,7 @@ def test_gradient_and_lengths(binary):
         assert value == pytest.approx(sum(w * [problem.loss.value(u, v) for u, v in zip(z, b, strict=True)]))
         stats = column_stats(chunk, problem)
         metric = choose_metric(stats, problem)
-        norms, sums = row_norms(chunk.rows, chunk.weights, metric, problem)
+        norms, sums = row_norms(chunk, metric, problem)
         np.testing.assert_allclose(norms, ((A - metric.shift) ** 2 * metric.scale).sum(axis=1) + 1)
         np.testing.assert_allclose(sums, w @ (A - metric.shift) ** 2)
         np.testing.assert_allclose(sums, axis_sums(stats, metric))

@@ -59,16 +59,17 @@ def test_the_optimum_is_that_of_chunks_visited_apart(numbers, monkeypatch):
     assert list(together.state_.chunks) == list(apart.state_.chunks)
 
 
-def test_only_neighbours_of_one_kind_join_and_only_up_to_the_limit(binary, monkeypatch):
+def test_neither_large_nor_mixed_chunks_join(binary, monkeypatch):
     A, y = binary
-    monkeypatch.setattr(driver, "JOINED_BYTES", 200 * 8 * 8)
-    # 150 + 50 | 1 | sparse 249 | 150
+    fit = SAGAClassifier(max_iter=2, tol=0.0, random_state=0).fit
     mixed = [sp.csr_matrix(block) if len(block) == 249 else block for block in blocks_of(A)]
     X = da.concatenate([da.from_array(block, chunks=block.shape, asarray=False) for block in mixed])
-    model = SAGAClassifier(max_iter=3, tol=0.0, random_state=0).fit
-    with pytest.warns(match="max_iter=3"):
-        fitted = model(X, da.from_array(y, chunks=(ROWS,)))
-    assert [row["visits"] for row in fitted.history_] == [4, 8, 12]
+    with pytest.warns(match="max_iter=2"):
+        assert [row["visits"] for row in fit(X, da.from_array(y, chunks=(ROWS,))).history_] == [5, 10]
+    for limit, visits in ((A.nbytes, 1), (A.nbytes - 1, 5)):
+        monkeypatch.setattr(driver, "JOINED_BYTES", limit)
+        with pytest.warns(match="max_iter=2"):
+            assert fit(*lazily(A, y)).history_[0]["visits"] == visits
 
 
 def test_an_error_names_the_chunk_that_was_given(binary):

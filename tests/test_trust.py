@@ -233,10 +233,34 @@ def test_a_wrong_step_is_mended_unseen(kind, k, scale):
 @pytest.mark.parametrize("kind", [SAGAClassifier, SAGARegressor])
 def test_a_step_beyond_all_numbers_leaves_finite_coefficients(kind):
     A, b = make_rows(classes=kind is SAGAClassifier)
+    loss = "huber" if kind is SAGARegressor else "log_loss"  # squared error would start at its optimum
     with pytest.warns(ConvergenceWarning):
-        model = kind(step_size_scale=1e308, max_iter=20, random_state=0).fit(A, b)
+        model = kind(loss=loss, step_size_scale=1e308, max_iter=20, random_state=0).fit(A, b)
     assert np.isfinite(model.coef_).all()
     assert not model.converged_
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_squared_error_starts_at_its_optimum_where_the_axes_are_known(fit_intercept, weighted, outputs):
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((900, 6)) @ rng.standard_normal((6, 6)) * np.logspace(0, 3, 6) + 5.0
+    b = A @ rng.standard_normal((6, outputs)) + rng.standard_normal((900, outputs))
+    b, w = b[:, 0] if outputs == 1 else b, rng.integers(0, 3, 900).astype(float) if weighted else None
+    X, y = da.from_array(A, chunks=(300, -1)), da.from_array(b, chunks=300 if outputs == 1 else (300, -1))
+    settings = {"alpha": 0.1, "fit_intercept": fit_intercept, "random_state": 0, "memory_dtype": "float64"}
+    model = SAGARegressor(tol=1e-6, **settings).fit(X, y, None if w is None else da.from_array(w, chunks=300))
+    assert model.state_.metric.basis is not None
+    assert model.converged_
+    assert model.n_iter_ == 1
+    total = 900 if w is None else w.sum()
+    best = Ridge(alpha=0.1 * total, fit_intercept=fit_intercept, solver="svd").fit(A, b, w)
+    np.testing.assert_allclose(model.coef_, best.coef_, rtol=1e-4)
+    np.testing.assert_allclose(model.intercept_, best.intercept_, rtol=1e-4, atol=1e-9)
+    plain = SAGARegressor(step_size=1e-12, max_iter=1, tol=0.0, **settings)
+    with pytest.warns(ConvergenceWarning):
+        assert np.abs(plain.fit(X, y).coef_).max() < 1e-3
 
 
 def test_advice_fits_the_case(binary):
