@@ -1,0 +1,247 @@
+"""Time to the optimum on one machine: ours beside the solvers of other packages, all on the same objective.
+
+F(x) = mean log loss + 0.5 alpha |x|^2, the intercept unpenalised, in the columns as they are. Each fit is
+repeated with more and more effort (passes or iterations, doubling) until it is within 1e-6 of the optimum,
+relative to F(0), or takes longer than the limit; a cell is the shortest fit that reached the level, "-" if
+none did. Ours is one fit, watched; what watching costs is not counted. Fits of all solvers take turns,
+and a cell is the median of its repetitions. Packages that are not installed are left out.
+
+Usage: python benchmarks/race.py [names] [--repeat 3] [--limit 20] [--cache DIR] [--picture FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import itertools
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from trust_optimum import ALPHA, Objective, Optimum, objective, optimum
+from trust_sets import SETS, DataSet
+
+from dask_saga import SAGAClassifier
+
+LEVELS = (1e-3, 1e-4, 1e-6)
+Fit = Callable[[DataSet, int], tuple[np.ndarray, np.ndarray]]
+
+
+def normal(n: int, p: int, correlated: bool = False) -> DataSet:
+    """Normal columns, mixed into one another if correlated."""
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((n, p))
+    if correlated:
+        A = A @ (rng.standard_normal((p, p)) * np.logspace(0, -1.5, p)[:, None])
+    z = A @ rng.standard_normal(p) / A.std(axis=0).mean() / np.sqrt(p)
+    return DataSet(f"{n} x {p}", A, (2 * z + rng.logistic(size=n) > 0).astype(int), "binary")
+
+
+RACES: dict[str, Callable[[], DataSet]] = {
+    "independent": lambda: normal(500_000, 54)._replace(name="500,000 x 54"),
+    "correlated": lambda: normal(500_000, 54, correlated=True)._replace(name="500,000 x 54, correlated"),
+    "wide": lambda: normal(200_000, 200)._replace(name="200,000 x 200"),
+    "flights": SETS["flights_raw"],
+    "long": lambda: normal(1_000_000, 20)._replace(name="1,000,000 x 20"),
+    "text": SETS["text"],
+    "one_hot": SETS["flights_one_hot"],
+}
+
+
+def scikit_learn(solver: str) -> Fit:
+    def fit(data, effort):
+        model = LogisticRegression(solver=solver, C=1 / (ALPHA * len(data.y)), max_iter=effort, tol=0.0)
+        model.fit(data.X, data.y)
+        return model.coef_, model.intercept_
+
+    return fit
+
+
+def sgd(data, effort):
+    model = SGDClassifier(loss="log_loss", alpha=ALPHA, max_iter=effort, tol=None, average=True, random_state=0)
+    model.fit(data.X, data.y)
+    return model.coef_, model.intercept_
+
+
+def cyanure(solver: str) -> Fit:
+    def fit(data, effort):
+        classifier = importlib.import_module("cyanure.estimators").Classifier
+        model = classifier(
+            loss="logistic", penalty="l2", lambda_1=ALPHA, fit_intercept=True, solver=solver, max_iter=effort,
+            tol=0.0, verbose=False, n_threads=-1,
+        )  # fmt: skip
+        model.fit(data.X, 2.0 * data.y - 1)
+        return model.coef_.reshape(1, -1), np.atleast_1d(model.intercept_)
+
+    return fit
+
+
+def glum(data, effort):
+    regressor = importlib.import_module("glum").GeneralizedLinearRegressor
+    model = regressor(
+        family="binomial", alpha=ALPHA, l1_ratio=0, fit_intercept=True, max_iter=effort, gradient_tol=1e-14,
+        solver="irls-ls",
+    )  # fmt: skip
+    model.fit(data.X, data.y.astype(float))
+    return model.coef_[None], np.atleast_1d(model.intercept_)
+
+
+def skglm(data, effort):
+    package = importlib.import_module("skglm")
+    parts = [importlib.import_module(f"skglm.{name}") for name in ("datafits", "penalties", "solvers")]
+    model = package.GeneralizedLinearEstimator(
+        datafit=parts[0].Logistic(), penalty=parts[1].L2(ALPHA),
+        solver=parts[2].LBFGS(max_iter=effort, tol=1e-14, verbose=False),
+    )  # fmt: skip
+    model.fit(data.X, 2.0 * data.y - 1)
+    return model.coef_.reshape(1, -1), np.atleast_1d(model.intercept_)
+
+
+PEERS: dict[str, tuple[str, Fit]] = {
+    **{f"scikit-learn {s}": ("scikit-learn", scikit_learn(s)) for s in ("saga", "sag", "lbfgs", "newton-cholesky")},
+    "SGDClassifier, averaged": ("scikit-learn", sgd),
+    "cyanure, miso": ("cyanure", cyanure("catalyst-miso")),
+    "cyanure, qning": ("cyanure", cyanure("qning-ista")),
+    "glum": ("glum", glum),
+    "skglm, lbfgs": ("skglm", skglm),
+}
+
+
+def installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
+
+
+class Race:
+    """One data set and its exact optimum."""
+
+    def __init__(self, data: DataSet, cache: Path | None):
+        self.data = data
+        self.F: Objective = objective(data)
+        self.optimum: Optimum = optimum(data, cache)
+
+    def gap(self, coefficients: np.ndarray, intercept: np.ndarray) -> float:
+        with np.errstate(over="ignore", invalid="ignore"):
+            w = np.column_stack([np.atleast_2d(coefficients), np.atleast_1d(intercept)])
+            return self.optimum.gap(self.F.value(w))
+
+    def ours(self, limit: float) -> dict[float, float]:
+        """Seconds to each level in one fit."""
+        found, unpaid = {}, 0.0
+
+        def watch(info):
+            nonlocal unpaid
+            now = time.perf_counter()
+            gap = self.gap(info.x, info.intercept)
+            for level in LEVELS:
+                if gap <= level:
+                    found.setdefault(level, now - began - unpaid)
+            unpaid += time.perf_counter() - now
+            return gap <= LEVELS[-1] or now - began - unpaid > limit
+
+        model = SAGAClassifier(alpha=ALPHA, max_iter=10_000, tol=0.0, random_state=0)
+        began = time.perf_counter()
+        model.fit(self.data.X, self.data.y, callback=watch)
+        return found
+
+    def peer(self, fit: Fit, limit: float) -> dict[float, float]:
+        """Seconds of the shortest fit, of doubling effort, that reached each level."""
+        found = {}
+        for effort in (2**k for k in itertools.count()):
+            began = time.perf_counter()
+            gap = self.gap(*fit(self.data, effort))
+            seconds = time.perf_counter() - began
+            for level in LEVELS:
+                if gap <= level:
+                    found.setdefault(level, seconds)
+            if gap <= LEVELS[-1] or 2 * seconds > limit or effort >= 2**14:
+                return found
+
+
+def run(name: str, repeat: int, limit: float, cache: Path | None) -> dict[str, list[float | None]]:
+    """Print one table; median seconds by solver and level."""
+    race = Race(RACES[name](), cache)
+    few = race.data._replace(X=race.data.X[:1000], y=race.data.y[:1000])
+    SAGAClassifier(max_iter=2, tol=0.0).fit(few.X, few.y)  # compiles
+    times: dict[str, list[dict]] = {"dask-saga": []}
+    for _ in range(repeat):
+        times["dask-saga"].append(race.ours(limit))
+        for peer, (package, fit) in PEERS.items():
+            if not installed(package) or times.get(peer) == []:
+                continue
+            try:
+                times.setdefault(peer, []).append(race.peer(fit, limit))
+            except (ValueError, TypeError, MemoryError, AttributeError, NotImplementedError) as error:
+                print(f"{peer} cannot: {str(error).splitlines()[0][:100]}", flush=True)
+                times[peer] = []
+    print(f"\n**{race.data.name}**\n\n| solver | {' | '.join(f'{level:.0e}' for level in LEVELS)} |")
+    print("|---" * (1 + len(LEVELS)) + "|")
+    medians = {}
+    for solver, found in times.items():
+        reached = [[one[level] for one in found if level in one] for level in LEVELS]
+        medians[solver] = [statistics.median(one) if one else None for one in reached]
+        print(f"| {solver} | {' | '.join('-' if t is None else f'{t:.2g} s' for t in medians[solver])} |")
+    for k, level in enumerate(LEVELS):
+        others = {solver: row[k] for solver, row in medians.items() if solver != "dask-saga" and row[k] is not None}
+        mine, best = medians["dask-saga"][k], min(others, key=others.get, default=None)
+        if mine is not None and best:
+            print(f"\n{level:.0e}: {others[best] / mine:.2f} times as fast as the best other, {best}.", end="")
+        elif mine is not None:
+            print(f"\n{level:.0e}: no other is there within {limit:.0f} s.", end="")
+    print(flush=True)
+    return medians
+
+
+def draw(results: dict[str, dict], path: Path) -> None:
+    """Seconds to the last level, a group of bars a set."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    axes = figure.subplots()
+    solvers = list(dict.fromkeys(solver for table in results.values() for solver in table))
+    for k, solver in enumerate(solvers):
+        heights = [(table.get(solver) or [None] * len(LEVELS))[-1] or np.nan for table in results.values()]
+        axes.bar(np.arange(len(results)) + 0.8 * k / len(solvers), heights, 0.8 / len(solvers), label=solver)
+    axes.set(yscale="log", ylabel=f"seconds to {LEVELS[-1]:.0e}", title="No bar: not there within the limit")
+    axes.set_xticks(np.arange(len(results)) + 0.4, list(results))
+    axes.legend(fontsize="small", ncols=2)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(RACES)}; all by default")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=20.0, help="seconds of one fit")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the optima between runs")
+    parser.add_argument("--picture", type=Path)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    names = ["dask-saga", "numpy", "numba", *dict.fromkeys(package for package, _ in PEERS.values())]
+    packages = ", ".join(f"{name} {version(name)}" for name in names if installed(name))
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}")
+    results = {name: run(name, given.repeat, given.limit, given.cache) for name in given.names or RACES}
+    ratios = []
+    for table in results.values():
+        mine = table["dask-saga"][-1]
+        others = [row[-1] for solver, row in table.items() if solver != "dask-saga" and row[-1] is not None]
+        if mine and others:
+            ratios.append(min(others) / mine)
+    print(
+        f"\n{LEVELS[-1]:.0e}: {statistics.geometric_mean(ratios):.2f} times as fast as the best other, geometric mean."
+    )
+    if given.picture:
+        draw(results, given.picture)
+
+
+if __name__ == "__main__":
+    main()
