@@ -68,11 +68,11 @@ def to_level(A: np.ndarray, b: np.ndarray, kind: str, level: float = 1e-6) -> st
 
 
 def main() -> None:
-    print("| columns | scaled pass | rotated pass | ratio | 1 + p / 50 |\n|---|---|---|---|---|")
+    print("| columns | scaled pass | rotated pass | ratio | 1 + p / 40 |\n|---|---|---|---|---|")
     for p in (10, 25, 50, 100, 200, 300):
         A, b = rows(p, correlated=True)
         scaled, rotated = (seconds_of_a_pass(A, b, kind) for kind in ("scaled", "rotated"))
-        print(f"| {p} | {scaled:.4f} s | {rotated:.4f} s | {rotated / scaled:.1f} | {1 + p / 50:.1f} |", flush=True)
+        print(f"| {p} | {scaled:.4f} s | {rotated:.4f} s | {rotated / scaled:.1f} | {1 + p / 40:.1f} |", flush=True)
     print("\n| columns | | scaled | rotated | chosen |\n|---|---|---|---|---|")
     for p in (25, 100, 200):
         for correlated in (True, False):

@@ -16,7 +16,7 @@ from .inputs import BLOCK_BYTES, Chunk, frozen
 # Bound of a squared entry in the solver's coordinates, in units of the column's variance.
 LARGEST_ENTRY = 100.0
 # A rotated pass costs 1 + p / ROTATES_FREELY scaled ones (benchmarks/rotation.py).
-ROTATES_FREELY = 50.0
+ROTATES_FREELY = 40.0
 # Passes that even perfect coordinates take, and the accuracy for which passes are predicted.
 FEWEST_PASSES, ACCURACY = 5.0, 1e-6
 # Mean curvature in units of its bound, for that prediction.
@@ -237,8 +237,8 @@ def row_norms(chunk: Chunk, metric: Metric, problem: Any) -> RowNorms:
 def solver_rows(chunk: Chunk, metric: Metric, order: np.ndarray | None = None) -> Iterator[tuple[slice, Any, bool]]:
     """The chunk's rows as the kernels take them, before any shift.
 
-    Without a basis these are its own, all at once. With one they come block by block, turned, so
-    that no second chunk is held in memory.
+    Without a basis these are its own, all at once. With one they come block by block, turned, in one
+    array that is used again: no second chunk is held in memory.
 
     Parameters
     ----------
@@ -258,12 +258,19 @@ def solver_rows(chunk: Chunk, metric: Metric, order: np.ndarray | None = None) -
     if metric.basis is None:
         yield slice(0, steps), chunk.rows, False
         return
-    size = max(1, BLOCK_BYTES // (8 * p))
-    with one_blas_thread(min(size, steps) * p * p):
+    size = min(max(1, BLOCK_BYTES // (8 * p)), max(steps, 1))
+    taken = np.empty((size, p), dtype=chunk.rows.dtype)
+    centred, turned = np.empty((size, p)), np.empty((size, p))
+    with one_blas_thread(size * p * p):
         for start in range(0, steps, size):
             block = slice(start, min(start + size, steps))
-            rows = chunk.rows[block if order is None else order[block]]
-            yield block, np.matmul(rows - metric.shift, metric.basis), True
+            count = block.stop - start
+            if order is None:
+                rows = chunk.rows[block]
+            else:  # "clip" does without a copy; no number is out of range
+                rows = np.take(chunk.rows, order[block], axis=0, out=taken[:count], mode="clip")
+            np.subtract(rows, metric.shift, out=centred[:count])
+            yield block, np.matmul(centred[:count], metric.basis, out=turned[:count]), True
 
 
 def shift_of(metric: Metric) -> np.ndarray:
