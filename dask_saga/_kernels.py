@@ -47,6 +47,7 @@ class Kernels(NamedTuple):
     dense_gradient: Callable
     sparse_gradient: Callable
     dense_sum: Callable
+    dense_moments: Callable
     dense_norms: Callable
     sparse_norms: Callable
     proximal_step: Callable
@@ -262,6 +263,21 @@ def _build(sources: int, cache: bool) -> Kernels:
                 out[k, p] += factor
 
     @jit
+    def dense_moments(A, weights, pulls, origin, apart, sums, squares, cross, low, high):
+        """Write rows less their origin to ``apart``; add their weighted sums, squares and products with pulls."""
+        for i in range(A.shape[0]):
+            w, pull = weights[i], pulls[i]
+            for j in range(origin.size):
+                a = np.float64(A[i, j])
+                low[j] = a if a < low[j] else low[j]
+                high[j] = a if a > high[j] else high[j]
+                a -= origin[j]
+                apart[i, j] = a
+                sums[j] += w * a
+                squares[j] += w * a * a
+                cross[j] += pull * a
+
+    @jit
     def dense_norms(A, weights, shift, scale, out, sums):
         """Write each row's squared length in the solver's coordinates; add w_i a_ij^2, unscaled, to ``sums``."""
         for i in range(A.shape[0]):
@@ -293,7 +309,15 @@ def _build(sources: int, cache: bool) -> Kernels:
             out[j] = prox(penalty, x[j] - steps[j] * direction[j], steps[j], shrink(penalty, steps[j]))
 
     return Kernels(
-        dense_pass, sparse_pass, dense_gradient, sparse_gradient, dense_sum, dense_norms, sparse_norms, proximal_step
+        dense_pass,
+        sparse_pass,
+        dense_gradient,
+        sparse_gradient,
+        dense_sum,
+        dense_moments,
+        dense_norms,
+        sparse_norms,
+        proximal_step,
     )
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import scipy.sparse as sp
 from threadpoolctl import ThreadpoolController
 
-from .inputs import Chunk
+from ._kernels import kernels_for
+from .inputs import Chunk, frozen
 from .penalties import ElasticNet
 
 __all__ = ["ColumnStats", "column_stats", "merge", "no_stats", "one_blas_thread", "wants_products"]
@@ -94,18 +95,18 @@ def column_stats(chunk: Chunk, problem: Any) -> ColumnStats:
     ValueError
         If squares overflow.
     """
-    stats = no_stats(chunk.rows.shape[1])
+    stats, kernels = no_stats(chunk.rows.shape[1]), kernels_for(problem.loss, problem.penalty)
     products = wants_products(chunk.rows.shape[1], problem)
-    for block, rows in chunk.row_blocks():
-        weights = chunk.weights[block] if chunk.weights.size else np.ones(rows.shape[0])
-        with np.errstate(over="ignore", invalid="ignore"):
-            stats = merge(stats, _block_stats(rows, chunk.targets[block], weights, products))
+    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+        for block, rows in chunk.row_blocks():
+            weights = chunk.weights[block] if chunk.weights.size else np.ones(rows.shape[0])
+            stats = merge(stats, _block_stats(rows, chunk.targets[block], weights, products, kernels))
     if not np.isfinite(stats.squares).all():
         raise ValueError(f"X has values too large to be squared in column {np.argmin(np.isfinite(stats.squares))}")
     return stats
 
 
-def _block_stats(rows: Any, targets: np.ndarray, weights: np.ndarray, products: bool) -> ColumnStats:
+def _block_stats(rows: Any, targets: np.ndarray, weights: np.ndarray, products: bool, kernels: Any) -> ColumnStats:
     used, p = weights > 0, rows.shape[1]
     full = np.bincount(rows.indices, minlength=p) == len(weights) if sp.issparse(rows) else np.ones(p, bool)
     if not used.all():
@@ -127,13 +128,18 @@ def _block_stats(rows: Any, targets: np.ndarray, weights: np.ndarray, products: 
             squares[full] = (dense * dense * weights[:, None]).sum(axis=0)
         return ColumnStats(n, weight, mean, squares, low, high, counts, full, True, target, rows.T @ pulls, None)
     # Not by BLAS: its sums depend on the alignment of the rows and on its threads.
-    mean = (rows * weights[:, None]).sum(axis=0) / weight
-    apart = rows - mean
-    squares = (np.square(apart) * weights[:, None]).sum(axis=0)
-    cross = (apart * pulls[:, None]).sum(axis=0)
-    with one_blas_thread():  # these may be: they are rounded before they decide
-        product = (apart * weights[:, None]).T @ apart if products else None
-    low, high = rows.min(axis=0), rows.max(axis=0)
+    rows, mean, apart = frozen(np.ascontiguousarray(rows)), rows[0].astype(float), np.empty((n, p))
+    for _ in range(2):  # about the first row, so that columns far from zero keep their digits, then about the mean
+        sums, squares, cross = np.zeros((3, p))
+        low, high = np.full(p, np.inf), np.full(p, -np.inf)
+        kernels.dense_moments(
+            rows, frozen(weights), frozen(pulls), frozen(mean), apart, sums, squares, cross, low, high
+        )
+        mean = mean + sums / weight
+    product = None
+    if products:  # by BLAS, as these are rounded before they decide; of a matrix times its transpose it takes half
+        apart *= np.sqrt(weights)[:, None]
+        product = apart.T @ apart
     return ColumnStats(n, weight, mean, squares, low, high, np.full(p, n), full, False, target, cross, product)
 
 
