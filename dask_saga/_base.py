@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from numbers import Integral, Real
@@ -19,13 +20,15 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted
 
 from .chunk import chunk_gradient, count_outputs, visit
-from .driver import Info, load, run
+from .driver import Info, run
 from .executors import LocalExecutor, find_executor
-from .inputs import dask_blocks, read_chunk, read_rows
+from .inputs import dask_blocks, known_bytes, read_chunk, read_rows
 from .losses import LOSSES, LogLoss, MultinomialLogLoss, resolve_loss
 from .penalties import PENALTIES, ElasticNet, resolve_penalty
 from .prediction import linear
+from .prepare import prepare
 from .problem import CONSTRAINTS, Problem
+from .source import Source
 from .state import SAGAState, anonymous_id, draw_seed, new_state, shown_x
 
 
@@ -126,7 +129,7 @@ class SAGABase(BaseEstimator):
             str(self.memory_dtype),
         )
 
-    def _find_classes(self, executor: Any, blocks: list, names: list) -> tuple:
+    def _find_classes(self, source: Source) -> tuple:
         """All classes, and the weights of their rows or None."""
         return None, None
 
@@ -144,6 +147,7 @@ class SAGABase(BaseEstimator):
         y: Any,
         sample_weight: Any = None,
         *,
+        persist: bool | str = "auto",
         callback: Callable[[Info], Any] | None = None,
     ) -> Any:
         """Fit from zero: passes over all chunks until `tol` or `max_iter`.
@@ -151,12 +155,15 @@ class SAGABase(BaseEstimator):
         Parameters
         ----------
         X : array-like, scipy.sparse, DataFrame, dask array or dask dataframe of shape (n, p)
-            In memory it is one chunk. On Dask its blocks are the chunks; they are
-            kept in the memory of the client's cluster, or of this process without one.
+            In memory it is one chunk. On Dask its blocks are the chunks.
         y : array-like, dask array or series of shape (n,)
             Blocked like X.
         sample_weight : array-like or dask array of shape (n,), default=None
             Weights of the rows, at least zero.
+        persist : bool or "auto", default="auto"
+            Whether Dask's blocks are held in the memory of the client's cluster, or of this process
+            without one, or loaded again for each visit, a few at a time. "auto" holds them where they take
+            less than 40 % of that memory.
         callback : callable, default=None
             ``callback(info)`` after each pass, where info has epoch, x, intercept,
             gradient_norm, step_size, seconds and visits; True stops.
@@ -179,14 +186,14 @@ class SAGABase(BaseEstimator):
         """
         with self._all_or_nothing():
             problem = self._problem()
-            executor, chunks, problem, classes = self._read(X, y, sample_weight, problem)
-            loaded = load(executor, chunks, problem)
-            if not any(fact.rows for fact in loaded.facts):
-                raise ValueError("X has no rows" if sum(loaded.lengths) == 0 else "sample_weight is zero for every row")
-            if len(loaded.stats.mean) != self.n_features_in_:
-                raise ValueError(f"X has {len(loaded.stats.mean)} features, not the {self.n_features_in_} announced")
+            source, problem, classes = self._read(X, y, sample_weight, problem, persist)
+            prepared = prepare(source, problem)
+            if not any(fact.rows for fact in prepared.facts):
+                raise ValueError("sample_weight is zero for every row" if sum(prepared.lengths) else "X has no rows")
+            if len(prepared.stats.mean) != self.n_features_in_:
+                raise ValueError(f"X has {len(prepared.stats.mean)} features, not the {self.n_features_in_} announced")
             result = run(
-                executor, loaded, problem,
+                source, prepared, problem,
                 seed=draw_seed(self.random_state), max_iter=self.max_iter, tol=self.tol, callback=callback, given=X,
             )  # fmt: skip
             self._commit(result.state, result.x, problem, classes)
@@ -197,28 +204,31 @@ class SAGABase(BaseEstimator):
                 self._warn(result)
         return self
 
-    def _read(self, X: Any, y: Any, sample_weight: Any, problem: Problem, fits: bool = True) -> tuple:
-        """Executor, references to chunks on it, the problem of their classes, and these: found, or those fitted."""
+    def _read(
+        self, X: Any, y: Any, sample_weight: Any, problem: Problem, persist: bool | str, fits: bool = True
+    ) -> tuple:
+        """The source of chunks, the problem of their classes, and these: found, or those fitted."""
+        if not (isinstance(persist, (bool, np.bool_)) or persist == "auto"):
+            raise ValueError(f"persist={persist!r} must be True, False or 'auto'")
         lazy = any(map(is_dask_collection, (X, y, sample_weight)))
         if lazy:
-            executor, blocks = find_executor(), dask_blocks(X, y, sample_weight)
+            blocks = dask_blocks(X, y, sample_weight)
             self._check_columns(X, reset=fits)
+            source = Source(find_executor(), blocks, known_bytes(X), persist)
         else:
-            executor, blocks = LocalExecutor(), [(X, y, sample_weight)]
-        blocks = executor.load(blocks)
-        names = [k if len(blocks) > 1 else None for k in range(len(blocks))]
+            source = Source(LocalExecutor(), [(X, y, sample_weight)])
         classes, class_weights = getattr(self, "classes_", None), None
         if fits:
-            classes, class_weights = self._find_classes(executor, blocks, names)
+            classes, class_weights = self._find_classes(source)
         problem = problem_for(problem, classes)
-        reading = (classes, class_weights, problem.loss, type(self).__name__, lazy)
-        chunks = [
-            executor.submit(_read_block, block, name, *reading, name="saga-read")
-            for block, name in zip(blocks, names, strict=True)
-        ]
+        source.read = functools.partial(
+            _read_block,
+            classes=classes, class_weights=class_weights, loss=problem.loss, estimator=type(self).__name__, empty=lazy,
+        )  # fmt: skip
         if not lazy:
+            source.chunk(0)  # what is wrong with its values is told before what is with its columns
             self._check_columns(X, reset=fits)
-        return executor, chunks, problem, classes
+        return source, problem, classes
 
     def duality_gap(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """A bound of F(coef_) - F* that needs no knowledge of the optimum, by one pass over the data.
@@ -247,10 +257,12 @@ class SAGABase(BaseEstimator):
         problem = self._problem()
         if problem.fit_intercept or not isinstance(problem.penalty, ElasticNet) or problem.penalty.l2 == 0:
             raise ValueError("duality_gap needs fit_intercept=False and a built-in penalty with an L2 part")
-        executor, chunks, problem, _ = self._read(X, y, sample_weight, problem, fits=False)
-        x = np.column_stack([np.atleast_2d(self.coef_), self.intercept_])
-        sums = executor.gather([executor.submit(_gradient_and_weight, c, x, problem, name="saga-gap") for c in chunks])
-        gradient, weight = (sum(part) for part in zip(*sums, strict=True))
+        source, problem, _ = self._read(X, y, sample_weight, problem, "auto", fits=False)
+        x, tasks = np.column_stack([np.atleast_2d(self.coef_), self.intercept_]), []
+        for _, chunk in source.each():
+            tasks.append(source.executor.submit(_gradient_and_weight, chunk, x, problem, name="saga-gap"))
+            source.used(tasks[-1])
+        gradient, weight = (sum(part) for part in zip(*source.executor.gather(tasks), strict=True))
         x, g = x[:, :-1], gradient[:, :-1] / weight
         return float((problem.penalty.value(x) + problem.penalty.conjugate(-g) + g * x).sum())
 
@@ -359,10 +371,8 @@ class SAGABase(BaseEstimator):
         return light.predict
 
 
-def _read_block(block, name, classes, class_weights, loss, estimator, empty):
-    return read_chunk(
-        *block, classes=classes, class_weights=class_weights, loss=loss, name=name, estimator=estimator, empty=empty
-    )
+def _read_block(block, name, **how):
+    return read_chunk(*block, name=name, **how)
 
 
 def _gradient_and_weight(chunk, x, problem):

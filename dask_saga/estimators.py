@@ -17,6 +17,7 @@ from ._base import SAGABase, loss_constraint, problem_for
 from .inputs import blame, check_classes, count_labels, read_labels, read_weights
 from .losses import resolve_loss
 from .prediction import accuracy, elementwise, probabilities, r2, to_labels
+from .source import Source
 
 __all__ = ["SAGAClassifier", "SAGARegressor"]
 
@@ -154,15 +155,16 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         )  # fmt: skip
         self.class_weight = class_weight
 
-    def _find_classes(self, executor: Any, blocks: list, names: list) -> tuple:
+    def _find_classes(self, source: Source) -> tuple:
+        weighted = self.class_weight == "balanced"
         tasks = [
-            executor.submit(_block_labels, block, name, self.class_weight == "balanced", name="saga-classes")
-            for block, name in zip(blocks, names, strict=True)
+            source.executor.submit(_block_labels, source.targets(k), source.name(k), weighted, name="saga-classes")
+            for k in range(len(source))
         ]
-        found = executor.gather(tasks)
+        found = source.executor.gather(tasks)
         labels, weights = map(np.concatenate, zip(*([one for one in found if len(one[0])] or found[:1]), strict=True))
         classes = check_classes(labels, "y")
-        if self.class_weight != "balanced":
+        if not weighted:
             return classes, self._class_weights(classes)
         totals = np.bincount(np.searchsorted(classes, labels), weights, minlength=len(classes))
         with np.errstate(divide="ignore"):  # a class whose rows weigh nothing has none to multiply

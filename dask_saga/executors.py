@@ -5,16 +5,23 @@ An executor hands out references, to chunks and to results: values here, futures
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask
 from dask import delayed, is_dask_collection
 from dask.base import get_scheduler
-from distributed import rejoin, secede
+from distributed import rejoin, secede, wait
+from distributed.system import MEMORY_LIMIT
 
 __all__ = ["ClientExecutor", "LocalExecutor", "find_executor"]
+
+# Tasks on a cluster that may wait for a chunk which is loaded for them.
+TASKS_AHEAD = 4
 
 
 class LocalExecutor:
@@ -30,29 +37,72 @@ class LocalExecutor:
         # One graph, as each of its own would take Dask a millisecond.
         return dask.compute(blocks)[0] if any(map(_is_lazy, blocks)) else blocks
 
+    def ahead(self, load: Callable[[int], Any], order: list[int]) -> Iterator[Any]:
+        """``load(k)`` of each k, the next one in a thread meanwhile."""
+        with ThreadPoolExecutor(1) as pool:
+            coming = deque(pool.submit(load, k) for k in order[:1])
+            for k in [*order[1:], None]:
+                if k is not None:
+                    coming.append(pool.submit(load, k))
+                yield coming.popleft().result()
+
+    def throttle(self, task: Any) -> None:
+        """Nothing to wait for."""
+
+    def memory(self) -> float:
+        return MEMORY_LIMIT
+
 
 class ClientExecutor:
     """Runs tasks on a cluster; references are futures."""
 
     def __init__(self, client: Any):
         self.client = client
+        self.working: deque = deque()
 
     def submit(self, function: Callable, *args: Any, name: str) -> Any:
         # The name is what the dashboard groups tasks by; futures of an earlier fit may still be alive.
         return self.client.submit(function, *args, key=f"{name}-{uuid.uuid4().hex}", pure=False)
 
     def gather(self, references: list) -> list:
-        try:
-            secede()  # a driver inside a task must not hold the thread that its own tasks need
-        except (ValueError, KeyError, AttributeError):
+        with _seceded():
             return self.client.gather(references)
-        try:
-            return self.client.gather(references)
-        finally:
-            rejoin()
 
     def load(self, blocks: list) -> list:
         return self.client.compute([b if is_dask_collection(b) else delayed(b) for b in blocks])
+
+    def ahead(self, load: Callable[[int], Any], order: list[int]) -> Iterator[Any]:
+        """``load(k)`` of each k: futures, which run ahead by themselves."""
+        return map(load, order)
+
+    def throttle(self, task: Any) -> None:
+        """Wait until no more than TASKS_AHEAD tasks are outstanding."""
+        self.working.append(task)
+        if len(self.working) > TASKS_AHEAD:
+            with _seceded():
+                wait(self.working.popleft())
+
+    def memory(self) -> float:
+        """Memory limits of all workers, in bytes."""
+        return self.client.run_on_scheduler(_memory_limits)
+
+
+def _memory_limits(dask_scheduler: Any = None) -> float:
+    return float(sum(worker.memory_limit or MEMORY_LIMIT for worker in dask_scheduler.workers.values()))
+
+
+@contextlib.contextmanager
+def _seceded() -> Iterator[None]:
+    """Inside a task: a driver must not hold the thread that its own tasks need."""
+    try:
+        secede()
+    except (ValueError, KeyError, AttributeError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        rejoin()
 
 
 def _is_lazy(block: Any) -> bool:

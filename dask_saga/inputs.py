@@ -8,6 +8,7 @@ content hash is taken of these, so pandas and numpy of the same values agree.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from numbers import Number
 from typing import Any, NamedTuple
@@ -20,7 +21,16 @@ from dask.delayed import Delayed
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-__all__ = ["Chunk", "dask_blocks", "encode_labels", "join_chunks", "read_chunk", "read_labels", "read_rows"]
+__all__ = [
+    "Chunk",
+    "dask_blocks",
+    "encode_labels",
+    "join_chunks",
+    "known_bytes",
+    "read_chunk",
+    "read_labels",
+    "read_rows",
+]
 
 # About a megabyte of float64 rows: what is converted or transformed at once.
 BLOCK_BYTES = 2**20
@@ -364,6 +374,11 @@ def _split(name: str, collection: Any, lengths: tuple | None) -> tuple[list, tup
         raise ValueError(f"X has {sum(lengths)} rows, but {name} has {len(collection)}")
     ends = np.cumsum(lengths)
     return [array[end - n : end] for n, end in zip(lengths, ends, strict=True)], lengths
+
+
+def known_bytes(collection: Any) -> float:
+    """Size of a Dask array of numpy blocks; NaN of anything else, as only loading tells."""
+    return float(collection.nbytes) if type(getattr(collection, "_meta", None)) is np.ndarray else math.nan
 
 
 def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:

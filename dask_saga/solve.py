@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,12 +13,14 @@ from dask.delayed import Delayed
 from distributed import Future
 from sklearn.utils._param_validation import validate_parameter_constraints
 
-from .driver import Info, load, run, split_x
+from .driver import Info, run, split_x
 from .executors import LocalExecutor, find_executor
 from .inputs import Chunk, read_chunk
 from .losses import resolve_loss
 from .penalties import resolve_penalty
+from .prepare import prepare
 from .problem import CONSTRAINTS, Problem
+from .source import Source
 from .state import SAGAState, draw_seed
 
 __all__ = ["SAGAResult", "saga"]
@@ -66,6 +70,7 @@ def saga(
     precondition: bool = True,
     memory_dtype: str = "float32",
     random_state: int | None = None,
+    persist: bool | str = "auto",
     callback: Callable[[Info], Any] | None = None,
 ) -> SAGAResult:
     """Minimise the mean loss plus a penalty over a list of chunks: the post's ``full_saga``.
@@ -100,6 +105,9 @@ def saga(
     memory_dtype : {"float32", "float64"}, default="float32"
     random_state : int, default=None
         Seed of all orders; None draws one.
+    persist : bool or "auto", default="auto"
+        Whether lazy chunks are held in memory, or loaded again for each visit; "auto" holds them where they
+        take less than 40 % of it.
     callback : callable, default=None
         ``callback(info)`` after each pass, with ``info.x`` and ``info.chunks``; True stops.
 
@@ -149,13 +157,13 @@ def saga(
             raise TypeError(f"chunk {k}: chunks must hold pairs (A, b), not {type(pair).__name__}")
     lazy = any(isinstance(pair, (Delayed, Future)) or any(map(is_dask_collection, pair)) for pair in pairs)
     executor = find_executor() if lazy else LocalExecutor()
-    blocks = executor.load([delayed(pair) if lazy else pair for pair in pairs])
-    read = [executor.submit(_read_pair, pair, problem.loss, k, name="saga-read") for k, pair in enumerate(blocks)]
-    loaded = load(executor, read, problem, joins=False)
-    if not any(fact.rows for fact in loaded.facts):
+    source = Source(executor, [delayed(pair) if lazy else pair for pair in pairs], math.nan, persist if lazy else True)
+    source.read = functools.partial(_read_pair, loss=problem.loss)
+    prepared = prepare(source, problem, joins=False)
+    if not any(fact.rows for fact in prepared.facts):
         raise ValueError("chunks hold no rows")
     result = run(
-        executor, loaded, problem,
+        source, prepared, problem,
         seed=seed, max_iter=max_iter, tol=tol, shuffle=shuffle, callback=callback, given=chunks,
     )  # fmt: skip
     x, intercept = split_x(result.x)
@@ -171,7 +179,8 @@ def _penalty_object(penalty: Any) -> Any:
     return resolve_penalty(penalty)
 
 
-def _read_pair(pair: Any, loss: Any, name: int) -> Chunk:
+def _read_pair(pair: Any, name: int | None, loss: Any) -> Chunk:
+    name = name or 0
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"chunk {name}: chunks must hold pairs (A, b), not {type(pair).__name__}")
     return read_chunk(*pair, loss=loss, name=name)

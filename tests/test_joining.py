@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from dask_saga import SAGAClassifier, SAGARegressor, driver
+from dask_saga import SAGAClassifier, SAGARegressor, prepare
 
 from . import oracles
 
@@ -51,7 +51,7 @@ def test_the_optimum_is_that_of_chunks_visited_apart(numbers, monkeypatch):
     A, b = numbers
     weights = da.from_array(np.random.default_rng(0).integers(0, 3, len(b)).astype(float), chunks=(ROWS,))
     together = SAGARegressor(loss="huber", **TIGHT).fit(*lazily(A, b), weights)
-    monkeypatch.setattr(driver, "JOINED_BYTES", 0)
+    monkeypatch.setattr(prepare, "JOINED_BYTES", 0)
     apart = SAGARegressor(loss="huber", **TIGHT).fit(*lazily(A, b), weights)
     assert apart.history_[0]["visits"] == len(ROWS)
     assert together.converged_
@@ -67,7 +67,7 @@ def test_neither_large_nor_mixed_chunks_join(binary, monkeypatch):
     with pytest.warns(match="max_iter=2"):
         assert [row["visits"] for row in fit(X, da.from_array(y, chunks=(ROWS,))).history_] == [5, 10]
     for limit, visits in ((A.nbytes, 1), (A.nbytes - 1, 5)):
-        monkeypatch.setattr(driver, "JOINED_BYTES", limit)
+        monkeypatch.setattr(prepare, "JOINED_BYTES", limit)
         with pytest.warns(match="max_iter=2"):
             assert fit(*lazily(A, y)).history_[0]["visits"] == visits
 
