@@ -42,7 +42,7 @@ def gaps(stream: list[dict], prefix: str) -> list[float]:
     times = sorted(
         (part["start"], part["stop"])
         for task in stream
-        if task["key"].startswith(prefix)
+        if str(task["key"]).startswith(prefix)
         for part in task["startstops"]
         if part["action"] == "compute"
     )
