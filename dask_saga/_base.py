@@ -28,6 +28,7 @@ from .penalties import PENALTIES, ElasticNet, resolve_penalty
 from .prediction import linear
 from .prepare import prepare
 from .problem import CONSTRAINTS, Problem
+from .progress import showing_progress
 from .source import Source
 from .state import SAGAState, anonymous_id, draw_seed, new_state, shown_x
 
@@ -57,6 +58,7 @@ class SAGABase(BaseEstimator):
         "penalty": [StrOptions({name for name in PENALTIES if name}), None, tuple, HasMethods(["value", "prox"])],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "l1_ratio": [Interval(Real, 0, 1, closed="both")],
+        "verbose": ["verbose"],
     }
 
     def __init__(
@@ -75,6 +77,7 @@ class SAGABase(BaseEstimator):
         tol: float = 1e-4,
         memory_dtype: str = "float32",
         random_state: Any = None,
+        verbose: int = 0,
     ):
         self.loss = loss
         self.penalty = penalty
@@ -89,6 +92,7 @@ class SAGABase(BaseEstimator):
         self.tol = tol
         self.memory_dtype = memory_dtype
         self.random_state = random_state
+        self.verbose = verbose
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -179,6 +183,9 @@ class SAGABase(BaseEstimator):
             For bad parameters or data, naming the argument and the chunk. The
             estimator is then as it was.
 
+        KeyboardInterrupt
+            Ctrl-C: the estimator is then fitted by the passes before, if there was one.
+
         Warns
         -----
         ConvergenceWarning
@@ -192,16 +199,19 @@ class SAGABase(BaseEstimator):
                 raise ValueError("sample_weight is zero for every row" if sum(prepared.lengths) else "X has no rows")
             if len(prepared.stats.mean) != self.n_features_in_:
                 raise ValueError(f"X has {len(prepared.stats.mean)} features, not the {self.n_features_in_} announced")
-            result = run(
-                source, prepared, problem,
-                seed=draw_seed(self.random_state), max_iter=self.max_iter, tol=self.tol, callback=callback, given=X,
-            )  # fmt: skip
+            with showing_progress(self.verbose, self.max_iter, callback) as noted:
+                result = run(
+                    source, prepared, problem,
+                    seed=draw_seed(self.random_state), max_iter=self.max_iter, tol=self.tol, callback=noted, given=X,
+                )  # fmt: skip
             self._commit(result.state, result.x, problem, classes)
             self.n_iter_ = len(result.history)
             self.history_ = result.history
             self.converged_ = result.converged
             if not result.converged:
                 self._warn(result)
+        if result.interrupted:
+            raise KeyboardInterrupt
         return self
 
     def _read(
@@ -270,7 +280,7 @@ class SAGABase(BaseEstimator):
         if result.diverged:
             advice = self._diverged_advice()
         elif len(result.history) < self.max_iter:
-            return  # a callback stopped it
+            return  # a callback stopped it, or Ctrl-C
         else:
             norms = [row["gradient_norm"] for row in result.history]
             advice = (

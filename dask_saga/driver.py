@@ -76,12 +76,23 @@ class Result(NamedTuple):
     step_size: float
     converged: bool
     diverged: bool
+    interrupted: bool
     history: list[dict]
 
 
 def split_x(x: np.ndarray) -> tuple[np.ndarray, Any]:
     """Coefficients and intercept, of one output without its axis."""
     return (x[0, :-1], float(x[0, -1])) if len(x) == 1 else (x[:, :-1], x[:, -1])
+
+
+class _Pass(NamedTuple):
+    """What a whole pass left: references to the last visit's result and to each group's own, and what is known."""
+
+    previous: Any
+    own: list
+    window: frozenset
+    text: str
+    summary: _Summary
 
 
 class _Summary(NamedTuple):
@@ -158,6 +169,11 @@ def run(
         ``callback(info)`` after each epoch; True stops.
     given : object, default=None
         What ``info.chunks`` shows.
+
+    Returns
+    -------
+    Result
+        After KeyboardInterrupt that of the last whole pass, if there was one.
     """
     executor, facts, groups, metric = source.executor, prepared.facts, prepared.groups, prepared.metric
     ids = number_occurrences(fact.content for fact in facts)
@@ -171,38 +187,47 @@ def run(
 
     previous, own = (head, None), list(prepared.memories)
     prepared.memories.clear()  # else the first ones would stay beside those of the visits
-    window, count, history = frozenset(), 0, []
+    window, count, history, interrupted = frozenset(), 0, [], False
     text = digest("fit", ids, problem.token())
     began, converged, next_check, wait = time.perf_counter(), at_zero == 0, 1, 1
-    summary = _Summary(head.x, at_zero, problem.step(metric), False)
-    for epoch in range(1, max_iter + 1 if at_zero else 1):
-        for g, chunk in source.each(rng.permutation(len(own)).tolist() if shuffle else None):
-            opens = window_is_due(g, window, len(own), count)
-            window, count = (frozenset() if opens else window) | {g}, 1 if opens else count + 1
-            order_seed = visit_seed(seed, ids[groups[g][0]], epoch - 1)
-            expected = None if source.holds else (g, facts[g].content)
-            args = (chunk, prepared.norms[g], previous, own[g], problem, metric, order_seed, opens, expected)
-            previous = own[g] = executor.submit(_visit, *args, name="saga-chunk")
-            source.used(previous)
-            for k in groups[g]:
-                text = visit_digest(text, ids[k], facts[k], problem)
-        [summary] = executor.gather([executor.submit(_summary, previous, problem, metric, name="saga-summary")])
-        norm, seconds = summary.gradient_norm / at_zero, time.perf_counter() - began
-        history.append({"epoch": epoch, "gradient_norm": norm, "seconds": seconds, "visits": epoch * len(own)})
-        logger.info("epoch %d: gradient norm %.2e, %.2f s", epoch, norm, seconds)
-        stop = summary.diverged
-        if not stop and norm <= tol and (epoch >= next_check or epoch == max_iter):
-            exact = _exact_norm(source, weight, summary, problem, metric)
-            history[-1]["gradient_norm"] = norm = exact / at_zero
-            stop = converged = norm <= tol
-            next_check, wait = epoch + wait, 2 * wait
-        if callback is not None:
-            x, intercept = split_x(summary.x)
-            info = Info(epoch, x, intercept, norm, summary.step_size, seconds, epoch * len(own), given)
-            answer = callback(info)
-            stop = stop or (isinstance(answer, (bool, np.bool_)) and bool(answer))
-        if stop:
-            break
+    whole = _Pass(previous, own, window, text, _Summary(head.x, at_zero, problem.step(metric), False))
+    try:
+        for epoch in range(1, max_iter + 1 if at_zero else 1):
+            own = list(own)
+            for g, chunk in source.each(rng.permutation(len(own)).tolist() if shuffle else None):
+                opens = window_is_due(g, window, len(own), count)
+                window, count = (frozenset() if opens else window) | {g}, 1 if opens else count + 1
+                order_seed = visit_seed(seed, ids[groups[g][0]], epoch - 1)
+                expected = None if source.holds else (g, facts[g].content)
+                args = (chunk, prepared.norms[g], previous, own[g], problem, metric, order_seed, opens, expected)
+                previous = own[g] = executor.submit(_visit, *args, name="saga-chunk")
+                source.used(previous)
+                for k in groups[g]:
+                    text = visit_digest(text, ids[k], facts[k], problem)
+            [summary] = executor.gather([executor.submit(_summary, previous, problem, metric, name="saga-summary")])
+            norm, seconds = summary.gradient_norm / at_zero, time.perf_counter() - began
+            history.append({"epoch": epoch, "gradient_norm": norm, "seconds": seconds, "visits": epoch * len(own)})
+            whole = _Pass(previous, own, window, text, summary)
+            logger.info("epoch %d: gradient norm %.2e, %.2f s", epoch, norm, seconds)
+            stop = summary.diverged
+            if not stop and norm <= tol and (epoch >= next_check or epoch == max_iter):
+                exact = _exact_norm(source, weight, summary, problem, metric)
+                history[-1]["gradient_norm"] = norm = exact / at_zero
+                stop = converged = norm <= tol
+                next_check, wait = epoch + wait, 2 * wait
+            if callback is not None:
+                x, intercept = split_x(summary.x)
+                info = Info(epoch, x, intercept, norm, summary.step_size, seconds, epoch * len(own), given)
+                answer = callback(info)
+                stop = stop or (isinstance(answer, (bool, np.bool_)) and bool(answer))
+            if stop:
+                break
+    except KeyboardInterrupt:
+        if not history:
+            raise
+        interrupted = True
+    # What an interrupted pass had submitted is released with its references.
+    previous, own, window, text, summary = whole
     [head] = executor.gather([executor.submit(_first, previous, name="saga-head")])
     memories = []
     for g, group in enumerate(groups):
@@ -220,7 +245,7 @@ def run(
         text,
         seed,
     )
-    return Result(state, summary.x, summary.step_size, converged, head.diverged, history)
+    return Result(state, summary.x, summary.step_size, converged, head.diverged, interrupted, history)
 
 
 def _norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:

@@ -82,6 +82,8 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         Of the gradient memory, one number a row and output. float32 costs no accuracy.
     random_state : int, RandomState or None, default=None
         Seeds all orders. None draws entropy once.
+    verbose : int, default=0
+        Above 0 `fit` shows a bar of its passes.
 
     Attributes
     ----------
@@ -147,11 +149,12 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         class_weight: Any = None,
         memory_dtype: str = "float32",
         random_state: Any = None,
+        verbose: int = 0,
     ):
         super().__init__(
             loss, penalty=penalty, alpha=alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept,
             step_size=step_size, step_size_scale=step_size_scale, precondition=precondition, average=average,
-            max_iter=max_iter, tol=tol, memory_dtype=memory_dtype, random_state=random_state,
+            max_iter=max_iter, tol=tol, memory_dtype=memory_dtype, random_state=random_state, verbose=verbose,
         )  # fmt: skip
         self.class_weight = class_weight
 
@@ -337,6 +340,8 @@ class SAGARegressor(RegressorMixin, SAGABase):
         Of the gradient memory, one number a row and output. float32 costs no accuracy.
     random_state : int, RandomState or None, default=None
         Seeds all orders. None draws entropy once.
+    verbose : int, default=0
+        Above 0 `fit` shows a bar of its passes.
 
     Attributes
     ----------
@@ -397,11 +402,12 @@ class SAGARegressor(RegressorMixin, SAGABase):
         tol: float = 1e-4,
         memory_dtype: str = "float32",
         random_state: Any = None,
+        verbose: int = 0,
     ):
         super().__init__(
             loss, penalty=penalty, alpha=alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept,
             step_size=step_size, step_size_scale=step_size_scale, precondition=precondition, average=average,
-            max_iter=max_iter, tol=tol, memory_dtype=memory_dtype, random_state=random_state,
+            max_iter=max_iter, tol=tol, memory_dtype=memory_dtype, random_state=random_state, verbose=verbose,
         )  # fmt: skip
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, chunk_id: Hashable = None) -> SAGARegressor:

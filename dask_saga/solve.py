@@ -166,6 +166,8 @@ def saga(
         source, prepared, problem,
         seed=seed, max_iter=max_iter, tol=tol, shuffle=shuffle, callback=callback, given=chunks,
     )  # fmt: skip
+    if result.interrupted:
+        raise KeyboardInterrupt
     x, intercept = split_x(result.x)
     return SAGAResult(
         x, intercept, len(result.history), result.converged, result.diverged, result.step_size, result.history,

@@ -1,0 +1,95 @@
+"""What a user sees during a long fit, and what Ctrl-C leaves."""
+
+import _thread
+import threading
+import time
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from dask import delayed
+
+from dask_saga import SAGAClassifier, saga
+
+from .conftest import make_rows
+
+A, y = make_rows()
+X, labels = da.from_array(A, chunks=(100, 8)), da.from_array(y, chunks=100)
+LONG = {"max_iter": 100_000, "tol": 0.0, "random_state": 0}
+
+
+def after(passes):
+    """The estimator after so many whole passes."""
+    return SAGAClassifier(**LONG).fit(X, labels, callback=lambda info: info.epoch == passes)
+
+
+def test_a_bar_counts_passes(capsys):
+    seen = []
+    model = SAGAClassifier(random_state=0, verbose=1).fit(A, y, callback=lambda info: seen.append(info.epoch))
+    shown = capsys.readouterr().err
+    assert f"{model.n_iter_}/100" in shown
+    assert "gradient norm=" in shown
+    assert seen == list(range(1, model.n_iter_ + 1))
+    SAGAClassifier(random_state=0).fit(A, y)
+    assert not capsys.readouterr().err
+
+
+def test_a_pass_that_is_interrupted_never_was():
+    reads = []
+
+    def read(k):
+        reads.append(k)
+        if len(reads) == 6 * (1 + 3) + 2:  # the preparing pass, three passes, and into the fourth
+            raise KeyboardInterrupt
+        return A[100 * k : 100 * (k + 1)]
+
+    rows = da.concatenate([da.from_delayed(delayed(read, pure=False)(k), (100, 8), float) for k in range(6)])
+    model = SAGAClassifier(**LONG)
+    with dask.config.set(scheduler="sync"), pytest.raises(KeyboardInterrupt):
+        model.fit(rows, labels, persist=False)
+    expected = after(3)
+    assert model.n_iter_ == 3
+    assert not model.converged_
+    assert model.coef_.tobytes() == expected.coef_.tobytes()
+    assert model.state_.digest == expected.state_.digest
+    for block, target in zip(np.array_split(A, 6), np.array_split(y, 6), strict=True):
+        assert model.partial_fit(block, target).coef_.tobytes() == expected.partial_fit(block, target).coef_.tobytes()
+
+
+def test_interrupted_before_a_whole_pass_leaves_the_estimator_as_it_was():
+    def read(k):
+        raise KeyboardInterrupt
+
+    rows = da.from_delayed(delayed(read)(0), (600, 8), float)
+    model = SAGAClassifier(**LONG)
+    with dask.config.set(scheduler="sync"), pytest.raises(KeyboardInterrupt):
+        model.fit(rows, da.from_array(y, chunks=600))
+    assert not hasattr(model, "coef_")
+
+
+@pytest.mark.parametrize("persist", [True, False])
+def test_interrupted_on_a_cluster(client, persist):
+    started = threading.Event()
+    timer = threading.Thread(target=lambda: (started.wait(30), time.sleep(0.4), _thread.interrupt_main()))
+    timer.start()
+    model = SAGAClassifier(**LONG)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, labels, persist=persist, callback=lambda info: started.set())
+    timer.join()
+    assert model.coef_.tobytes() == after(model.n_iter_).coef_.tobytes()
+    tasks = None
+    for _ in range(100):
+        tasks = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
+        if not tasks:
+            break
+        time.sleep(0.05)
+    assert tasks == 0
+
+
+def test_saga_lets_the_interrupt_through():
+    def interrupt(info):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        saga([(A, y)], callback=interrupt)
