@@ -19,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted
 
+from .checkpoint import Checkpoint
 from .chunk import chunk_gradient, count_outputs, visit
 from .driver import Info, run
 from .executors import LocalExecutor, find_executor
@@ -152,6 +153,7 @@ class SAGABase(BaseEstimator):
         sample_weight: Any = None,
         *,
         persist: bool | str = "auto",
+        checkpoint: Any = None,
         callback: Callable[[Info], Any] | None = None,
     ) -> Any:
         """Fit from zero: passes over all chunks until `tol` or `max_iter`.
@@ -168,6 +170,10 @@ class SAGABase(BaseEstimator):
             Whether Dask's blocks are held in the memory of the client's cluster, or of this process
             without one, or loaded again for each visit, a few at a time. "auto" holds them where they take
             less than 40 % of that memory.
+        checkpoint : str or path, default=None
+            Folder, or URL that fsspec knows, to save to every half minute or so and at the end. If it holds a
+            checkpoint of a fit of the same data and parameters, whatever became of its process, this one
+            goes on from it, with the same bits; `max_iter` and `tol` may differ.
         callback : callable, default=None
             ``callback(info)`` after each pass, where info has epoch, x, intercept,
             gradient_norm, step_size, seconds and visits; True stops.
@@ -202,7 +208,9 @@ class SAGABase(BaseEstimator):
             with showing_progress(self.verbose, self.max_iter, callback) as noted:
                 result = run(
                     source, prepared, problem,
-                    seed=draw_seed(self.random_state), max_iter=self.max_iter, tol=self.tol, callback=noted, given=X,
+                    seed=None if self.random_state is None else draw_seed(self.random_state),
+                    max_iter=self.max_iter, tol=self.tol, callback=noted, given=X,
+                    checkpoint=None if checkpoint is None else Checkpoint(checkpoint),
                 )  # fmt: skip
             self._commit(result.state, result.x, problem, classes)
             self.n_iter_ = len(result.history)

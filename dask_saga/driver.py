@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .checkpoint import Checkpoint, Saved
 from .chunk import chunk_gradient, chunk_saga, fresh_memory, split_memory, visit_digest
 from .inputs import frozen
 from .metric import Metric
@@ -24,6 +25,7 @@ from .state import (
     ChunkMemory,
     SAGAState,
     candidate,
+    draw_seed,
     gradient_mapping_norm,
     new_head,
     number_occurrences,
@@ -91,6 +93,7 @@ class _Pass(NamedTuple):
     previous: Any
     own: list
     window: frozenset
+    count: int
     text: str
     summary: _Summary
 
@@ -127,6 +130,10 @@ def _first(pair: tuple) -> Any:
     return pair[0]
 
 
+def _second(pair: tuple) -> Any:
+    return pair[1]
+
+
 def _memories(chunk, previous, facts, lengths, problem) -> list[ChunkMemory]:
     if previous is None:  # there was no pass
         zeros = [
@@ -141,12 +148,13 @@ def run(
     prepared: Prepared,
     problem: Problem,
     *,
-    seed: int,
+    seed: int | None,
     max_iter: int,
     tol: float,
     shuffle: bool = True,
     callback: Callable[[Info], Any] | None = None,
     given: Any = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Result:
     """SAGA over all chunks, one after another, epoch by epoch.
 
@@ -156,8 +164,8 @@ def run(
     prepared : Prepared
         From ``prepare``, of rows whose weights do not sum to zero.
     problem : Problem
-    seed : int
-        Entropy of all orders.
+    seed : int or None
+        Entropy of all orders; None draws some, or goes on with that of the checkpoint.
     max_iter : int
         Passes at most.
     tol : float
@@ -169,6 +177,8 @@ def run(
         ``callback(info)`` after each epoch; True stops.
     given : object, default=None
         What ``info.chunks`` shows.
+    checkpoint : Checkpoint, default=None
+        Where to go on from, and to save to.
 
     Returns
     -------
@@ -183,16 +193,34 @@ def run(
         sums = executor.gather([executor.submit(_first, pair, name="saga-sum") for pair in prepared.memories])
         head = head._replace(x=prepared.x, gradient_sum=frozen(sum(sums)), window_start=prepared.x)
     at_zero = _norm_at_zero(prepared, weight, problem)
-    rng = np.random.default_rng(seed)
 
     previous, own = (head, None), list(prepared.memories)
     prepared.memories.clear()  # else the first ones would stay beside those of the visits
     window, count, history, interrupted = frozenset(), 0, [], False
     text = digest("fit", ids, problem.token())
-    began, converged, next_check, wait = time.perf_counter(), at_zero == 0, 1, 1
-    whole = _Pass(previous, own, window, text, _Summary(head.x, at_zero, problem.step(metric), False))
+    converged, next_check, wait = at_zero == 0, 1, 1
+    identity = {
+        "data": digest(ids, [fact.weights_content for fact in facts], groups),
+        "parameters": digest(problem.token(), shuffle),
+        "random_state": seed,
+    }
+    saved = checkpoint.load(identity) if checkpoint else None
+    if saved:
+        previous, facts_then = (saved.head, None), saved.facts
+        own = executor.put([(None, memory) for memory in saved.memories])
+        window, count, text, seed = (facts_then[name] for name in ("window", "count", "text", "seed"))
+        window, history = frozenset(window), facts_then["history"]
+        next_check, wait = facts_then["next_check"], facts_then["wait"]
+        converged = history[-1]["gradient_norm"] <= tol and facts_then["converged"]
+    seed = draw_seed(None) if seed is None else seed
+    identity["random_state"] = seed
+    rng = np.random.default_rng(seed)
+    for _ in history if shuffle else ():
+        rng.permutation(len(own))
+    began = time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
+    whole = _Pass(previous, own, window, count, text, _summary(previous, problem, metric))
     try:
-        for epoch in range(1, max_iter + 1 if at_zero else 1):
+        for epoch in range(len(history) + 1, 0 if converged else max_iter + 1):
             own = list(own)
             for g, chunk in source.each(rng.permutation(len(own)).tolist() if shuffle else None):
                 opens = window_is_due(g, window, len(own), count)
@@ -207,7 +235,7 @@ def run(
             [summary] = executor.gather([executor.submit(_summary, previous, problem, metric, name="saga-summary")])
             norm, seconds = summary.gradient_norm / at_zero, time.perf_counter() - began
             history.append({"epoch": epoch, "gradient_norm": norm, "seconds": seconds, "visits": epoch * len(own)})
-            whole = _Pass(previous, own, window, text, summary)
+            whole = _Pass(previous, own, window, count, text, summary)
             logger.info("epoch %d: gradient norm %.2e, %.2f s", epoch, norm, seconds)
             stop = summary.diverged
             if not stop and norm <= tol and (epoch >= next_check or epoch == max_iter):
@@ -220,6 +248,12 @@ def run(
                 info = Info(epoch, x, intercept, norm, summary.step_size, seconds, epoch * len(own), given)
                 answer = callback(info)
                 stop = stop or (isinstance(answer, (bool, np.bool_)) and bool(answer))
+            if checkpoint and (stop or epoch == max_iter or checkpoint.is_due()):
+                known = dict(
+                    epoch=epoch, window=sorted(window), count=count, text=text, seed=seed, history=history,
+                    next_check=next_check, wait=wait, converged=converged,
+                )  # fmt: skip
+                checkpoint.save(identity, _gathered(executor, whole, known))
             if stop:
                 break
     except KeyboardInterrupt:
@@ -227,7 +261,7 @@ def run(
             raise
         interrupted = True
     # What an interrupted pass had submitted is released with its references.
-    previous, own, window, text, summary = whole
+    previous, own, window, _, text, summary = whole
     [head] = executor.gather([executor.submit(_first, previous, name="saga-head")])
     memories = []
     for g, group in enumerate(groups):
@@ -246,6 +280,12 @@ def run(
         seed,
     )
     return Result(state, summary.x, summary.step_size, converged, head.diverged, interrupted, history)
+
+
+def _gathered(executor: Any, whole: _Pass, facts: dict) -> Saved:
+    [head] = executor.gather([executor.submit(_first, whole.previous, name="saga-head")])
+    memories = executor.gather([executor.submit(_second, pair, name="saga-gather") for pair in whole.own])
+    return Saved(head, memories, facts)
 
 
 def _norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:

@@ -33,6 +33,9 @@ class LocalExecutor:
     def gather(self, references: list) -> list:
         return references
 
+    def put(self, values: list) -> list:
+        return values
+
     def load(self, blocks: list) -> list:
         # One graph, as each of its own would take Dask a millisecond.
         return dask.compute(blocks)[0] if any(map(_is_lazy, blocks)) else blocks
@@ -67,6 +70,10 @@ class ClientExecutor:
     def gather(self, references: list) -> list:
         with _seceded():
             return self.client.gather(references)
+
+    def put(self, values: list) -> list:
+        """References to values that are here."""
+        return self.client.scatter(values, hash=False)
 
     def load(self, blocks: list) -> list:
         return self.client.compute([b if is_dask_collection(b) else delayed(b) for b in blocks])
