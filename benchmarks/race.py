@@ -93,24 +93,12 @@ def glum(data, effort):
     return model.coef_[None], np.atleast_1d(model.intercept_)
 
 
-def skglm(data, effort):
-    package = importlib.import_module("skglm")
-    parts = [importlib.import_module(f"skglm.{name}") for name in ("datafits", "penalties", "solvers")]
-    model = package.GeneralizedLinearEstimator(
-        datafit=parts[0].Logistic(), penalty=parts[1].L2(ALPHA),
-        solver=parts[2].LBFGS(max_iter=effort, tol=1e-14, verbose=False),
-    )  # fmt: skip
-    model.fit(data.X, 2.0 * data.y - 1)
-    return model.coef_.reshape(1, -1), np.atleast_1d(model.intercept_)
-
-
 PEERS: dict[str, tuple[str, Fit]] = {
     **{f"scikit-learn {s}": ("scikit-learn", scikit_learn(s)) for s in ("saga", "sag", "lbfgs", "newton-cholesky")},
     "SGDClassifier, averaged": ("scikit-learn", sgd),
     "cyanure, miso": ("cyanure", cyanure("catalyst-miso")),
     "cyanure, qning": ("cyanure", cyanure("qning-ista")),
     "glum": ("glum", glum),
-    "skglm, lbfgs": ("skglm", skglm),
 }
 
 

@@ -39,6 +39,11 @@ __all__ = ["Info", "Result", "run"]
 logger = logging.getLogger("dask_saga")
 
 
+# Passes after which results are taken from the cluster and put there anew: it would keep every task since, to run
+# them all again if a worker were lost.
+LINEAGE = 10
+
+
 class Info(NamedTuple):
     """What a callback sees after each epoch.
 
@@ -199,6 +204,7 @@ def run(
     window, count, history, interrupted = frozenset(), 0, [], False
     text = digest("fit", ids, problem.token())
     converged, next_check, wait = at_zero == 0, 1, 1
+    memory_bytes = rows * len(prepared.zero) * np.dtype(problem.memory_dtype).itemsize
     identity = {
         "data": digest(ids, [fact.weights_content for fact in facts], groups),
         "parameters": digest(problem.token(), shuffle),
@@ -256,6 +262,10 @@ def run(
                 checkpoint.save(identity, _gathered(executor, whole, known))
             if stop:
                 break
+            if epoch % LINEAGE == 0 and executor.forget_lineage(memory_bytes):
+                head, memories, _ = _gathered(executor, whole, {})
+                previous, own = (head, None), executor.put([(None, memory) for memory in memories])
+                whole = whole._replace(previous=previous, own=own)
     except KeyboardInterrupt:
         if not history:
             raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ __all__ = ["ClientExecutor", "LocalExecutor", "find_executor"]
 
 # Tasks on a cluster that may wait for a chunk which is loaded for them.
 TASKS_AHEAD = 4
+# The most that is put on the scheduler at once.
+PUT_BYTES = 2**26
 
 
 class LocalExecutor:
@@ -35,6 +38,10 @@ class LocalExecutor:
 
     def put(self, values: list) -> list:
         return values
+
+    def forget_lineage(self, size: int) -> bool:
+        """There is none."""
+        return False
 
     def load(self, blocks: list) -> list:
         # One graph, as each of its own would take Dask a millisecond.
@@ -72,8 +79,14 @@ class ClientExecutor:
             return self.client.gather(references)
 
     def put(self, values: list) -> list:
-        """References to values that are here."""
-        return self.client.scatter(values, hash=False)
+        """References to values that are here; the scheduler keeps the values, so no lost worker loses them."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sending large graph")
+            return [self.submit(_itself, value, name="saga-put") for value in values]
+
+    def forget_lineage(self, size: int) -> bool:
+        """Whether results of so many bytes are worth putting anew, so that the tasks before can be forgotten."""
+        return size <= PUT_BYTES
 
     def load(self, blocks: list) -> list:
         return self.client.compute([b if is_dask_collection(b) else delayed(b) for b in blocks])
@@ -92,6 +105,10 @@ class ClientExecutor:
     def memory(self) -> float:
         """Memory limits of all workers, in bytes."""
         return self.client.run_on_scheduler(_memory_limits)
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def _memory_limits(dask_scheduler: Any = None) -> float:

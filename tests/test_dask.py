@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
@@ -171,12 +172,14 @@ def test_scores_by_block_are_weighted():
     assert regressor.score(A, numbers) == pytest.approx(r2_score(numbers, regressor.predict(A)))
 
 
-def test_a_killed_worker_changes_nothing(cluster, client):
-    expected = SAGAClassifier(random_state=0, max_iter=8, tol=0.0).fit(X, labels, callback=lambda info: info.epoch == 6)
+@pytest.mark.parametrize("epoch", [2, 10, 14])
+def test_a_killed_worker_changes_nothing(cluster, client, epoch):
+    settings = {"random_state": 0, "max_iter": 20, "tol": 0.0}
+    expected = SAGAClassifier(**settings).fit(X, labels, callback=lambda info: info.epoch == 16)
     killed = []
 
     def kill(info):
-        if info.epoch == 3 and not killed:
+        if info.epoch == epoch and not killed:
             import os
             import signal
 
@@ -184,9 +187,19 @@ def test_a_killed_worker_changes_nothing(cluster, client):
             killed.append(address)
             pid = client.run(os.getpid, workers=[address])[address]
             os.kill(pid, signal.SIGKILL)
-        return info.epoch == 6
+        return info.epoch == 16
 
-    model = SAGAClassifier(random_state=0, max_iter=8, tol=0.0).fit(X, labels, callback=kill)
+    model = SAGAClassifier(**settings).fit(X, labels, callback=kill)
     assert killed
     assert model.coef_.tobytes() == expected.coef_.tobytes()
-    client.wait_for_workers(2, timeout=60)
+
+
+def test_the_scheduler_forgets_old_tasks(client):
+    counts = []
+
+    def count(info):
+        counts.append(client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
+
+    with pytest.warns(ConvergenceWarning):
+        SAGAClassifier(random_state=0, max_iter=41, tol=0.0).fit(X, labels, callback=count)
+    assert max(counts[20:]) <= max(counts[:20]) + 2
