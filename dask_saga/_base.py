@@ -21,9 +21,9 @@ from sklearn.utils.validation import _check_feature_names, _check_n_features, ch
 
 from .checkpoint import Checkpoint
 from .chunk import chunk_gradient, count_outputs, visit
-from .driver import Info, run
+from .driver import Info, Result, run
 from .executors import LocalExecutor, find_executor
-from .inputs import dask_blocks, known_bytes, read_chunk, read_rows
+from .inputs import dask_blocks, most_bytes, read_chunk, read_rows, row_count
 from .losses import LOSSES, LogLoss, MultinomialLogLoss, resolve_loss
 from .penalties import PENALTIES, ElasticNet, resolve_penalty
 from .prediction import linear
@@ -200,18 +200,8 @@ class SAGABase(BaseEstimator):
         with self._all_or_nothing():
             problem = self._problem()
             source, problem, classes = self._read(X, y, sample_weight, problem, persist)
-            prepared = prepare(source, problem)
-            if not any(fact.rows for fact in prepared.facts):
-                raise ValueError("sample_weight is zero for every row" if sum(prepared.lengths) else "X has no rows")
-            if len(prepared.stats.mean) != self.n_features_in_:
-                raise ValueError(f"X has {len(prepared.stats.mean)} features, not the {self.n_features_in_} announced")
-            with showing_progress(self.verbose, self.max_iter, callback) as noted:
-                result = run(
-                    source, prepared, problem,
-                    seed=None if self.random_state is None else draw_seed(self.random_state),
-                    max_iter=self.max_iter, tol=self.tol, callback=noted, given=X,
-                    checkpoint=None if checkpoint is None else Checkpoint(checkpoint),
-                )  # fmt: skip
+            with source, showing_progress(self.verbose, self.max_iter, callback) as noted:
+                result = self._run(source, problem, callback=noted, given=X, checkpoint=checkpoint)
             self._commit(result.state, result.x, problem, classes)
             self.n_iter_ = len(result.history)
             self.history_ = result.history
@@ -222,27 +212,38 @@ class SAGABase(BaseEstimator):
             raise KeyboardInterrupt
         return self
 
+    def _run(self, source: Source, problem: Problem, *, checkpoint: Any, **watching: Any) -> Result:
+        prepared = prepare(source, problem)
+        if not any(fact.rows for fact in prepared.facts):
+            raise ValueError("sample_weight is zero for every row" if sum(prepared.lengths) else "X has no rows")
+        if len(prepared.stats.mean) != self.n_features_in_:
+            raise ValueError(f"X has {len(prepared.stats.mean)} features, not the {self.n_features_in_} announced")
+        return run(
+            source, prepared, problem,
+            seed=None if self.random_state is None else draw_seed(self.random_state),
+            max_iter=self.max_iter, tol=self.tol,
+            checkpoint=None if checkpoint is None else Checkpoint(checkpoint), **watching,
+        )  # fmt: skip
+
     def _read(
         self, X: Any, y: Any, sample_weight: Any, problem: Problem, persist: bool | str, fits: bool = True
     ) -> tuple:
         """The source of chunks, the problem of their classes, and these: found, or those fitted."""
-        if not (isinstance(persist, (bool, np.bool_)) or persist == "auto"):
-            raise ValueError(f"persist={persist!r} must be True, False or 'auto'")
         lazy = any(map(is_dask_collection, (X, y, sample_weight)))
         if lazy:
             blocks = dask_blocks(X, y, sample_weight)
             self._check_columns(X, reset=fits)
-            source = Source(find_executor(), blocks, known_bytes(X), persist)
+            source = Source(find_executor(), blocks, nbytes=most_bytes(X), rows=row_count(X), persist=persist)
         else:
             source = Source(LocalExecutor(), [(X, y, sample_weight)])
         classes, class_weights = getattr(self, "classes_", None), None
         if fits:
             classes, class_weights = self._find_classes(source)
         problem = problem_for(problem, classes)
-        source.read = functools.partial(
+        source.begin(functools.partial(
             _read_block,
             classes=classes, class_weights=class_weights, loss=problem.loss, estimator=type(self).__name__, empty=lazy,
-        )  # fmt: skip
+        ))  # fmt: skip
         if not lazy:
             source.chunk(0)  # what is wrong with its values is told before what is with its columns
             self._check_columns(X, reset=fits)
@@ -275,12 +276,14 @@ class SAGABase(BaseEstimator):
         problem = self._problem()
         if problem.fit_intercept or not isinstance(problem.penalty, ElasticNet) or problem.penalty.l2 == 0:
             raise ValueError("duality_gap needs fit_intercept=False and a built-in penalty with an L2 part")
-        source, problem, _ = self._read(X, y, sample_weight, problem, "auto", fits=False)
+        source, problem, _ = self._read(X, y, sample_weight, problem, False, fits=False)
         x, tasks = np.column_stack([np.atleast_2d(self.coef_), self.intercept_]), []
-        for _, chunk in source.each():
-            tasks.append(source.executor.submit(_gradient_and_weight, chunk, x, problem, name="saga-gap"))
-            source.used(tasks[-1])
-        gradient, weight = (sum(part) for part in zip(*source.executor.gather(tasks), strict=True))
+        with source:
+            for _, chunk in source.each():
+                tasks.append(source.executor.submit(_gradient_and_weight, chunk, x, problem, name="saga-gap"))
+                source.used(tasks[-1])
+            sums = source.executor.gather(tasks)
+        gradient, weight = (sum(part) for part in zip(*sums, strict=True))
         x, g = x[:, :-1], gradient[:, :-1] / weight
         return float((problem.penalty.value(x) + problem.penalty.conjugate(-g) + g * x).sum())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +62,29 @@ class ColumnStats(NamedTuple):
     products: np.ndarray | None
 
 
+class _OneBLASThread:
+    """Limits BLAS to one thread. The limit is the whole process's, and only some threads may change it, so each
+    that leaves restores what was there before the first came."""
+
+    def __init__(self):
+        self.lock, self.inside, self.before = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            limiter = _blas().limit(limits=1)
+            if not self.inside:
+                self.before = limiter
+            self.inside += 1
+
+    def __exit__(self, *error: Any) -> None:
+        with self.lock:
+            self.inside -= 1
+            self.before.restore_original_limits()
+
+
+_limited = _OneBLASThread()
+
+
 @functools.cache
 def _blas() -> ThreadpoolController:
     return ThreadpoolController()
@@ -71,7 +95,7 @@ def one_blas_thread(work: float = np.inf) -> Any:
 
     Products of less `work`, in multiplications, never take several threads.
     """
-    return _blas().limit(limits=1) if work > 5000 else contextlib.nullcontext()
+    return _limited if work > 5000 else contextlib.nullcontext()
 
 
 def wants_products(p: int, problem: Any) -> bool:
@@ -97,7 +121,8 @@ def column_stats(chunk: Chunk, problem: Any) -> ColumnStats:
     """
     stats, kernels = no_stats(chunk.rows.shape[1]), kernels_for(problem.loss, problem.penalty)
     products = wants_products(chunk.rows.shape[1], problem)
-    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+    work = np.inf if products else 0.0
+    with one_blas_thread(work), np.errstate(over="ignore", invalid="ignore"):
         for block, rows in chunk.row_blocks():
             weights = chunk.weights[block] if chunk.weights.size else np.ones(rows.shape[0])
             stats = merge(stats, _block_stats(rows, chunk.targets[block], weights, products, kernels))
@@ -113,7 +138,7 @@ def _block_stats(rows: Any, targets: np.ndarray, weights: np.ndarray, products: 
         rows, targets, weights = rows[used], targets[used], weights[used]
     n = rows.shape[0]
     if n == 0:
-        return no_stats(p, full)
+        return no_stats(p, full)._replace(sparse=sp.issparse(rows))
     weight = weights.sum()
     targets = targets.mean(axis=1)
     target = float((targets * weights).sum() / weight)
@@ -145,9 +170,10 @@ def _block_stats(rows: Any, targets: np.ndarray, weights: np.ndarray, products: 
 
 def merge(one: ColumnStats, other: ColumnStats) -> ColumnStats:
     """Statistics of the chunks of both (Chan, Golub, LeVeque 1983, equation 2.1)."""
-    full = one.full & other.full
+    full, sparse = one.full & other.full, one.sparse or other.sparse
     if not one.rows or not other.rows:
-        return (one if one.rows else other)._replace(full=full)
+        some = one if one.rows else other
+        return some._replace(full=full, sparse=sparse, products=None if sparse else some.products)
     weight = one.weight + other.weight
     apart, factor = other.mean - one.mean, one.weight * other.weight / weight
     products = None
@@ -162,7 +188,7 @@ def merge(one: ColumnStats, other: ColumnStats) -> ColumnStats:
         np.maximum(one.high, other.high),
         one.counts + other.counts,
         full,
-        one.sparse or other.sparse,
+        sparse,
         one.target + (other.target - one.target) * (other.weight / weight),
         one.cross + other.cross + apart * (other.target - one.target) * factor,
         products,

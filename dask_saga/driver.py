@@ -114,12 +114,7 @@ class _Summary(NamedTuple):
 # would cost another task in the chain.
 
 
-def _visit(chunk, norms, previous, own, problem, metric, seed, opens, expected):
-    if expected is not None and chunk.content != expected[1]:
-        raise ValueError(
-            f"chunk {expected[0]}: its values are not those of the first read; "
-            "data that change between reads must be persisted first: X, y = dask.persist(X, y)"
-        )
+def _visit(chunk, norms, previous, own, problem, metric, seed, opens):
     head = open_window(previous[0], problem, metric) if opens else previous[0]
     memory = fresh_memory(chunk, problem) if own is None else own[1]
     return chunk_saga(chunk, head, memory, problem, metric, seed, norms)
@@ -232,8 +227,7 @@ def run(
                 opens = window_is_due(g, window, len(own), count)
                 window, count = (frozenset() if opens else window) | {g}, 1 if opens else count + 1
                 order_seed = visit_seed(seed, ids[groups[g][0]], epoch - 1)
-                expected = None if source.holds else (g, facts[g].content)
-                args = (chunk, prepared.norms[g], previous, own[g], problem, metric, order_seed, opens, expected)
+                args = (chunk, prepared.norms[g], previous, own[g], problem, metric, order_seed, opens)
                 previous = own[g] = executor.submit(_visit, *args, name="saga-chunk")
                 source.used(previous)
                 for k in groups[g]:
@@ -276,9 +270,11 @@ def run(
     memories = []
     for g, group in enumerate(groups):
         parts, lengths = ([known[k] for k in group] for known in (facts, prepared.lengths))
-        args = (source.held.get(g), own[g], parts, lengths, problem)
+        args = (source.held[g] if len(group) > 1 else None, own[g], parts, lengths, problem)
         memories.append(executor.submit(_memories, *args, name="saga-gather"))
     memories = executor.gather(memories)
+    if len(groups) < len(facts):  # what was found for one chunk does not hold for its parts
+        head = head._replace(largest_sums=frozen(prepared.largest_sums), cut=min(head.cut, 1.0))
     state = SAGAState(
         head,
         prepared.stats,

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask
+import numpy as np
 from dask import delayed, is_dask_collection
 from dask.base import get_scheduler
 from distributed import rejoin, secede, wait
@@ -59,6 +60,9 @@ class LocalExecutor:
     def throttle(self, task: Any) -> None:
         """Nothing to wait for."""
 
+    def release(self) -> None:
+        """Nothing is kept."""
+
     def memory(self) -> float:
         return MEMORY_LIMIT
 
@@ -99,12 +103,15 @@ class ClientExecutor:
         """Wait until no more than TASKS_AHEAD tasks are outstanding."""
         self.working.append(task)
         if len(self.working) > TASKS_AHEAD:
-            with _seceded():
+            with _seceded(), self.client.as_current():
                 wait(self.working.popleft())
 
+    def release(self) -> None:
+        self.working.clear()
+
     def memory(self) -> float:
-        """Memory limits of all workers, in bytes."""
-        return self.client.run_on_scheduler(_memory_limits)
+        """Memory limits of all workers in bytes; unbounded while there is none."""
+        return self.client.run_on_scheduler(_memory_limits) or np.inf
 
 
 def _itself(value: Any) -> Any:

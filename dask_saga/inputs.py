@@ -26,7 +26,7 @@ __all__ = [
     "dask_blocks",
     "encode_labels",
     "join_chunks",
-    "known_bytes",
+    "most_bytes",
     "read_chunk",
     "read_labels",
     "read_rows",
@@ -376,9 +376,17 @@ def _split(name: str, collection: Any, lengths: tuple | None) -> tuple[list, tup
     return [array[end - n : end] for n, end in zip(lengths, ends, strict=True)], lengths
 
 
-def known_bytes(collection: Any) -> float:
-    """Size of a Dask array of numpy blocks; NaN of anything else, as only loading tells."""
-    return float(collection.nbytes) if type(getattr(collection, "_meta", None)) is np.ndarray else math.nan
+def most_bytes(collection: Any) -> float:
+    """What the chunks of a Dask array take if they are dense; NaN where its rows are not known, or of anything else."""
+    if not hasattr(collection, "numblocks"):
+        return math.nan
+    return float(np.prod(collection.shape) * (4 if collection.dtype == np.float32 else 8))
+
+
+def row_count(collection: Any) -> float:
+    """Rows of a Dask collection; NaN where they are not known."""
+    rows = getattr(collection, "shape", (math.nan,))[0]
+    return float(rows) if isinstance(rows, (int, float)) else math.nan
 
 
 def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:

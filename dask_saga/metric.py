@@ -142,9 +142,8 @@ def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, varies: n
     correlation = np.round((products + ridge * np.eye(p)) / np.outer(size, size), 9)
     np.fill_diagonal(correlation, 1.0 + 1e-8 + 1e-9 * p)
     with one_blas_thread():
-        curvatures, axes = np.linalg.eigh(
-            correlation * np.outer(size, size) * np.sqrt(np.outer(scaled.scale, scaled.scale))
-        )
+        units = size * np.sqrt(scaled.scale)
+        curvatures, axes = np.linalg.eigh(correlation * np.outer(units, units))
         pulls = axes.T @ (stats.cross * np.sqrt(scaled.scale))
         pace = MEAN_CURVATURE * 0.3 * scaled.boost * stats.rows
         passes = _predicted_passes(np.maximum(curvatures, 1e-12), pulls, pace / scaled.mean_square)

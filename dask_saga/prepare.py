@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import scipy.sparse as sp
 
 from .chunk import chunk_gradient, count_outputs, fresh_memory
 from .columns import ColumnStats, column_stats, merge
-from .inputs import Chunk, frozen, join_chunks
+from .inputs import Chunk, frozen
 from .metric import Metric, axis_sums, choose_metric, limit_axes, row_norms, to_solver, to_user
 from .problem import Problem
 from .source import Source
@@ -46,6 +47,8 @@ class Prepared(NamedTuple):
         Sum of the gradients at x = 0.
     x : ndarray of shape (k, p + 1)
         Where the passes begin.
+    largest_sums : ndarray of shape (p,)
+        As in ``Head``, of single chunks.
     """
 
     groups: list[list[int]]
@@ -58,38 +61,41 @@ class Prepared(NamedTuple):
     metric: Metric
     zero: np.ndarray
     x: np.ndarray
+    largest_sums: np.ndarray
 
 
-def _examine(chunk: Chunk, problem: Problem) -> tuple:
+class _Examined(NamedTuple):
+    """What one chunk tells, or several as one, which have no facts."""
+
+    facts: ChunkMemory | None
+    length: int
+    nbytes: int
+    is_sparse: bool
+    stats: ColumnStats
+    zero: np.ndarray
+
+
+def _examine(chunk: Chunk, problem: Problem) -> _Examined:
     memory = fresh_memory(chunk, problem)
     zero = np.zeros((count_outputs(chunk, problem), chunk.rows.shape[1] + 1))
     facts = memory._replace(gradients=np.empty((0, len(zero))), total=None)
-    size = chunk.nbytes, sp.issparse(chunk.rows)
-    return facts, len(chunk.targets), size, column_stats(chunk, problem), *chunk_gradient(chunk, zero, problem)
+    gradient = chunk_gradient(chunk, zero, problem)[1]
+    stats = column_stats(chunk, problem)
+    return _Examined(facts, len(chunk.targets), chunk.nbytes, sp.issparse(chunk.rows), stats, gradient)
 
 
-def _merge(*examined: tuple) -> tuple:
-    """What is known of several chunks as one; it carries p x p products, which a client need not see of each."""
-    stats, value, gradient = examined[0][3:]
-    for *_, more, v, g in examined[1:]:
-        stats, value, gradient = merge(stats, more), value + v, gradient + g
-    return None, None, None, stats, value, gradient
+def _merge(*examined: _Examined) -> _Examined:
+    """It carries p x p products, which a client need not see of each."""
+    stats, zero = functools.reduce(merge, [one.stats for one in examined]), sum(one.zero for one in examined)
+    return examined[0]._replace(facts=None, stats=stats, zero=zero)
 
 
-def _brief(examined: tuple) -> tuple:
-    return *examined[:3], len(examined[3].mean), len(examined[5])
+def _brief(examined: _Examined) -> tuple:
+    return *examined[:4], len(examined.stats.mean), len(examined.zero)
 
 
-def _axis_sums(metric: Metric, *examined: tuple) -> np.ndarray:
-    return sum(axis_sums(one[3], metric) for one in examined)
-
-
-def _grouped(sizes: list[tuple[int, bool]]) -> list[list[int]]:
-    """Numbers of the chunks that are visited together: all where they are of one kind and small, else each alone."""
-    nbytes, sparse = zip(*sizes, strict=True)
-    if sum(nbytes) <= JOINED_BYTES and len(set(sparse)) == 1:
-        return [list(range(len(sizes)))]
-    return [[k] for k in range(len(sizes))]
+def _axis_sums(examined: _Examined, metric: Metric) -> np.ndarray:
+    return axis_sums(examined.stats, metric)
 
 
 def _remember(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, ChunkMemory]:
@@ -108,29 +114,35 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     source : Source
     problem : Problem
     joins : bool, default=True
-        Whether small chunks that are held are visited together.
+        Whether small chunks are visited together.
     """
     executor, examined = source.executor, []
     for _, chunk in source.each():
         examined.append(executor.submit(_examine, chunk, problem, name="saga-examine"))
         source.used(examined[-1])
     brief = executor.gather([executor.submit(_brief, one, name="saga-brief") for one in examined])
-    facts, lengths, sizes, columns, outputs = zip(*brief, strict=True)
+    facts, lengths, nbytes, sparse, columns, outputs = zip(*brief, strict=True)
     for k in range(len(source)):
         if columns[k] != columns[0]:
             raise ValueError(f"chunk {k}: X has {columns[k]} features, but chunk 0 has {columns[0]}")
         if outputs[k] != outputs[0]:
             raise ValueError(f"chunk {k}: y has {outputs[k]} columns, but chunk 0 has {outputs[0]}")
+    source.expected = [(fact.content, fact.weights_content) for fact in facts]
     merged = examined
     while len(merged) > 1:
         parts = [merged[k : k + MERGED] for k in range(0, len(merged), MERGED)]
         merged = [executor.submit(_merge, *part, name="saga-merge") for part in parts]
-    [(*_, stats, _, zero)] = executor.gather(merged)
+    [(*_, stats, zero)] = executor.gather(merged)
     axes = choose_metric(stats, problem)
-    groups = _grouped(sizes) if joins and source.holds else [[k] for k in range(len(source))]
-    sums = [executor.submit(_axis_sums, axes, *(examined[k] for k in group), name="saga-axes") for group in groups]
-    metric = limit_axes(axes, np.max(executor.gather(sums), axis=0), len(sums), stats, problem)
-    source.join(groups, join_chunks)
+    sums = executor.gather([executor.submit(_axis_sums, one, axes, name="saga-axes") for one in examined])
+    groups, largest_sums = [[k] for k in range(len(source))], np.max(sums, axis=0)
+    if joins and len(source) > 1 and sum(nbytes) <= JOINED_BYTES and len(set(sparse)) == 1:
+        # Whether `persist` or not: it must not change the bits.
+        if not source.holds:
+            source.hold()
+        groups, sums = [list(range(len(source)))], [sum(sums)]
+        source.join()
+    metric = limit_axes(axes, np.max(sums, axis=0), len(groups), stats, problem)
     x = _start(axes, zero / stats.weight if stats.rows else zero, problem)
     norms, memories = [None] * len(groups), [None] * len(groups)
     if source.holds:
@@ -139,7 +151,7 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
         for g, chunk in source.each():
             memories[g] = executor.submit(_remember, chunk, x, problem, name="saga-memory")
             source.used(memories[g])
-    return Prepared(groups, norms, memories, list(lengths), list(facts), stats, axes, metric, zero, x)
+    return Prepared(groups, norms, memories, list(lengths), list(facts), stats, axes, metric, zero, x, largest_sums)
 
 
 def _start(metric: Metric, gradient: np.ndarray, problem: Problem) -> np.ndarray:

@@ -157,15 +157,16 @@ def saga(
             raise TypeError(f"chunk {k}: chunks must hold pairs (A, b), not {type(pair).__name__}")
     lazy = any(isinstance(pair, (Delayed, Future)) or any(map(is_dask_collection, pair)) for pair in pairs)
     executor = find_executor() if lazy else LocalExecutor()
-    source = Source(executor, [delayed(pair) if lazy else pair for pair in pairs], math.nan, persist if lazy else True)
-    source.read = functools.partial(_read_pair, loss=problem.loss)
-    prepared = prepare(source, problem, joins=False)
-    if not any(fact.rows for fact in prepared.facts):
-        raise ValueError("chunks hold no rows")
-    result = run(
-        source, prepared, problem,
-        seed=seed, max_iter=max_iter, tol=tol, shuffle=shuffle, callback=callback, given=chunks,
-    )  # fmt: skip
+    blocks = [delayed(pair) if lazy else pair for pair in pairs]
+    with Source(executor, blocks, nbytes=math.nan if lazy else 0.0, persist=persist) as source:
+        source.begin(functools.partial(_read_pair, loss=problem.loss))
+        prepared = prepare(source, problem, joins=False)
+        if not any(fact.rows for fact in prepared.facts):
+            raise ValueError("chunks hold no rows")
+        result = run(
+            source, prepared, problem,
+            seed=seed, max_iter=max_iter, tol=tol, shuffle=shuffle, callback=callback, given=chunks,
+        )  # fmt: skip
     if result.interrupted:
         raise KeyboardInterrupt
     x, intercept = split_x(result.x)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from dask.sizeof import sizeof
+from .inputs import Chunk, join_chunks
 
 __all__ = ["Source"]
+
+logger = logging.getLogger("dask_saga")
 
 # Share of the executor's memory that held chunks may take.
 HELD_SHARE = 0.4
 
 
 class Source:
-    """Blocks of the user's data on an executor, and how one becomes a chunk.
+    """Blocks of the user's data on an executor, and how one becomes a chunk; to be closed after use.
 
     Parameters
     ----------
@@ -23,43 +26,82 @@ class Source:
     blocks : list of tuple
         As ``dask_blocks`` gives them: in memory, or with lazy parts.
     nbytes : float, default=0
-        Size of all blocks; NaN where it is not known.
+        What the chunks may take at most; NaN where it is not known.
+    rows : float, default=NaN
+        Rows of all blocks, where they are known.
     persist : bool or "auto", default=True
         Whether chunks are held between visits; "auto": where they fit HELD_SHARE of the memory.
 
     Attributes
     ----------
-    read : callable
-        ``read(block, name)`` returns a ``Chunk``; to be set before chunks are asked for.
     holds : bool
         Whether chunks are held.
     held : dict of int to reference
+    expected : list of (str, str)
+        Hashes of content and weights that chunks must have, once they are known.
+
+    Raises
+    ------
+    ValueError
+        If `persist` is none of the three.
     """
 
-    def __init__(self, executor: Any, blocks: list, nbytes: float = 0.0, persist: bool | str = True):
-        self.executor, self.blocks = executor, blocks
+    def __init__(
+        self, executor: Any, blocks: list, *, nbytes: float = 0.0, rows: float = math.nan, persist: Any = True
+    ):
+        if persist not in (True, False, "auto"):
+            raise ValueError(f"persist={persist!r} must be True, False or 'auto'")
+        self.executor, self.blocks, self.rows = executor, blocks, rows
         self.read: Callable | None = None
         self.held: dict[int, Any] = {}
-        self.holds = self._fits(nbytes) if persist == "auto" else bool(persist)
-        if self.holds:
-            self.blocks = executor.load(blocks)
+        self.expected: list[tuple[str, str]] = []
+        self.holds = self.decided = False
+        self.running: Any = iter(())
+        if persist is False:
+            self.decided = True
+        elif persist is True or nbytes <= HELD_SHARE * executor.memory():
+            self.hold()
 
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def _fits(self, nbytes: float) -> bool:
-        if math.isnan(nbytes):  # as large as the first block, all of them
-            [block] = self.executor.load(self.blocks[:1])
-            [first] = self.executor.gather([self.executor.submit(_size, block, name="saga-size")])
-            nbytes = first * len(self.blocks)
-        return nbytes <= HELD_SHARE * self.executor.memory()
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Let go of everything: a kept traceback must not hold chunks, or a thread that loads."""
+        if hasattr(self.running, "close"):
+            self.running.close()
+        self.held.clear()
+        self.blocks = []
+        self.executor.release()
+
+    def hold(self) -> None:
+        """Hold chunks from now on."""
+        self.holds = self.decided = True
+        self.blocks = self.executor.load(self.blocks)
+
+    def begin(self, read: Callable[[Any, int | None], Chunk]) -> None:
+        """Set how a block is read, and hold chunks if that was left open and a first one tells that they fit."""
+        self.read = read
+        if self.decided:
+            return
+        nbytes, limit = 0.0, HELD_SHARE * self.executor.memory()
+        for k in range(len(self)):
+            [(size, rows)] = self.executor.gather([self.executor.submit(_size, self.chunk(k), name="saga-size")])
+            if rows:
+                nbytes = size * (len(self) if math.isnan(self.rows) else self.rows / rows)
+                break
+        if nbytes <= limit:
+            self.hold()
+        logger.info("chunks of about %.3g bytes are %s", nbytes, "held" if self.holds else "loaded for each visit")
 
     def name(self, k: int) -> int | None:
         """What error messages call a block."""
         return k if len(self) > 1 else None
 
     def targets(self, k: int) -> Any:
-        """Reference to (None, y, sample_weight) of a block, or to the whole block where that is there."""
+        """Reference to a block of which only y and sample_weight are asked; X is None where it is not there."""
         if self.holds:
             return self.blocks[k]
         return self.executor.load([(None, *self.blocks[k][1:])])[0]
@@ -69,7 +111,8 @@ class Source:
         if k in self.held:
             return self.held[k]
         block = self.blocks[k] if self.holds else self.executor.load([self.blocks[k]])[0]
-        chunk = self.executor.submit(self.read, block, self.name(k), name="saga-read")
+        expected = self.expected[k] if self.expected else None
+        chunk = self.executor.submit(_read, self.read, block, self.name(k), expected, name="saga-read")
         if self.holds:
             self.held[k], self.blocks[k] = chunk, None
         return chunk
@@ -77,23 +120,30 @@ class Source:
     def each(self, order: Iterable[int] | None = None) -> Iterator[tuple[int, Any]]:
         """Numbers of chunks and references; what is not held is loaded a little ahead of its turn."""
         order = list(range(len(self)) if order is None else order)
-        if self.holds:
-            yield from ((k, self.chunk(k)) for k in order)
-        else:
-            yield from zip(order, self.executor.ahead(self.chunk, order), strict=True)
-
-    def join(self, groups: list[list[int]], join_chunks: Callable) -> None:
-        """Make one chunk of each group of held ones."""
-        if len(groups) < len(self):
-            submit, chunks = self.executor.submit, [self.chunk(k) for k in range(len(self))]
-            joined = [submit(join_chunks, *(chunks[k] for k in group), name="saga-join") for group in groups]
-            self.held, self.blocks = dict(enumerate(joined)), [None] * len(groups)
+        self.running = iter(()) if self.holds else self.executor.ahead(self.chunk, order)
+        return ((k, self.chunk(k)) for k in order) if self.holds else zip(order, self.running, strict=True)
 
     def used(self, task: Any) -> None:
         """Tell which task works on the chunk that came last, so that loads do not run further ahead of it."""
         if not self.holds:
             self.executor.throttle(task)
 
+    def join(self) -> None:
+        """Hold all chunks as one."""
+        chunks = [self.chunk(k) for k in range(len(self))]
+        self.held = {0: self.executor.submit(join_chunks, *chunks, name="saga-join")}
+        self.blocks = [None]
 
-def _size(block: Any) -> int:
-    return sizeof(block)
+
+def _size(chunk: Chunk) -> tuple[int, int]:
+    return chunk.nbytes, len(chunk.targets)
+
+
+def _read(read: Callable, block: Any, name: int | None, expected: tuple[str, str] | None) -> Chunk:
+    chunk = read(block, name)
+    if expected is not None and (chunk.content, chunk.weights_content) != expected:
+        raise ValueError(
+            f"chunk {name or 0}: its values are not those of the first read; "
+            "data that change between reads must be persisted first: X, y = dask.persist(X, y)"
+        )
+    return chunk

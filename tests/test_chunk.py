@@ -1,13 +1,17 @@
 """``chunk_saga``: a pure function, equal to a plain Python pass on every kind of rows."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from threadpoolctl import threadpool_info
 
 from dask_saga import chunk_saga
 from dask_saga import metric as metric_module
 from dask_saga.chunk import chunk_gradient, fresh_memory, row_order
-from dask_saga.columns import column_stats, merge
+from dask_saga.columns import column_stats, merge, one_blas_thread
 from dask_saga.inputs import read_chunk
 from dask_saga.losses import LOSSES, MultinomialLogLoss
 from dask_saga.metric import axis_sums, choose_metric, row_norms, to_solver, to_user
@@ -228,3 +232,21 @@ def test_a_divergent_step_freezes_finite_values(numbers):
     assert not memory.gradients.any()
     again, _ = chunk_saga(chunk, head, memory, problem, metric, 0)
     assert bytes_of(again.x) == bytes_of(head.x)
+
+
+def test_blas_gets_its_threads_back():
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    def enter_and_leave(k):
+        for _ in range(50):
+            with one_blas_thread():
+                time.sleep(0.0002 * k)
+
+    before = threads()
+    with one_blas_thread():
+        assert set(threads()) == {1}
+    for _ in range(3):  # of which each time another one comes first, and dies
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(enter_and_leave, range(4)))
+    assert threads() == before

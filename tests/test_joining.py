@@ -72,6 +72,14 @@ def test_neither_large_nor_mixed_chunks_join(binary, monkeypatch):
             assert fit(*lazily(A, y)).history_[0]["visits"] == visits
 
 
+def test_what_was_found_for_one_chunk_is_not_carried_to_its_parts(binary, monkeypatch):
+    together = SAGAClassifier(**TIGHT).fit(*lazily(*binary)).state_.head
+    monkeypatch.setattr(prepare, "JOINED_BYTES", 0)
+    apart = SAGAClassifier(**TIGHT).fit(*lazily(*binary)).state_.head
+    np.testing.assert_allclose(together.largest_sums, apart.largest_sums)
+    assert together.cut <= 1.0
+
+
 def test_an_error_names_the_chunk_that_was_given(binary):
     A, y = binary
     A[500] = np.nan

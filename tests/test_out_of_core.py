@@ -1,5 +1,6 @@
 """Chunks that are loaded again for each visit: the same bits, few at a time, and no change unnoticed."""
 
+import itertools
 import threading
 import weakref
 
@@ -11,9 +12,12 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from dask import delayed
+from dask.distributed import Client, LocalCluster
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
-from dask_saga.executors import LocalExecutor
+from dask_saga.executors import TASKS_AHEAD, LocalExecutor
+from dask_saga.inputs import most_bytes, read_chunk
+from dask_saga.losses import LogLoss
 from dask_saga.source import HELD_SHARE, Source
 
 from .conftest import make_rows
@@ -52,15 +56,28 @@ def test_the_bits_of_chunks_that_are_held(kind, on, request):
         np.testing.assert_array_equal(one.gradients, other.gradients)
 
 
+COUNTED = []
+
+
+def counted(k):
+    return COUNTED[k]
+
+
 class Counted:
     """Blocks that count how often they are read, and how many are alive."""
 
-    def __init__(self):
+    def __init__(self, blocks=6):
+        self.blocks = blocks
         self.reads = self.alive = self.most = 0
         self.lock = threading.Lock()
 
+        COUNTED.append(self)
+
+    def __reduce__(self):
+        return counted, (COUNTED.index(self),)  # pickled and loaded in this process it is itself
+
     def read(self, k):
-        block = A[100 * k : 100 * (k + 1)].copy()
+        block = A[100 * (k % 6) : 100 * (k % 6 + 1)].copy()
         with self.lock:
             self.reads, self.alive = self.reads + 1, self.alive + 1
             self.most = max(self.most, self.alive)
@@ -72,7 +89,7 @@ class Counted:
             self.alive -= 1
 
     def array(self):
-        parts = [da.from_delayed(delayed(self.read, pure=False)(k), (100, 8), float) for k in range(6)]
+        parts = [da.from_delayed(delayed(self.read, pure=False)(k), (100, 8), float) for k in range(self.blocks)]
         return da.concatenate(parts)
 
 
@@ -117,13 +134,35 @@ def test_values_that_change_between_reads_are_refused(on, request):
     assert (model.coef_, model.state_) == before
 
 
-@pytest.mark.parametrize(
-    ("nbytes", "memory", "holds"),
-    [(HELD_SHARE * 1e6, 1e6, True), (HELD_SHARE * 1e6 + 1, 1e6, False), (np.nan, 1e9, True), (np.nan, 1e4, False)],
-)
-def test_auto_holds_what_fits(nbytes, memory, holds, monkeypatch):
+def read(block, name):
+    return read_chunk(*block, loss=LogLoss())
+
+
+ENTRIES = 600 * 8
+BOUNDS = {  # what is known of the size, the first block's rows, the memory, and whether chunks are held
+    "fits": (8.0 * ENTRIES, 100, 8 * ENTRIES / HELD_SHARE, True),
+    "too large": (8.0 * ENTRIES, 100, 8 * ENTRIES / HELD_SHARE - 1, False),
+    "unknown, fits": (np.nan, 100, 8 * ENTRIES / HELD_SHARE, True),
+    "unknown, too large": (np.nan, 100, 8 * ENTRIES / HELD_SHARE - 1, False),
+    "less than it could be": (80.0 * ENTRIES, 100, 8 * ENTRIES / HELD_SHARE, True),
+    "an empty block first": (np.nan, 0, 8 * ENTRIES / HELD_SHARE - 1, False),
+}
+
+
+@pytest.mark.parametrize("case", BOUNDS)
+def test_auto_holds_what_fits(case, monkeypatch):
+    nbytes, first, memory, holds = BOUNDS[case]
     monkeypatch.setattr(LocalExecutor, "memory", lambda self: memory)
-    assert Source(LocalExecutor(), [(A[:100], y[:100])] * 6, nbytes, "auto").holds == holds
+    cuts = [0, first, *range(first + 100, 600, 100), 600]
+    blocks = [(A[i:j], y[i:j], None) for i, j in itertools.pairwise(cuts)]
+    source = Source(LocalExecutor(), blocks, nbytes=nbytes, rows=600, persist="auto")
+    source.begin(read)
+    assert source.holds == holds
+
+
+def test_integers_count_as_what_they_become():
+    assert most_bytes(X) == most_bytes(X.astype("i1")) == 2 * most_bytes(X.astype("f4")) == 8 * 600 * 8
+    assert np.isnan(most_bytes(frame()))
 
 
 def test_a_cluster_knows_its_memory(client):
@@ -133,6 +172,57 @@ def test_a_cluster_knows_its_memory(client):
     assert ClientExecutor(client).memory() == pytest.approx(sum(limits))
 
 
+def test_few_blocks_at_a_time_on_a_cluster_and_a_client_that_is_not_the_default():
+    source = Counted(blocks=24)
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        dask.config.set(scheduler=client),
+    ):
+        model = SAGAClassifier(random_state=0, tol=1e-2).fit(source.array(), da.tile(labels, 4), persist=False)
+    assert model.converged_
+    assert source.reads >= 24 * 3
+    assert source.most <= 2 * (TASKS_AHEAD + 2)
+
+
+@pytest.mark.parametrize("on", ["cluster", "threads"])
+def test_weights_that_change_between_reads_are_refused(on, request):
+    if on == "cluster":
+        request.getfixturevalue("client")
+    draw = delayed(lambda: np.random.default_rng().random(100), pure=False)
+    weights = da.concatenate([da.from_delayed(draw(), (100,), float) for _ in range(6)])
+    with (
+        dask.config.set(scheduler=None if on == "cluster" else "threads"),
+        pytest.raises(ValueError, match=r"chunk \d: .* persisted first"),
+    ):
+        SAGAClassifier(random_state=0).fit(X, labels, weights, persist=False)
+
+
+@pytest.mark.joins
+def test_small_data_are_one_chunk_whether_held_or_not():
+    held, loaded = (SAGAClassifier(random_state=1).fit(X, labels, persist=persist) for persist in (True, False))
+    assert held.history_[0]["visits"] == 1
+    assert loaded.coef_.tobytes() == held.coef_.tobytes()
+    assert loaded.state_.digest == held.state_.digest
+
+
+def test_a_failed_fit_leaves_no_thread_and_no_more_than_a_block():
+    source, kept, before = Counted(), [], set(threading.enumerate())
+
+    def fail(info):
+        raise RuntimeError
+
+    for _ in range(3):
+        try:
+            with dask.config.set(scheduler="sync"):  # without threads of Dask's own
+                SAGAClassifier(random_state=0).fit(source.array(), labels, persist=False, callback=fail)
+        except RuntimeError as error:
+            kept.append(error)  # as notebooks keep the last one
+    assert len(kept) == 3
+    assert not [t.name for t in set(threading.enumerate()) - before if t.name.startswith("ThreadPoolExecutor")]
+    assert source.alive <= len(kept)  # the one of the last visit, in the frame of each
+
+
 def test_delayed_pairs():
     pairs = [delayed(lambda k: (A[k : k + 200], y[k : k + 200]))(k) for k in (0, 200, 400)]
     held, loaded = (saga(pairs, max_iter=5, random_state=0, persist=persist) for persist in (True, False))
@@ -140,5 +230,6 @@ def test_delayed_pairs():
 
 
 def test_persist_is_checked():
-    with pytest.raises(ValueError, match="persist='no' must be True, False or 'auto'"):
-        SAGAClassifier().fit(X, labels, persist="no")
+    for fit in (SAGAClassifier().fit, lambda X, y, persist: saga([(X, y)], persist=persist)):
+        with pytest.raises(ValueError, match="persist='no' must be True, False or 'auto'"):
+            fit(X, labels, persist="no")

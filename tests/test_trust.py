@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import PoissonRegressor, Ridge
+from sklearn.linear_model import LinearRegression, PoissonRegressor, Ridge
 from threadpoolctl import threadpool_limits
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
@@ -455,3 +455,22 @@ def test_bounds_hold_where_no_row_says_anything():
     model = SAGARegressor(penalty=ElasticNet(lower=0.5, l2=0.1), random_state=0).fit(A, rng.standard_normal(100))
     assert model.converged_
     assert (model.coef_ >= 0.5).all()
+
+
+def test_a_sparse_chunk_without_weight_beside_dense_ones():
+    A, b = make_rows(classes=False)
+    blocks = [A[:200], sp.csr_array(A[200:400]), A[400:]]
+    X = da.concatenate([da.from_array(block, chunks=block.shape, asarray=False) for block in blocks])
+    weights = np.repeat([1.0, 0.0, 2.0], 200)
+    settings = {"tol": 1e-9, "max_iter": 2000, "random_state": 0, "memory_dtype": "float64"}
+    model = SAGARegressor(**settings).fit(X, da.from_array(b, chunks=200), da.from_array(weights, chunks=200))
+    best = SAGARegressor(**settings).fit(A, b, weights)
+    np.testing.assert_allclose(model.coef_, best.coef_, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1e-80, 1e80])
+def test_columns_in_any_unit(unit):
+    A, b = make_rows(classes=False)
+    mixed = A @ np.triu(np.ones((8, 8)))
+    model = SAGARegressor(penalty=None, tol=1e-8, max_iter=500, random_state=0).fit(mixed * unit, b)
+    np.testing.assert_allclose(model.coef_ * unit, LinearRegression().fit(mixed, b).coef_, rtol=1e-5)
