@@ -52,13 +52,13 @@ def fresh_memory(chunk: Chunk, problem: Problem) -> ChunkMemory:
     """The memory of a chunk before its first visit."""
     (n, p), k = chunk.rows.shape, count_outputs(chunk, problem)
     rows = int(np.count_nonzero(chunk.weights)) if chunk.weights.size else n
-    gradients, total = np.zeros((n, k), dtype=problem.memory_dtype), np.zeros((k, p + 1))
-    memory = ChunkMemory(frozen(gradients), 0, chunk.content, chunk.weights_content, chunk.weight, rows, frozen(total))
-    return memory if _total_pays(memory) else memory._replace(total=None)
+    gradients = np.zeros((n, k), dtype=problem.memory_dtype)
+    total = frozen(np.zeros((k, p + 1))) if _total_pays(gradients, p) else None
+    return ChunkMemory(frozen(gradients), 0, chunk.content, chunk.weights_content, chunk.weight, rows, total)
 
 
-def _total_pays(memory: ChunkMemory) -> bool:
-    return memory.total.nbytes <= memory.gradients.nbytes / 4
+def _total_pays(gradients: np.ndarray, columns: int) -> bool:
+    return 8 * gradients.shape[1] * (columns + 1) <= gradients.nbytes / 4
 
 
 def split_memory(
@@ -70,10 +70,10 @@ def split_memory(
     split, start = [], 0
     for part, n in zip(parts, lengths, strict=True):
         rows, start = slice(start, start + n), start + n
-        gradients = memory.gradients[rows].copy()
-        total = weighted_sum(chunk.rows[rows], gradients.astype(float), problem)
-        part = part._replace(gradients=frozen(gradients), visits=memory.visits, total=frozen(total))
-        split.append(part if _total_pays(part) else part._replace(total=None))
+        gradients, total = memory.gradients[rows].copy(), None
+        if _total_pays(gradients, chunk.rows.shape[1]):
+            total = frozen(weighted_sum(chunk.rows[rows], gradients.astype(float), problem))
+        split.append(part._replace(gradients=frozen(gradients), visits=memory.visits, total=total))
     return split
 
 
