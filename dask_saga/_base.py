@@ -277,12 +277,9 @@ class SAGABase(BaseEstimator):
         if problem.fit_intercept or not isinstance(problem.penalty, ElasticNet) or problem.penalty.l2 == 0:
             raise ValueError("duality_gap needs fit_intercept=False and a built-in penalty with an L2 part")
         source, problem, _ = self._read(X, y, sample_weight, problem, False, fits=False)
-        x, tasks = np.column_stack([np.atleast_2d(self.coef_), self.intercept_]), []
+        x = np.column_stack([np.atleast_2d(self.coef_), self.intercept_])
         with source:
-            for _, chunk in source.each():
-                tasks.append(source.executor.submit(_gradient_and_weight, chunk, x, problem, name="saga-gap"))
-                source.used(tasks[-1])
-            sums = source.executor.gather(tasks)
+            sums = source.executor.gather(source.map(_gradient_and_weight, x, problem, name="saga-gap"))
         gradient, weight = (sum(part) for part in zip(*sums, strict=True))
         x, g = x[:, :-1], gradient[:, :-1] / weight
         return float((problem.penalty.value(x) + problem.penalty.conjugate(-g) + g * x).sum())

@@ -38,7 +38,7 @@ class Saved(NamedTuple):
     memories : list of ChunkMemory
         Of each group of chunks.
     facts : dict
-        Of JSON types: the window, counters, history, digest, seed and the state of the order's generator.
+        Of JSON types: the window, counters, history, digest and seed.
     """
 
     head: Head

@@ -139,9 +139,8 @@ def chunk_saga(
         return head, memory
     plan = _plan(chunk, head, memory, problem, metric, seed, norms)
     if memory.visits == 1:
-        metric = metric._replace(
-            boost=1.0
-        )  # the memory is not yet that of steps, or there is none: no variance reduction would allow it
+        # The memory is not yet that of steps, or there is none: no variance reduction would allow it.
+        metric = metric._replace(boost=1.0)
     head = head._replace(largest_sums=frozen(np.maximum(head.largest_sums, plan.sums)))
     for _ in range(RETRIES if problem.automatic else 1):
         moved = _take_steps(plan, chunk, head, memory, problem, metric)

@@ -311,9 +311,6 @@ def _norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
 
 def _exact_norm(source, weight, summary, problem, metric):
     """Norm of the exact proximal gradient at the summary's x, by one parallel pass."""
-    tasks = []
-    for _, chunk in source.each():
-        tasks.append(source.executor.submit(chunk_gradient, chunk, summary.x, problem, name="saga-confirm"))
-        source.used(tasks[-1])
+    tasks = source.map(chunk_gradient, summary.x, problem, name="saga-confirm")
     gradient = sum(gradient for _, gradient in source.executor.gather(tasks)) / weight
     return gradient_mapping_norm(summary.x, gradient, problem, metric)

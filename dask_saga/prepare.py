@@ -116,10 +116,7 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     joins : bool, default=True
         Whether small chunks are visited together.
     """
-    executor, examined = source.executor, []
-    for _, chunk in source.each():
-        examined.append(executor.submit(_examine, chunk, problem, name="saga-examine"))
-        source.used(examined[-1])
+    executor, examined = source.executor, source.map(_examine, problem, name="saga-examine")
     brief = executor.gather([executor.submit(_brief, one, name="saga-brief") for one in examined])
     facts, lengths, nbytes, sparse, columns, outputs = zip(*brief, strict=True)
     for k in range(len(source)):
@@ -146,11 +143,9 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     x = _start(axes, zero / stats.weight if stats.rows else zero, problem)
     norms, memories = [None] * len(groups), [None] * len(groups)
     if source.holds:
-        norms = [executor.submit(row_norms, chunk, metric, problem, name="saga-norms") for _, chunk in source.each()]
+        norms = source.map(row_norms, metric, problem, name="saga-norms")
     if x.any():
-        for g, chunk in source.each():
-            memories[g] = executor.submit(_remember, chunk, x, problem, name="saga-memory")
-            source.used(memories[g])
+        memories = source.map(_remember, x, problem, name="saga-memory")
     return Prepared(groups, norms, memories, list(lengths), list(facts), stats, axes, metric, zero, x, largest_sums)
 
 

@@ -128,6 +128,14 @@ class Source:
         if not self.holds:
             self.executor.throttle(task)
 
+    def map(self, function: Callable, *args: Any, name: str) -> list:
+        """References to ``function(chunk, *args)`` of every chunk."""
+        tasks = []
+        for _, chunk in self.each():
+            tasks.append(self.executor.submit(function, chunk, *args, name=name))
+            self.used(tasks[-1])
+        return tasks
+
     def join(self) -> None:
         """Hold all chunks as one."""
         chunks = [self.chunk(k) for k in range(len(self))]
