@@ -3,8 +3,9 @@
 F(x) = mean log loss + 0.5 alpha |x|^2, the intercept unpenalised, in the columns as they are. Each fit is
 repeated with more and more effort (passes or iterations, doubling) until it is within 1e-6 of the optimum,
 relative to F(0), or takes longer than the limit; a cell is the shortest fit that reached the level, "-" if
-none did. Ours is one fit, watched; what watching costs is not counted. Fits of all solvers take turns,
-and a cell is the median of its repetitions. Packages that are not installed are left out.
+none did. Ours is one fit, watched, with one thread and with as many as there are cores; what watching costs is not
+counted. Fits of all solvers take turns, and a cell is the median of its repetitions. Packages that are not
+installed are left out, and solvers that need a matrix of more than 2000 x 2000 columns.
 
 Usage: python benchmarks/race.py [names] [--repeat 3] [--limit 20] [--cache DIR] [--picture FILE]
 """
@@ -31,6 +32,9 @@ from trust_sets import SETS, DataSet
 from dask_saga import SAGAClassifier
 
 LEVELS = (1e-3, 1e-4, 1e-6)
+CORES = os.cpu_count()
+OURS = {"dask-saga": 1, f"dask-saga, {CORES} threads": CORES}
+SECOND_ORDER, MOST_COLUMNS = ("scikit-learn newton-cholesky", "glum"), 2000
 Fit = Callable[[DataSet, int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -122,7 +126,7 @@ class Race:
             w = np.column_stack([np.atleast_2d(coefficients), np.atleast_1d(intercept)])
             return self.optimum.gap(self.F.value(w))
 
-    def ours(self, limit: float) -> dict[float, float]:
+    def ours(self, n_threads: int, limit: float) -> dict[float, float]:
         """Seconds to each level in one fit."""
         found, unpaid = {}, 0.0
 
@@ -136,7 +140,7 @@ class Race:
             unpaid += time.perf_counter() - now
             return gap <= LEVELS[-1] or now - began - unpaid > limit
 
-        model = SAGAClassifier(alpha=ALPHA, max_iter=10_000, tol=0.0, random_state=0)
+        model = SAGAClassifier(alpha=ALPHA, max_iter=10_000, tol=0.0, n_threads=n_threads, random_state=0)
         began = time.perf_counter()
         model.fit(self.data.X, self.data.y, callback=watch)
         return found
@@ -160,11 +164,13 @@ def run(name: str, repeat: int, limit: float, cache: Path | None) -> dict[str, l
     race = Race(RACES[name](), cache)
     few = race.data._replace(X=race.data.X[:1000], y=race.data.y[:1000])
     SAGAClassifier(max_iter=2, tol=0.0).fit(few.X, few.y)  # compiles
-    times: dict[str, list[dict]] = {"dask-saga": []}
+    times: dict[str, list[dict]] = {name: [] for name in OURS}
     for _ in range(repeat):
-        times["dask-saga"].append(race.ours(limit))
+        for name, n_threads in OURS.items():
+            times[name].append(race.ours(n_threads, limit))
         for peer, (package, fit) in PEERS.items():
-            if not installed(package) or times.get(peer) == []:
+            too_wide = peer in SECOND_ORDER and race.data.X.shape[1] > MOST_COLUMNS
+            if too_wide or not installed(package) or times.get(peer) == []:
                 continue
             try:
                 times.setdefault(peer, []).append(race.peer(fit, limit))
@@ -179,14 +185,25 @@ def run(name: str, repeat: int, limit: float, cache: Path | None) -> dict[str, l
         medians[solver] = [statistics.median(one) if one else None for one in reached]
         print(f"| {solver} | {' | '.join('-' if t is None else f'{t:.2g} s' for t in medians[solver])} |")
     for k, level in enumerate(LEVELS):
-        others = {solver: row[k] for solver, row in medians.items() if solver != "dask-saga" and row[k] is not None}
-        mine, best = medians["dask-saga"][k], min(others, key=others.get, default=None)
+        others = {solver: row[k] for solver, row in medians.items() if solver not in OURS and row[k] is not None}
+        mine, best = fastest(medians, k), min(others, key=others.get, default=None)
         if mine is not None and best:
             print(f"\n{level:.0e}: {others[best] / mine:.2f} times as fast as the best other, {best}.", end="")
         elif mine is not None:
             print(f"\n{level:.0e}: no other is there within {limit:.0f} s.", end="")
+    one, more = (times[name] for name in OURS)
+    pairs = [
+        a[LEVELS[-1]] / b[LEVELS[-1]] for a, b in zip(one, more, strict=True) if LEVELS[-1] in a and LEVELS[-1] in b
+    ]
+    if pairs:
+        print(f"\n\n{CORES} threads: {statistics.median(pairs):.2f} times as fast as one, median of pairs.", end="")
     print(flush=True)
     return medians
+
+
+def fastest(medians: dict[str, list], k: int) -> float | None:
+    """Our seconds to one level."""
+    return min((medians[name][k] for name in OURS if medians[name][k] is not None), default=None)
 
 
 def draw(results: dict[str, dict], path: Path) -> None:
@@ -220,8 +237,8 @@ def main() -> None:
     results = {name: run(name, given.repeat, given.limit, given.cache) for name in given.names or RACES}
     ratios = []
     for table in results.values():
-        mine = table["dask-saga"][-1]
-        others = [row[-1] for solver, row in table.items() if solver != "dask-saga" and row[-1] is not None]
+        mine = fastest(table, -1)
+        others = [row[-1] for solver, row in table.items() if solver not in OURS and row[-1] is not None]
         if mine and others:
             ratios.append(min(others) / mine)
     print(

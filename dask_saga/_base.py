@@ -76,6 +76,7 @@ class SAGABase(BaseEstimator):
         average: bool = True,
         max_iter: int = 100,
         tol: float = 1e-4,
+        n_threads: int = 1,
         memory_dtype: str = "float32",
         random_state: Any = None,
         verbose: int = 0,
@@ -91,6 +92,7 @@ class SAGABase(BaseEstimator):
         self.average = average
         self.max_iter = max_iter
         self.tol = tol
+        self.n_threads = n_threads
         self.memory_dtype = memory_dtype
         self.random_state = random_state
         self.verbose = verbose
@@ -132,6 +134,7 @@ class SAGABase(BaseEstimator):
             bool(self.average),
             bool(self.precondition),
             str(self.memory_dtype),
+            n_threads=int(self.n_threads),
         )
 
     def _find_classes(self, source: Source) -> tuple:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import threading
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from threadpoolctl import ThreadpoolController
 
 from ._kernels import kernels_for
 from .inputs import Chunk, frozen
 from .penalties import ElasticNet
+from .threads import one_blas_thread, sharers, threads
 
-__all__ = ["ColumnStats", "column_stats", "merge", "no_stats", "one_blas_thread", "wants_products"]
+__all__ = ["ColumnStats", "column_stats", "merge", "no_stats", "wants_products"]
 
 # Columns up to which products are collected.
 MOST_ROTATED = 300
@@ -62,42 +60,6 @@ class ColumnStats(NamedTuple):
     products: np.ndarray | None
 
 
-class _OneBLASThread:
-    """Limits BLAS to one thread. The limit is the whole process's, and only some threads may change it, so each
-    that leaves restores what was there before the first came."""
-
-    def __init__(self):
-        self.lock, self.inside, self.before = threading.Lock(), 0, None
-
-    def __enter__(self) -> None:
-        with self.lock:
-            limiter = _blas().limit(limits=1)
-            if not self.inside:
-                self.before = limiter
-            self.inside += 1
-
-    def __exit__(self, *error: Any) -> None:
-        with self.lock:
-            self.inside -= 1
-            self.before.restore_original_limits()
-
-
-_limited = _OneBLASThread()
-
-
-@functools.cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
-def one_blas_thread(work: float = np.inf) -> Any:
-    """A context in which BLAS and LAPACK give the same bits wherever they run.
-
-    Products of less `work`, in multiplications, never take several threads.
-    """
-    return _limited if work > 5000 else contextlib.nullcontext()
-
-
 def wants_products(p: int, problem: Any) -> bool:
     """Whether a rotation of p columns is open to this problem."""
     rotates = isinstance(problem.penalty, ElasticNet) and problem.penalty.rotates
@@ -119,13 +81,20 @@ def column_stats(chunk: Chunk, problem: Any) -> ColumnStats:
     ValueError
         If squares overflow.
     """
-    stats, kernels = no_stats(chunk.rows.shape[1]), kernels_for(problem.loss, problem.penalty)
-    products = wants_products(chunk.rows.shape[1], problem)
-    work = np.inf if products else 0.0
-    with one_blas_thread(work), np.errstate(over="ignore", invalid="ignore"):
-        for block, rows in chunk.row_blocks():
-            weights = chunk.weights[block] if chunk.weights.size else np.ones(rows.shape[0])
-            stats = merge(stats, _block_stats(rows, chunk.targets[block], weights, products, kernels))
+    p, kernels = chunk.rows.shape[1], kernels_for(problem.loss, problem.penalty)
+    products = wants_products(p, problem)
+
+    quietly = np.errstate(over="ignore", invalid="ignore")
+
+    @quietly
+    def examine(block: slice) -> ColumnStats:
+        rows = (chunk.rows if sp.issparse(chunk.rows) else chunk.rows[block]).astype(np.float64, copy=False)
+        weights = chunk.weights[block] if chunk.weights.size else np.ones(rows.shape[0])
+        return _block_stats(rows, chunk.targets[block], weights, products, kernels)
+
+    count = sharers(problem.n_threads, chunk.entries)
+    with one_blas_thread(np.inf if products else 0.0), threads(count) as each, quietly:
+        stats = functools.reduce(merge, each(examine, chunk.row_blocks()), no_stats(p))
     if not np.isfinite(stats.squares).all():
         raise ValueError(f"X has values too large to be squared in column {np.argmin(np.isfinite(stats.squares))}")
     return stats

@@ -78,6 +78,8 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
     class_weight : dict, "balanced" or None, default=None
         Multiplies the weights of the rows of each class. "balanced" makes all classes weigh the same;
         it needs all data and so is for `fit` only.
+    n_threads : int, default=1
+        Threads that share a visit of a large chunk, at most. Results are reproducible for each number.
     memory_dtype : {"float32", "float64"}, default="float32"
         Of the gradient memory, one number a row and output. float32 costs no accuracy.
     random_state : int, RandomState or None, default=None
@@ -147,6 +149,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         max_iter: int = 100,
         tol: float = 1e-4,
         class_weight: Any = None,
+        n_threads: int = 1,
         memory_dtype: str = "float32",
         random_state: Any = None,
         verbose: int = 0,
@@ -154,7 +157,8 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         super().__init__(
             loss, penalty=penalty, alpha=alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept,
             step_size=step_size, step_size_scale=step_size_scale, precondition=precondition, average=average,
-            max_iter=max_iter, tol=tol, memory_dtype=memory_dtype, random_state=random_state, verbose=verbose,
+            max_iter=max_iter, tol=tol, n_threads=n_threads, memory_dtype=memory_dtype, random_state=random_state,
+            verbose=verbose,
         )  # fmt: skip
         self.class_weight = class_weight
 
@@ -336,6 +340,8 @@ class SAGARegressor(RegressorMixin, SAGABase):
         Passes of `fit` at most.
     tol : float, default=1e-4
         `fit` stops where the proximal gradient's norm is below `tol` times that at zero.
+    n_threads : int, default=1
+        Threads that share a visit of a large chunk, at most. Results are reproducible for each number.
     memory_dtype : {"float32", "float64"}, default="float32"
         Of the gradient memory, one number a row and output. float32 costs no accuracy.
     random_state : int, RandomState or None, default=None
@@ -400,6 +406,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
         average: bool = True,
         max_iter: int = 100,
         tol: float = 1e-4,
+        n_threads: int = 1,
         memory_dtype: str = "float32",
         random_state: Any = None,
         verbose: int = 0,
@@ -407,7 +414,8 @@ class SAGARegressor(RegressorMixin, SAGABase):
         super().__init__(
             loss, penalty=penalty, alpha=alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept,
             step_size=step_size, step_size_scale=step_size_scale, precondition=precondition, average=average,
-            max_iter=max_iter, tol=tol, memory_dtype=memory_dtype, random_state=random_state, verbose=verbose,
+            max_iter=max_iter, tol=tol, n_threads=n_threads, memory_dtype=memory_dtype, random_state=random_state,
+            verbose=verbose,
         )  # fmt: skip
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, chunk_id: Hashable = None) -> SAGARegressor:

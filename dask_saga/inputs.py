@@ -77,16 +77,16 @@ class Chunk(NamedTuple):
         rows = self.rows
         return rows.data.nbytes + rows.indices.nbytes + rows.indptr.nbytes if sp.issparse(rows) else rows.nbytes
 
-    def row_blocks(self) -> Iterator[tuple[slice, Any]]:
-        """Consecutive row blocks in float64: of about a megabyte if dense, one if sparse."""
+    @property
+    def entries(self) -> int:
+        """Stored entries of the rows."""
+        return self.rows.nnz if sp.issparse(self.rows) else self.rows.size
+
+    def row_blocks(self) -> list[slice]:
+        """Consecutive blocks of rows: of about a megabyte in float64 if dense, one if sparse."""
         n, p = self.rows.shape
-        if sp.issparse(self.rows):
-            yield slice(0, n), self.rows.astype(np.float64, copy=False)
-            return
-        step = max(1, BLOCK_BYTES // (8 * p))
-        for start in range(0, n, step):
-            block = slice(start, min(start + step, n))
-            yield block, self.rows[block].astype(np.float64, copy=False)
+        step = n or 1 if sp.issparse(self.rows) else max(1, BLOCK_BYTES // (8 * p))
+        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def join_chunks(*chunks: Chunk) -> Chunk:

@@ -10,8 +10,9 @@ import scipy.sparse as sp
 from scipy.linalg import lapack
 
 from ._kernels import kernels_for
-from .columns import ColumnStats, one_blas_thread, wants_products
+from .columns import ColumnStats, wants_products
 from .inputs import BLOCK_BYTES, Chunk, frozen
+from .threads import even_slices, one_blas_thread, sharers, threads
 
 # Bound of a squared entry in the solver's coordinates, in units of the column's variance.
 LARGEST_ENTRY = 100.0
@@ -19,8 +20,13 @@ LARGEST_ENTRY = 100.0
 ROTATES_FREELY = 40.0
 # Passes that even perfect coordinates take, and the accuracy for which passes are predicted.
 FEWEST_PASSES, ACCURACY = 5.0, 1e-6
-# Mean curvature in units of its bound, for that prediction.
-MEAN_CURVATURE = 0.4
+# Mean curvature in units of its bound, for that prediction; and what is counted on where steps are shortened.
+MEAN_CURVATURE, LEAST_CURVATURE = 0.4, 0.03
+# Of what there was a first pass leaves the one times its step, a later one the other, for steps in units of 1 / L
+# and where nothing else holds them up (benchmarks/step.py).
+FIRST_NOISE, NOISE = 0.7, 1.0 / 3.0
+# What steps may be shortened to.
+SHARES = (1.0, 0.5, 0.25, 0.125)
 # An axis gets shorter steps where step x rows x curvature of one chunk is above the first, and the chunk's
 # share of the axis is above so many times the mean.
 SETTLED, CONCENTRATED = 2.0, 4.0
@@ -50,8 +56,8 @@ class Metric(NamedTuple):
         Mean of ||a||^2 in these coordinates, the intercept's 1 included.
     curvature : float
         The loss's bound, or its mean at the optimum where there is none.
-    boost : float
-        Times which few rows allow longer steps.
+    pace : float
+        What steps are multiplied by: above one where rows are few for their condition, below it where many.
     longest : float
         Bound of steps in units of 1 / L; a handful of rows allow no more than plain gradient steps.
     """
@@ -63,7 +69,7 @@ class Metric(NamedTuple):
     spread: np.ndarray
     mean_square: float
     curvature: float
-    boost: float
+    pace: float
     longest: float
 
     @property
@@ -113,15 +119,15 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
     scale[varies] = 1.0 / divisor[varies]
     mean_square = float((spread * scale).sum()) + problem.fit_intercept
 
-    boost = _boost(stats.rows, mean_square, problem)
-    scaled = Metric(shift, scale, None, rarity, spread, mean_square, curvature, boost, stats.rows / 2)
+    pace = _pace(stats.rows, mean_square, problem)
+    scaled = Metric(shift, scale, None, rarity, spread, mean_square, curvature, pace, stats.rows / 2)
     if stats.products is None or not wants_products(p, problem):
         return scaled
     products = stats.products / weight + np.outer(stats.mean - shift, stats.mean - shift)
     return _rotated(scaled, stats, products, varies, problem)
 
 
-def _boost(rows: int, mean_square: float, problem: Any) -> float:
+def _pace(rows: int, mean_square: float, problem: Any) -> float:
     """How much longer steps may be where there are few rows for the condition of the problem.
 
     Implicit steps converge best at about sqrt(condition / rows) / L (Defazio 2016, theorem 1), when
@@ -144,11 +150,11 @@ def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, varies: n
     with one_blas_thread():
         units = size * np.sqrt(scaled.scale)
         curvatures, axes = np.linalg.eigh(correlation * np.outer(units, units))
-        pulls = axes.T @ (stats.cross * np.sqrt(scaled.scale))
-        pace = MEAN_CURVATURE * 0.3 * scaled.boost * stats.rows
-        passes = _predicted_passes(np.maximum(curvatures, 1e-12), pulls, pace / scaled.mean_square)
+        curvatures = np.maximum(curvatures, 1e-12)
+        gains = (axes.T @ (stats.cross * np.sqrt(scaled.scale))) ** 2 / curvatures
+        passes = _drift_passes(curvatures, gains, MEAN_CURVATURE * 0.3 * scaled.pace * stats.rows / scaled.mean_square)
         if passes + FEWEST_PASSES < FEWEST_PASSES * (1.0 + p / ROTATES_FREELY):
-            return scaled
+            return _shortened(scaled, curvatures, gains, stats.rows)
         # One-sided Jacobi keeps small axes exact beside columns in large units (Demmel, Veselic 1992).
         factor = np.asfortranarray(size[:, None] * np.linalg.cholesky(correlation))
         lengths, basis, _, work, _, info = lapack.dgejsv(factor, joba=2, jobu=0, jobv=3)
@@ -157,21 +163,35 @@ def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, varies: n
     squares = (lengths * work[0] / work[1]) ** 2
     spread, scale = np.maximum(squares - ridge, 0.0), 1.0 / squares
     mean_square = float(spread @ scale) + problem.fit_intercept
-    return scaled._replace(
+    rotated = scaled._replace(
         scale=scale,
         basis=np.ascontiguousarray(basis),
         spread=spread,
         mean_square=mean_square,
-        boost=_boost(stats.rows, mean_square, problem),
+        pace=_pace(stats.rows, mean_square, problem),
     )
+    gains = (basis.T @ stats.cross) ** 2 / squares
+    return _shortened(rotated, spread * scale, gains, stats.rows)
 
 
-def _predicted_passes(curvatures: np.ndarray, pulls: np.ndarray, pace: float) -> float:
+def _drift_passes(curvatures: np.ndarray, gains: np.ndarray, pace: float) -> float:
     """Passes until what is left along all axes is ACCURACY of what there was to gain."""
-    gains = pulls**2 / curvatures
-    passes = 2.0 ** np.arange(15)
+    passes = 2.0 ** np.arange(0, 15, 0.5)
     left = np.exp(-2.0 * pace * np.outer(passes, curvatures)) @ gains
-    return float(passes[min(int((left > ACCURACY * gains.sum()).sum()), 14)])
+    return float(passes[min(int((left > ACCURACY * gains.sum()).sum()), len(passes) - 1)])
+
+
+def _shortened(metric: Metric, curvatures: np.ndarray, gains: np.ndarray, rows: int) -> Metric:
+    """With the steps that are predicted to take the fewest passes: short ones are noisy less, but drift slower."""
+    if metric.pace > 1.0:
+        return metric
+
+    def passes(share: float) -> float:
+        step = 0.3 * share
+        noisy = 1.0 + np.log(ACCURACY / (FIRST_NOISE * step)) / np.log(NOISE * step)
+        return max(noisy, _drift_passes(curvatures, gains, LEAST_CURVATURE * step * rows / metric.mean_square))
+
+    return metric._replace(pace=min(SHARES, key=passes))
 
 
 def axis_sums(stats: ColumnStats, metric: Metric) -> np.ndarray:
@@ -221,20 +241,28 @@ class RowNorms(NamedTuple):
 def row_norms(chunk: Chunk, metric: Metric, problem: Any) -> RowNorms:
     """Lengths of rows, by one pass over them."""
     kernels = kernels_for(problem.loss, problem.penalty)
+    measure_rows = kernels.sparse_norms if sp.issparse(chunk.rows) else kernels.dense_norms
     n, p = chunk.rows.shape
-    norms, sums = np.empty(n), np.zeros(p)
-    for block, rows, _ in solver_rows(chunk, metric):
-        weights = chunk.weights[block] if chunk.weights.size else chunk.weights
-        rest = (frozen(weights), shift_of(metric), frozen(metric.scale), norms[block], sums)
-        if sp.issparse(rows):
-            kernels.sparse_norms(*csr_arrays(rows), *rest)
+    norms = np.empty(n)
+
+    def measure(part: slice) -> np.ndarray:
+        weights, out, sums = chunk.weights[part], norms[part], np.zeros(p)
+        if sp.issparse(chunk.rows):
+            blocks = [(slice(None), row_arrays(chunk.rows, part))]
         else:
-            kernels.dense_norms(frozen(rows), *rest)
+            blocks = ((block, [frozen(rows)]) for block, rows, _ in solver_rows(chunk.rows[part], metric))
+        for block, arrays in blocks:
+            measure_rows(*arrays, frozen(weights[block]), shift_of(metric), frozen(metric.scale), out[block], sums)
+        return sums
+
+    count = sharers(problem.n_threads, chunk.entries)
+    with threads(count) as each:
+        sums = sum(each(measure, even_slices(n, count)))
     return RowNorms(frozen(norms + problem.fit_intercept), frozen(sums))
 
 
-def solver_rows(chunk: Chunk, metric: Metric, order: np.ndarray | None = None) -> Iterator[tuple[slice, Any, bool]]:
-    """The chunk's rows as the kernels take them, before any shift.
+def solver_rows(rows: Any, metric: Metric, order: np.ndarray | None = None) -> Iterator[tuple[slice, Any, bool]]:
+    """Rows as the kernels take them, before any shift.
 
     Without a basis these are its own, all at once. With one they come block by block, turned, in one
     array that is used again: no second chunk is held in memory.
@@ -252,23 +280,21 @@ def solver_rows(chunk: Chunk, metric: Metric, order: np.ndarray | None = None) -
     gathered : bool
         Whether row k is that of ``order[block][k]``, not that of number k.
     """
-    n, p = chunk.rows.shape
+    n, p = rows.shape
     steps = n if order is None else len(order)
     if metric.basis is None:
-        yield slice(0, steps), chunk.rows, False
+        yield slice(0, steps), rows, False
         return
     size = min(max(1, BLOCK_BYTES // (8 * p)), max(steps, 1))
-    taken = np.empty((size, p), dtype=chunk.rows.dtype)
+    taken = np.empty((size, p), dtype=rows.dtype)
     centred, turned = np.empty((size, p)), np.empty((size, p))
     with one_blas_thread(size * p * p):
         for start in range(0, steps, size):
             block = slice(start, min(start + size, steps))
             count = block.stop - start
-            if order is None:
-                rows = chunk.rows[block]
-            else:  # "clip" does without a copy; no number is out of range
-                rows = np.take(chunk.rows, order[block], axis=0, out=taken[:count], mode="clip")
-            np.subtract(rows, metric.shift, out=centred[:count])
+            # "clip" does without a copy; no number is out of range
+            some = rows[block] if order is None else np.take(rows, order[block], 0, taken[:count], "clip")
+            np.subtract(some, metric.shift, out=centred[:count])
             yield block, np.matmul(centred[:count], metric.basis, out=turned[:count]), True
 
 
@@ -277,9 +303,11 @@ def shift_of(metric: Metric) -> np.ndarray:
     return frozen(np.zeros_like(metric.shift) if metric.basis is not None else metric.shift)
 
 
-def csr_arrays(rows: Any) -> list[np.ndarray]:
-    """The three arrays of CSR rows as the kernels take them."""
-    return [frozen(array) for array in (rows.data, rows.indices, rows.indptr)]
+def row_arrays(rows: Any, block: slice) -> list[np.ndarray]:
+    """Some consecutive rows as the kernels take them: one array, or three of CSR."""
+    if sp.issparse(rows):
+        return [frozen(array) for array in (rows.data, rows.indices, rows.indptr[block.start : block.stop + 1])]
+    return [frozen(rows[block])]
 
 
 def to_solver(x: np.ndarray, gradient_sum: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,7 @@ CONSTRAINTS: dict[str, list] = {
     "average": ["boolean"],
     "max_iter": [Interval(Integral, 1, None, closed="left")],
     "tol": [Interval(Real, 0, None, closed="left")],
+    "n_threads": [Interval(Integral, 1, None, closed="left")],
     "memory_dtype": [StrOptions({"float32", "float64"})],
     "random_state": ["random_state"],
 }
@@ -51,6 +52,8 @@ class Problem(NamedTuple):
         Type of the memory gradients.
     outputs : int, default=1
         Linear predictions of a row.
+    n_threads : int, default=1
+        Threads that share a visit, at most.
     """
 
     loss: Any
@@ -62,6 +65,7 @@ class Problem(NamedTuple):
     precondition: bool = True
     memory_dtype: str = "float32"
     outputs: int = 1
+    n_threads: int = 1
 
     @property
     def automatic(self) -> bool:
@@ -72,7 +76,7 @@ class Problem(NamedTuple):
         """Step size in units of x per unit of mean gradient."""
         if not self.automatic:
             return float(self.step_size)
-        return min(self.step_size_scale * cut * metric.boost, metric.longest or 1.0) / metric.L
+        return min(self.step_size_scale * cut * metric.pace, metric.longest or 1.0) / metric.L
 
     @property
     def geometry(self) -> str:

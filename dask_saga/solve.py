@@ -68,6 +68,7 @@ def saga(
     shuffle: bool = True,
     average: bool = True,
     precondition: bool = True,
+    n_threads: int = 1,
     memory_dtype: str = "float32",
     random_state: int | None = None,
     persist: bool | str = "auto",
@@ -102,6 +103,8 @@ def saga(
     precondition : bool, default=True
         Whether columns are centred, scaled and, where it pays, rotated inside the solver's steps. With
         `shuffle`, `average` and this False and a float `step_size` it is the post's algorithm.
+    n_threads : int, default=1
+        Threads that share a visit of a large chunk, at most. Results are reproducible for each number.
     memory_dtype : {"float32", "float64"}, default="float32"
     random_state : int, default=None
         Seed of all orders; None draws one.
@@ -133,8 +136,8 @@ def saga(
     """
     given = dict(
         loss=loss, fit_intercept=fit_intercept, step_size=step_size, step_size_scale=step_size_scale,
-        precondition=precondition, average=average, max_iter=max_iter, tol=tol, memory_dtype=memory_dtype,
-        random_state=random_state,
+        precondition=precondition, average=average, max_iter=max_iter, tol=tol, n_threads=n_threads,
+        memory_dtype=memory_dtype, random_state=random_state,
     )  # fmt: skip
     validate_parameter_constraints(CONSTRAINTS, given, caller_name="saga")
     problem = Problem(
@@ -146,6 +149,7 @@ def saga(
         average=average,
         precondition=precondition,
         memory_dtype=memory_dtype,
+        n_threads=n_threads,
     )
     problem = problem._replace(outputs=getattr(problem.loss, "outputs", 1))
     seed = draw_seed(random_state)

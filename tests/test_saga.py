@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dask_saga import saga
-from dask_saga.chunk import row_order
 from dask_saga.losses import LogLoss
 from dask_saga.penalties import ElasticNet
 from dask_saga.state import visit_seed
+from dask_saga.steps import row_order
 
 from . import oracles
 from .conftest import make_rows

@@ -72,6 +72,25 @@ def test_raw_columns_converge_at_default_settings(k, order):
     assert gap(A, b, model, 1e-4) < 1e-6
 
 
+def test_many_rows_take_shorter_steps_and_few_passes(monkeypatch):
+    """7 passes with the usual step, which columns of small curvature keep."""
+    monkeypatch.setattr(metric_module, "ROTATES_FREELY", 1e-9)
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((50_000, 5))
+    b = np.where(A.sum(axis=1) + rng.logistic(size=50_000) > 0, 1, -1)
+    model = SAGAClassifier(tol=0.0, max_iter=5, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(A, b)
+    assert model.state_.metric.pace < 1
+    assert gap(A, b, model, 1e-4) < 1e-6
+    slow = A @ (rng.standard_normal((5, 5)) * np.logspace(0, -2, 5)[:, None])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(slow, b)
+    assert model.state_.metric.pace == 1
+
+
 @pytest.mark.parametrize("k", [1, 40])
 def test_one_row_that_holds_an_axis_alone(k):
     """Sizes of diamonds: columns nearly equal but for a few entries, whose chunks alone know an axis."""

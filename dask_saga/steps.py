@@ -1,0 +1,191 @@
+"""The steps of one visit: which rows in which order, the kernels run over them, and threads that share them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from ._kernels import kernels_for
+from .inputs import Chunk, frozen
+from .metric import Metric, RowNorms, row_arrays, row_norms, shift_of, solver_rows, to_solver, to_user
+from .problem import Problem
+from .state import LARGEST_COEFFICIENT, ChunkMemory, Head
+from .threads import LEAST_ENTRIES, even_slices, sharers, threads
+
+__all__ = ["plan_visit", "row_order", "take_steps", "weighted_sum"]
+
+# A row is visited once for every ROW_BOUND times the mean Lipschitz constant that its own has.
+ROW_BOUND = 2.0
+# Times that threads bring together what they found in each half of a visit, at most.
+ROUNDS = 8
+
+
+def row_order(seed: Any, rows: np.ndarray) -> np.ndarray:
+    """The order in which a visit with this seed takes rows, given with their repetitions."""
+    return np.random.default_rng(seed).permutation(rows)
+
+
+class Plan(NamedTuple):
+    """How a visit takes its rows.
+
+    Parameters
+    ----------
+    orders : list of ndarray of int
+        Row numbers in the order of their visits, for each thread its own rows.
+    pull : ndarray of shape (n, 2)
+        As the kernels take it.
+    step : float
+        What the problem's step is multiplied by.
+    sums : ndarray of shape (p,)
+        As in ``RowNorms``.
+    """
+
+    orders: list[np.ndarray]
+    pull: np.ndarray
+    step: float
+    sums: np.ndarray
+
+
+def plan_visit(
+    chunk: Chunk,
+    head: Head,
+    memory: ChunkMemory,
+    problem: Problem,
+    metric: Metric,
+    seed: int,
+    norms: RowNorms | None = None,
+) -> Plan:
+    """Rows in a new random order, those with large bounds several times."""
+    n = len(chunk.targets)
+    taken, times = np.arange(n), np.ones(n, np.int64)
+    if chunk.weights.size:
+        # Rows without weight take no step, but a gradient from an earlier weight must go.
+        taken = np.flatnonzero((chunk.weights > 0) | memory.gradients.any(axis=1))
+    pull, step, sums = np.zeros((n, 2)), 1.0, head.largest_sums
+    pull[:, 0] = head.rows / head.weight
+    if problem.automatic:
+        norms = norms or row_norms(chunk, metric, problem)
+        pull[:, 1], sums = norms
+        # Sampling by bounds (Schmidt et al. 2015, section 3): then the largest row does not rule the step.
+        bounds = pull[:, 0] * pull[:, 1] * (chunk.weights if chunk.weights.size else 1.0)
+        times = np.ceil(bounds / (ROW_BOUND * (metric.mean_square or 1.0)))
+        times = np.clip(times, 1, max(len(taken), 1)).astype(np.int64)
+        more = max(times[taken].sum(), 1) / max(len(taken), 1)
+        pull[:, 0] *= more / times
+        step = 1.0 / more
+    return Plan(_orders(seed, taken, times, sharers(problem.n_threads, chunk.entries)), pull, step, sums)
+
+
+def _orders(seed: int, taken: np.ndarray, times: np.ndarray, count: int) -> list[np.ndarray]:
+    """The rows of each thread, drawn at random: no memory gradient has two writers."""
+    if count == 1:
+        return [row_order(seed, np.repeat(taken, times[taken]))]
+    owner = np.random.default_rng(seed).integers(count, size=len(taken))
+
+    def own(k: int) -> np.ndarray:
+        rows = taken[owner == k]
+        return row_order((seed, k), np.repeat(rows, times[rows]))
+
+    with threads(count) as each:
+        return list(each(own, range(count)))
+
+
+def take_steps(
+    plan: Plan, chunk: Chunk, head: Head, memory: ChunkMemory, problem: Problem, metric: Metric
+) -> tuple[Head, ChunkMemory] | None:
+    """The head and memory after one visit, or None where it left finite numbers."""
+    start, gradient_sum = to_solver(head.x, head.gradient_sum, metric)
+    x, gradients = start.copy(), memory.gradients.copy()
+    share = functools.partial(
+        _share_steps, gradients=gradients, plan=plan, chunk=chunk, head=head, problem=problem, metric=metric
+    )
+    share([order[: len(order) // 2] for order in plan.orders], x, gradient_sum)
+    middle = x.copy()
+    share([order[len(order) // 2 :] for order in plan.orders], x, gradient_sum)
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        moves = [_squared_length(middle - start, metric), _squared_length(x - middle, metric)]
+        x, gradient_sum = to_user(x, gradient_sum, metric)
+        if metric.basis is not None:
+            # Turned there and back, large columns would leave their rounding in small ones.
+            gradient_sum = head.gradient_sum + weighted_sum(
+                chunk.rows, gradients - memory.gradients.astype(float), problem, len(plan.orders)
+            )
+        good = np.abs(x).max() < LARGEST_COEFFICIENT and np.isfinite(gradient_sum).all()  # False if NaN
+    if not good:
+        return None
+    if memory.total is not None:
+        memory = memory._replace(total=frozen(memory.total + (gradient_sum - head.gradient_sum)))
+    tiny = np.finfo(float).tiny
+    head = head._replace(
+        x=frozen(x),
+        gradient_sum=frozen(gradient_sum),
+        window_sum=frozen(head.window_sum + x),
+        window_count=head.window_count + 1,
+        window_ratio=head.window_ratio + float(np.log((moves[0] + tiny) / (moves[1] + tiny))),
+        window_energy=head.window_energy + sum(moves),
+    )
+    return head, memory._replace(gradients=frozen(gradients))
+
+
+def _squared_length(move: np.ndarray, metric: Metric) -> float:
+    return float((move[:, :-1] ** 2 / metric.scale).sum() + (move[:, -1] ** 2).sum())
+
+
+def _share_steps(orders, x, gradient_sum, *, plan, chunk, **how):
+    """Steps over the rows of all threads, which write to x, the gradient sum and the gradients.
+
+    Threads go on from one x and one sum, each on its own copies, and bring together the mean of the former
+    and the changes of the latter, several times. As a mean moves less than its parts, steps are raised.
+    """
+    if len(orders) == 1:
+        _run_steps(orders[0], x, gradient_sum, plan=plan, chunk=chunk, **how)
+        return
+    if how["problem"].automatic:
+        plan = plan._replace(step=plan.step * len(orders) ** 0.5)
+    worth = chunk.entries // (len(orders) * max(LEAST_ENTRIES, 4 * x.size))
+    with threads(len(orders)) as each, np.errstate(over="ignore", invalid="ignore"):
+        for parts in zip(*(np.array_split(order, min(max(worth, 1), ROUNDS)) for order in orders), strict=True):
+            copies = [(x.copy(), gradient_sum.copy()) for _ in parts]
+
+            def run(part, copy):
+                _run_steps(part, *copy, plan=plan, chunk=chunk, **how)
+
+            list(each(run, parts, copies))
+            counts = np.array([len(part) for part in parts])
+            x[:] = sum(count / max(counts.sum(), 1) * own for count, (own, _) in zip(counts, copies, strict=True))
+            gradient_sum += sum(own - gradient_sum for _, own in copies)
+
+
+def _run_steps(order, x, gradient_sum, *, gradients, plan, chunk, head, problem, metric):
+    """Choose and call the kernel that updates the three arrays in place."""
+    kernels = kernels_for(problem.loss, problem.penalty)
+    step = problem.step(metric, head.cut) * plan.step
+    rest = (x, gradient_sum, gradients, shift_of(metric), frozen(metric.scale))
+    steps = (step, step if problem.fit_intercept else 0.0, 1.0 / head.weight)
+    after = (*steps, float(problem.loss.curvature or 0.0), problem.loss, problem.penalty)
+    for block, rows, gathered in solver_rows(chunk.rows, metric, order):
+        before = (frozen(chunk.targets), frozen(chunk.weights), frozen(order[block]), frozen(plan.pull))
+        if sp.issparse(rows):
+            arrays = row_arrays(rows, slice(0, rows.shape[0]))
+            kernels.sparse_pass(*arrays, *before, *rest, frozen(metric.rarity), *after)
+        else:
+            kernels.dense_pass(frozen(rows), gathered, *before, *rest, *after)
+
+
+def weighted_sum(rows: Any, factors: np.ndarray, problem: Problem, count: int = 1) -> np.ndarray:
+    """sum_i factors_i a_i over rows, of shape (k, p + 1), by `count` threads."""
+    if sp.issparse(rows):
+        return np.column_stack([factors.T @ rows, factors.sum(axis=0)])
+    kernels = kernels_for(problem.loss, problem.penalty)
+
+    def part(block: slice) -> np.ndarray:
+        out = np.zeros((factors.shape[1], rows.shape[1] + 1))
+        kernels.dense_sum(frozen(rows[block]), frozen(factors[block]), out)
+        return out
+
+    with threads(count) as each:
+        return sum(each(part, even_slices(len(factors), count)))

@@ -1,0 +1,178 @@
+"""Several threads in one visit: equal to plain Python, reproducible, exact sums, the same optimum."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from dask_saga import SAGAClassifier, SAGARegressor, chunk_saga
+from dask_saga import metric as metric_module
+from dask_saga import threads as threads_module
+from dask_saga.chunk import chunk_gradient
+from dask_saga.columns import column_stats
+from dask_saga.inputs import read_chunk
+from dask_saga.losses import LOSSES
+from dask_saga.metric import choose_metric, row_norms, to_solver, to_user
+from dask_saga.penalties import PENALTIES
+from dask_saga.problem import Problem
+from dask_saga.state import new_head
+from dask_saga.steps import ROUNDS, plan_visit
+
+from . import oracles
+from .conftest import make_rows
+
+
+@pytest.fixture(autouse=True)
+def _shares_small_chunks(monkeypatch):
+    for module in ("steps", "metric", "columns", "chunk"):
+        monkeypatch.setattr(f"dask_saga.{module}.sharers", lambda n_threads, entries: n_threads)
+    monkeypatch.setattr("dask_saga.steps.LEAST_ENTRIES", 1)
+
+
+def rows_of(kind, n=400, p=6):
+    A, b = make_rows(n, p)
+    A = np.where(np.abs(A) > 0.5, A, 0.0)
+    A[3] *= 10.0  # a row that is visited more than once
+    return sp.csr_array(A) if kind == "sparse" else A, b
+
+
+def problem_for(kind, n_threads, **how):
+    penalty = "l2" if kind == "rotated" else "elasticnet"
+    return Problem(LOSSES["log_loss"](), PENALTIES[penalty](0.01, 0.5), True, n_threads=n_threads, **how)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("step_size", ["auto", 1e-2])
+@pytest.mark.parametrize("n_threads", [2, 3])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "rotated"])
+def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, monkeypatch):
+    monkeypatch.setattr(metric_module, "ROTATES_FREELY", 1e9)
+    A, b = rows_of(kind)
+    n, p = A.shape
+    weights = np.random.default_rng(1).random(n) * (np.arange(n) % 5 > 0) if weighted else None
+    problem = problem_for(kind, n_threads, step_size=step_size)
+    chunk = read_chunk(A, b, weights, loss=problem.loss)
+    metric = choose_metric(column_stats(chunk, problem), problem)
+    assert (metric.basis is not None) == (kind == "rotated")
+    norms = row_norms(chunk, metric, problem).squared_lengths if step_size == "auto" else None
+    w = np.ones(n) if weights is None else weights
+    head, memory = new_head(p), None
+    x, gradient_sum, gradients = np.zeros((1, p + 1)), np.zeros((1, p + 1)), np.zeros((n, 1), np.float32)
+    rounds = min(ROUNDS, max(1, chunk.entries // (n_threads * 4 * (p + 1))))
+    assert rounds > 1
+    for seed in (3, 4):
+        counted = head._replace(weight=w.sum(), rows=np.count_nonzero(w))
+        if memory is None:
+            memory = chunk_saga(chunk, counted._replace(diverged=True), None, problem, metric, 0)[1]
+        plan = plan_visit(chunk, counted, memory, problem, metric, seed)
+        visited = [set(order.tolist()) for order in plan.orders]
+        assert sum(map(len, visited)) == len(set.union(*visited)) == np.count_nonzero(w)
+        head, memory = chunk_saga(chunk, head, None if seed == 3 else memory, problem, metric, seed)
+        x, gradient_sum = to_solver(x, gradient_sum, metric)
+        pace = metric._replace(pace=min(metric.pace, 1.0 if seed == 3 else np.inf))
+        step = problem.step(pace) * plan.step * (np.sqrt(n_threads) if problem.automatic else 1.0)
+        for half in (0, 1):
+            halves = [(order[: len(order) // 2], order[len(order) // 2 :])[half] for order in plan.orders]
+            for parts in zip(*(np.array_split(order, rounds) for order in halves), strict=True):
+                ends = []
+                for part in parts:
+                    own_x, own_sum, gradients = oracles.saga_pass(
+                        A, chunk.targets, w, part, plan.pull[:, 0], norms, x, gradient_sum, gradients, metric, step,
+                        w.sum(), problem,
+                    )  # fmt: skip
+                    ends.append((own_x, own_sum - gradient_sum))
+                x = np.average([end[0] for end in ends], axis=0, weights=[len(part) for part in parts])
+                gradient_sum = gradient_sum + sum(end[1] for end in ends)
+        x, gradient_sum = to_user(x, gradient_sum, metric)
+        np.testing.assert_allclose(head.x, x, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(head.gradient_sum, gradient_sum, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(memory.gradients, gradients, rtol=1e-5, atol=1e-8)
+        x, gradient_sum, gradients = head.x.copy(), head.gradient_sum.copy(), memory.gradients.copy()
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "rotated"])
+def test_what_is_known_of_the_rows_does_not_depend_on_threads(kind, monkeypatch):
+    monkeypatch.setattr(metric_module, "ROTATES_FREELY", 1e9)
+    monkeypatch.setattr("dask_saga.inputs.BLOCK_BYTES", 2048)  # so that there are many blocks
+    A, b = rows_of(kind)
+    found = []
+    for n_threads in (1, 3):
+        problem = problem_for(kind, n_threads)
+        chunk = read_chunk(A, b, loss=problem.loss)
+        stats = column_stats(chunk, problem)
+        metric = choose_metric(stats, problem)
+        gradients = np.zeros((len(b), 1))
+        value, gradient = chunk_gradient(chunk, np.ones((1, A.shape[1] + 1)), problem, gradients)
+        found.append([*stats, *metric, *row_norms(chunk, metric, problem), value, gradient, gradients])
+    for one, three in zip(*found, strict=True):
+        if one is not None:
+            np.testing.assert_allclose(np.asarray(three, float), np.asarray(one, float), rtol=1e-12, atol=1e-12)
+    for one, three in zip(found[0][:12], found[1][:12], strict=True):  # the statistics, bit for bit
+        assert np.array_equal(one, three)
+
+
+@pytest.mark.parametrize("loss", ["log_loss", "modified_huber"])
+@pytest.mark.parametrize("penalty", ["l2", "l1"])
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_the_optimum_is_that_of_one_thread(kind, penalty, loss):
+    A, b = rows_of(kind)
+    fits = [
+        SAGAClassifier(loss, penalty=penalty, alpha=0.01, tol=1e-9, max_iter=2000, memory_dtype="float64",
+                       n_threads=n_threads, random_state=0).fit(A, b)
+        for n_threads in (1, 2, 4)
+    ]  # fmt: skip
+    for other in fits[1:]:
+        np.testing.assert_allclose(other.coef_, fits[0].coef_, rtol=1e-6, atol=1e-7)
+        assert np.array_equal(other.coef_ != 0, fits[0].coef_ != 0)
+        np.testing.assert_allclose(
+            other.state_.head.gradient_sum[:, :-1],
+            sum((memory.gradients.astype(float).T @ A) for memory in other.state_.chunks.values()),
+            atol=1e-10,
+        )
+
+
+def test_an_intercept_far_from_zero_and_several_outputs(monkeypatch):
+    monkeypatch.setattr(metric_module, "ROTATES_FREELY", 1e-9)  # rotated, it would start at the optimum
+    A, _ = rows_of("dense")
+    Y = np.c_[A @ np.arange(6.0) + 50.0, A[:, 0] - 30.0]
+    model = SAGARegressor(alpha=1e-3, tol=1e-9, max_iter=2000, memory_dtype="float64", n_threads=2, random_state=0)
+    model.fit(A, Y)
+    assert model.state_.metric.basis is None
+    centred = A - A.mean(axis=0)
+    best = np.linalg.solve(centred.T @ centred / len(A) + 1e-3 * np.eye(6), centred.T @ Y / len(A)).T
+    np.testing.assert_allclose(model.coef_, best, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(model.intercept_, Y.mean(axis=0) - best @ A.mean(axis=0), rtol=1e-7)
+
+
+def test_threads_of_threads_give_the_bits_of_each_by_itself():
+    """As in a Dask worker with several threads."""
+    A, b = rows_of("dense", 2000)
+
+    def coefficients(seed):
+        with np.errstate(all="ignore"):
+            model = SAGAClassifier(n_threads=3, max_iter=3, tol=0.0, random_state=seed)
+            model.partial_fit(A, b, classes=[-1, 1]).partial_fit(A, b)
+            return model.coef_.tobytes()
+
+    alone = [coefficients(seed) for seed in range(4)]
+    assert len(set(alone)) == 4
+    for _ in range(3):
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(coefficients, range(4))) == alone
+
+
+def test_small_chunks_are_not_shared(monkeypatch):
+    monkeypatch.undo()
+    assert threads_module.sharers(4, 1000) == 1
+    assert threads_module.sharers(4, 3 * threads_module.LEAST_ENTRIES) == 3
+    A, b = rows_of("dense")
+    one, four = (SAGAClassifier(n_threads=k, random_state=0).fit(A, b) for k in (1, 4))
+    assert one.coef_.tobytes() == four.coef_.tobytes()
+
+
+def test_n_threads_must_be_a_positive_integer():
+    A, b = rows_of("dense")
+    for bad in (0, -1, 1.5, "auto"):
+        with pytest.raises(ValueError, match="n_threads"):
+            SAGAClassifier(n_threads=bad).fit(A, b)
