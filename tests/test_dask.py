@@ -29,6 +29,7 @@ def frame():
     return dd.from_pandas(columns, npartitions=4)
 
 
+@pytest.mark.filterwarnings("ignore:Running on a single-machine scheduler")  # as we want to
 def test_the_same_bits_in_memory_on_threads_and_on_a_cluster(client):
     fits = [SAGAClassifier(random_state=0).fit(X, labels)]
     for scheduler in ("threads", "sync"):

@@ -1,0 +1,58 @@
+"""
+Flights, as they come
+=====================
+
+Will a flight be late? 336,776 of them, in order of time, with raw columns: pressure in hectopascals, distance in
+miles, hours, seats. Twenty-four partitions of a dask dataframe are the chunks; no scaler, no shuffling, no step size.
+"""
+
+import warnings
+
+import dask.dataframe as dd
+import matplotlib.pyplot as plt
+import pandas as pd
+from flights_data import load_flights
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+
+from dask_saga import SAGAClassifier
+from dask_saga.inspection import ConvergenceDisplay
+
+numeric, one_hot, late, month = load_flights()
+rows = pd.concat([numeric, one_hot], axis=1)
+print(f"{len(rows):,} rows, {rows.shape[1]} columns; late: {late.mean():.0%}")
+numeric.describe().loc[["mean", "std", "min", "max"]].round(1)
+
+# %%
+# Train on January to November. ``fit`` takes the dataframe as it would take an array.
+
+frame = dd.from_pandas(rows.assign(late=late)[month < 12], npartitions=24)
+X, y = frame.drop(columns="late"), frame["late"]
+model = SAGAClassifier(random_state=0).fit(X, y)
+print(f"converged: {model.converged_}, after {model.n_iter_} passes over {len(model.state_.chunks)} chunks")
+
+# %%
+# And predict December. Of an array or a pandas dataframe the result is in memory, of a dask dataframe it is lazy.
+
+december = month == 12
+probability = model.predict_proba(rows[december])[:, 1]
+print(f"ROC AUC in December: {roc_auc_score(late[december], probability):.3f}")
+model.predict_proba(X)
+
+# %%
+# What makes raw columns converge is the change of coordinates inside the steps (``precondition``). Given data,
+# ``ConvergenceDisplay`` fits a clone and measures the objective after each pass. Here are the numeric columns with
+# and without it. The optimum is that of scikit-learn's Newton method, as an outside referee.
+
+warnings.simplefilter("ignore", ConvergenceWarning)  # fifteen passes are enough to see it
+numbers, alpha, n = numeric.to_numpy(), 1e-4, len(numeric)
+exact = LogisticRegression(C=1 / (alpha * n), solver="newton-cholesky", tol=1e-10, max_iter=500).fit(numbers, late)
+optimum = log_loss(late, exact.predict_proba(numbers)) + 0.5 * alpha * (exact.coef_**2).sum()
+
+figure, ax = plt.subplots(layout="constrained")
+for precondition in (True, False):
+    ConvergenceDisplay.from_estimator(
+        SAGAClassifier(alpha=alpha, precondition=precondition, max_iter=15, tol=0.0, random_state=0),
+        numbers, late, optimum=optimum, ax=ax, marker="o", name=f"precondition={precondition}",
+    )  # fmt: skip

@@ -1,0 +1,67 @@
+"""
+A stream: a year of flights, month by month
+===========================================
+
+Chunks arrive one by one. Each month is first predicted, then learnt, and the months before are visited once more. So
+every score is that of a model that has not seen the month.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from flights_data import load_flights
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from dask_saga import SAGAClassifier
+
+numeric, one_hot, late, month = load_flights()
+A = numeric.to_numpy()
+months = [(A[month == m], late[month == m]) for m in range(1, 13)]
+both = [False, True]
+
+# %%
+# ``partial_fit`` is one pass over one chunk. It must know all classes at its first call. A month that it knows is
+# recognised by its content and goes on with its memory, so revisits do not count twice.
+#
+# Beside it, on the same raw columns: ``SGDClassifier`` with a scaler fitted on January, as it needs one; and, as the
+# mark to reach, a logistic regression fitted anew to all months so far.
+
+saga, sgd = SAGAClassifier(random_state=0), SGDClassifier(loss="log_loss", alpha=1e-4, random_state=0)
+scaler = StandardScaler().fit(months[0][0])
+scores = {"SAGAClassifier.partial_fit": [], "SGDClassifier.partial_fit": [], "fitted anew": []}
+for k, (X, y) in enumerate(months):
+    if k:
+        seen = np.concatenate([part for part, _ in months[:k]])
+        labels = np.concatenate([part for _, part in months[:k]])
+        anew = make_pipeline(
+            StandardScaler(), LogisticRegression(C=1 / (1e-4 * len(seen)), solver="newton-cholesky")
+        ).fit(seen, labels)
+        found = saga.predict_proba(X), sgd.predict_proba(scaler.transform(X)), anew.predict_proba(X)
+        for name, probability in zip(scores, found, strict=True):
+            scores[name].append(log_loss(y, probability))
+    for old in [(X, y), *months[:k][::-1]]:
+        saga.partial_fit(*old, classes=both)
+        sgd.partial_fit(scaler.transform(old[0]), old[1], classes=both)
+
+print(saga.state_)
+
+# %%
+# Months differ more from each other than these models do: the weather of the month to come is in none of those
+# before. What SAGA does is to stay with the fit that sees all months at once, at the cost of a visit a month.
+
+figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
+for (name, values), style in zip(scores.items(), ("o-", "s--", "k:"), strict=True):
+    ax.plot(range(2, 13), values, style, label=name)
+ax.set(xlabel="month, not yet seen", ylabel="log loss", xticks=range(2, 13))
+ax.legend()
+
+# %%
+# The state is all there is: pickled, an estimator goes on elsewhere with the same bits.
+
+import pickle
+
+copy = pickle.loads(pickle.dumps(saga))
+copy.partial_fit(*months[0]), saga.partial_fit(*months[0])
+print((copy.coef_ == saga.coef_).all())
