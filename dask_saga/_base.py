@@ -253,7 +253,7 @@ class SAGABase(BaseEstimator):
         return source, problem, classes
 
     def duality_gap(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """A bound of F(coef_) - F* that needs no knowledge of the optimum, by one pass over the data.
+        """A bound of ``F(coef_) - F*`` that needs no knowledge of the optimum, by one pass over the data.
 
         The derivatives at ``coef_`` are the dual point, so the gap is R(x) + R*(-g) + g'x with g the
         mean gradient and R* the penalty's conjugate. With many columns in large units it is far above

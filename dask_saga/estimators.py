@@ -93,7 +93,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
     intercept_ : ndarray of shape (1,) or (n_classes,)
     classes_ : ndarray of shape (n_classes,)
     n_features_in_ : int
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Where X had string column names.
     n_iter_ : int
         Passes of `fit`; after `partial_fit`, those over the last chunk.
@@ -354,7 +354,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
     coef_ : ndarray of shape (n_features,), or (n_targets, n_features) for several columns of y
     intercept_ : ndarray of shape (1,) or (n_targets,)
     n_features_in_ : int
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Where X had string column names.
     n_iter_ : int
         Passes of `fit`; after `partial_fit`, those over the last chunk.

@@ -363,7 +363,10 @@ def _split(name: str, collection: Any, lengths: tuple | None) -> tuple[list, tup
         known = tuple(int(n) for n in collection.chunks[0]) if not np.isnan(collection.chunks[0]).any() else None
         return list(collection.to_delayed().ravel()), known
     if is_dask_collection(collection):
-        return collection.to_delayed(), None
+        parts = collection.to_delayed()
+        if len(parts) != collection.npartitions:  # what reads few columns of a file is merged, so y other than X
+            parts = collection.simplify().to_delayed(optimize_graph=False)
+        return parts, None
     if lengths is None:
         raise ValueError(
             f"{name} is in memory, but X is a Dask collection whose block lengths are unknown; make {name} a "

@@ -256,6 +256,11 @@ def resolve_loss(loss: Any) -> Any:
         curvature, that is None, and ``curvature_at(z, y)`` is the second derivative. A regression
         loss with ``mean(z)`` predicts that.
 
+    Returns
+    -------
+    NamedTuple
+        The loss.
+
     Raises
     ------
     ValueError

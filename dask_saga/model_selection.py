@@ -37,26 +37,74 @@ class _OnAnyDask:
 class IncrementalSearchCV(_OnAnyDask, dask_ml.IncrementalSearchCV):
     """``dask_ml.model_selection.IncrementalSearchCV``, on every Dask.
 
+    Candidates trained side by side, one chunk a call; all of them to the end, unless they stop getting better.
     Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier.
+
+    Parameters
+    ----------
+    estimator : estimator with ``partial_fit``
+        What is searched for; never changed itself.
+    parameters : dict
+        For each parameter's name a list, or a distribution with ``rvs``.
+    n_initial_parameters, decay_rate, test_size, patience, tol, fits_per_score, max_iter : object
+        As in ``dask_ml.model_selection.IncrementalSearchCV``.
+    random_state, scoring, verbose, prefix, scores_per_fit, predict_meta, predict_proba_meta, transform_meta : object
+        Likewise.
     """
 
 
 class InverseDecaySearchCV(_OnAnyDask, dask_ml.InverseDecaySearchCV):
     """``dask_ml.model_selection.InverseDecaySearchCV``, on every Dask.
 
+    Candidates of which fewer and fewer go on, as one over the calls made.
     Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier.
+
+    Parameters
+    ----------
+    estimator : estimator with ``partial_fit``
+        What is searched for; never changed itself.
+    parameters : dict
+        For each parameter's name a list, or a distribution with ``rvs``.
+    n_initial_parameters, test_size, patience, tol, fits_per_score, max_iter, random_state : object
+        As in ``dask_ml.model_selection.InverseDecaySearchCV``.
+    scoring, verbose, prefix, decay_rate : object
+        Likewise.
     """
 
 
 class SuccessiveHalvingSearchCV(_OnAnyDask, dask_ml.SuccessiveHalvingSearchCV):
     """``dask_ml.model_selection.SuccessiveHalvingSearchCV``, on every Dask.
 
+    Candidates of which the better part goes on, with more calls each (Jamieson, Talwalkar 2016).
     Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier.
+
+    Parameters
+    ----------
+    estimator : estimator with ``partial_fit``
+        What is searched for; never changed itself.
+    parameters : dict
+        For each parameter's name a list, or a distribution with ``rvs``.
+    n_initial_parameters, n_initial_iter, max_iter, aggressiveness, test_size, patience, tol : object
+        As in ``dask_ml.model_selection.SuccessiveHalvingSearchCV``.
+    random_state, scoring, verbose, prefix : object
+        Likewise.
     """
 
 
 class HyperbandSearchCV(_OnAnyDask, dask_ml.HyperbandSearchCV):
     """``dask_ml.model_selection.HyperbandSearchCV``, on every Dask.
 
+    Candidates that are given more calls of ``partial_fit`` the better they do (Li et al. 2018).
     Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier.
+
+    Parameters
+    ----------
+    estimator : estimator with ``partial_fit``
+        What is searched for; never changed itself.
+    parameters : dict
+        For each parameter's name a list, or a distribution with ``rvs``.
+    max_iter, aggressiveness, patience, tol, test_size, random_state, scoring : object
+        As in ``dask_ml.model_selection.HyperbandSearchCV``.
+    verbose, prefix, predict_meta, predict_proba_meta, transform_meta : object
+        Likewise.
     """

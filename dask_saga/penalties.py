@@ -85,6 +85,11 @@ def resolve_penalty(penalty: Any, alpha: float = 1.0, l1_ratio: float = 0.15) ->
     l1_ratio : float, default=0.15
         Share of the L1 part in "elasticnet".
 
+    Returns
+    -------
+    NamedTuple
+        An ``ElasticNet``, or the object.
+
     Raises
     ------
     ValueError

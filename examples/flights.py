@@ -30,6 +30,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
 from dask_saga import SAGAClassifier
+from dask_saga.inspection import ConvergenceDisplay
 from dask_saga.model_selection import HyperbandSearchCV
 
 matplotlib.use("agg")
@@ -53,8 +54,8 @@ def on_disk(rows: pd.DataFrame, late: np.ndarray, folder: str) -> tuple[dd.DataF
     return frame.drop(columns="late"), frame.late
 
 
-def convergence(rows: pd.DataFrame, late: np.ndarray, folder: str) -> dict[str, tuple[list, list]]:
-    """(F - F*) / (F(0) - F*) after each pass, of ours on the cluster and of scikit-learn's saga."""
+def convergence(rows: pd.DataFrame, late: np.ndarray, folder: str, columns: str) -> dict[str, list[dict]]:
+    """Histories of (F - F*) / (F(0) - F*), of ours on the cluster and of scikit-learn's saga."""
     A, sign = rows.to_numpy(), np.where(late, 1.0, -1.0)
     C = 1 / (ALPHA * len(A))
 
@@ -64,31 +65,28 @@ def convergence(rows: pd.DataFrame, late: np.ndarray, folder: str) -> dict[str, 
     exact = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10, max_iter=500).fit(A, late)
     best = objective(exact.coef_[0], exact.intercept_[0])
 
-    def gap(x, intercept):
-        return max((objective(x, intercept) - best) / (np.log(2) - best), 1e-16)
+    def row(passes, x, intercept):
+        return {"epoch": passes, "suboptimality": (objective(x, intercept) - best) / (np.log(2) - best)}
 
-    ours, theirs, marks = [], [], (1, 3, 10)
+    ours, theirs = [], []
     X, y = on_disk(rows, late, folder)
     model = SAGAClassifier(alpha=ALPHA, tol=0.0, max_iter=PASSES, random_state=0)
-    model.fit(X, y, callback=lambda info: ours.append(gap(info.x, info.intercept)))
-    for passes in marks:
+    model.fit(X, y, callback=lambda info: ours.append(row(info.epoch, info.x, info.intercept)))
+    for passes in (1, 3, 10):
         saga = LogisticRegression(C=C, solver="saga", tol=0.0, max_iter=passes, random_state=0).fit(A, late)
-        theirs.append(gap(saga.coef_[0], saga.intercept_[0]))
-    return {"dask_saga": (list(range(1, PASSES + 1)), ours), "scikit-learn saga": (list(marks), theirs)}
+        theirs.append(row(passes, saga.coef_[0], saga.intercept_[0]))
+    return {f"dask_saga, {columns} columns": ours, f"scikit-learn saga, {columns} columns": theirs}
 
 
-def draw(curves: dict[str, dict], file: str) -> None:
+def draw(histories: dict[str, list[dict]], file: str) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for (columns, lines), color in zip(curves.items(), ("tab:red", "tab:blue"), strict=True):
-        for (solver, (passes, gaps)), style in zip(lines.items(), ("-", "--o"), strict=True):
-            axes.semilogy(passes, gaps, style, color=color, label=f"{solver}, {columns} columns", markersize=4)
-    axes.set(
-        xlabel="passes over the rows",
-        ylabel=r"$(F - F^*) \,/\, (F(0) - F^*)$",
-        title=f"Logistic regression of the 2013 flights, {PARTITIONS} chunks in order of time",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend()
+    styles = [
+        {"color": color, "linestyle": line, "marker": marker, "markersize": 4}
+        for color in ("tab:red", "tab:blue")
+        for line, marker in (("-", ""), ("--", "o"))
+    ]
+    ConvergenceDisplay.from_histories(histories, quantity="suboptimality", ax=axes, curve_kwargs=styles)
+    axes.set(title=f"Logistic regression of the 2013 flights, {PARTITIONS} chunks in order of time")
     figure.savefig(file, dpi=120)
 
 
@@ -143,10 +141,10 @@ def main(picture: str) -> None:
             name = f"scikit-learn's LogisticRegression, {solver}"
             report(name[:42], peer.n_iter_[0], time.perf_counter() - began, peer, test)
 
-        curves = {"raw": convergence(rows, late, f"{folder}/raw")}
+        histories = convergence(rows, late, f"{folder}/raw", "raw")
         standardised = pd.concat([standardise(numeric), one_hot], axis=1)
-        curves["standardised"] = convergence(standardised, late, f"{folder}/standardised")
-    draw(curves, picture)
+        histories |= convergence(standardised, late, f"{folder}/standardised", "standardised")
+    draw(histories, picture)
     print(f"\nwrote {picture}")
 
 

@@ -46,7 +46,7 @@ print({name: float(f"{value:.2g}") for name, value in search.best_params_.items(
 
 history = pd.DataFrame(search.history_)
 figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
-for name, calls in history.groupby("model_id"):
+for _, calls in history.groupby("model_id"):
     best = calls.model_id.iloc[0] == search.cv_results_["model_id"][search.best_index_]
     ax.plot(calls.partial_fit_calls, -calls.score, color="C3" if best else "0.6", zorder=3 if best else 2)
 ax.set(xscale="log", xlabel="calls of partial_fit", ylabel="log loss on the test rows", ylim=(None, 0.75))

@@ -7,7 +7,6 @@ How late will a flight be, at the worst of ten times? That is the 0.9 quantile o
 plain Python, compiled when first used.
 """
 
-import math
 from importlib.metadata import distribution
 from typing import NamedTuple
 

@@ -20,7 +20,8 @@ hour_of_week = numeric.weekday.astype(int).astype(str) + "-" + numeric.hour.asty
 columns = pd.concat([one_hot, pd.get_dummies(hour_of_week, prefix="hour", dtype=float)], axis=1)
 sparse = csr_matrix(columns.to_numpy())
 megabytes = (sparse.data.nbytes + sparse.indices.nbytes + sparse.indptr.nbytes) / 1e6
-print(f"{sparse.shape[0]:,} rows, {sparse.shape[1]} columns: {megabytes:.0f} MB, dense {8e-6 * np.prod(sparse.shape):.0f}")
+dense = 8 * np.prod(sparse.shape) / 1e6
+print(f"{sparse.shape[0]:,} rows, {sparse.shape[1]} columns: {megabytes:.0f} MB, where dense ones take {dense:.0f}")
 
 # %%
 # Blocks of any kind become a dask array by ``map_blocks`` or, as here, one after the other. 25 blocks are 25 chunks.

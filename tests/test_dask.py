@@ -204,3 +204,17 @@ def test_the_scheduler_forgets_old_tasks(client):
     with pytest.warns(ConvergenceWarning):
         SAGAClassifier(random_state=0, max_iter=41, tol=0.0).fit(X, labels, callback=count)
     assert max(counts[20:]) <= max(counts[:20]) + 2
+
+
+def test_columns_of_one_parquet_read_apart(tmp_path):
+    # Dask merges partitions of which few columns are read: y would have fewer than X.
+    for k in range(6):
+        frame = pd.DataFrame(A[100 * k : 100 * (k + 1)], columns=list("abcdefgh"))
+        frame.assign(y=y[100 * k : 100 * (k + 1)]).to_parquet(tmp_path / f"{k}.parquet")
+    frame = dd.read_parquet(tmp_path)
+    rows, targets = frame.drop(columns="y"), frame["y"]
+    assert len(targets.to_delayed()) < 6
+    model = SAGAClassifier(random_state=0).fit(rows, targets)
+    held = SAGAClassifier(random_state=0).fit(da.from_array(A, chunks=(100, 8)), da.from_array(y, chunks=100))
+    assert model.coef_.tobytes() == held.coef_.tobytes()
+    assert model.score(rows, targets) == held.score(A, y)

@@ -170,7 +170,7 @@ draw(bars, "Stage 2, pure functions, no Dask")
 # a cluster of many machines.
 
 client = Client(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs="ERROR")
-client
+print(f"its dashboard: {client.dashboard_link}")
 
 # %%
 # ``dask.delayed`` turns a function into one that does nothing yet. It returns a ``Delayed``: a note that this

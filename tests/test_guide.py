@@ -1,0 +1,27 @@
+"""Every Python block of the README and of the user guide runs, page by page from top to bottom."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+from dask.distributed import Client
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+
+
+@pytest.mark.joins
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_page(page, tmp_path, monkeypatch):
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sending large graph")
+        for block in blocks:
+            exec(compile(block, str(page), "exec"), names)
+    for value in list(names.values()):
+        if isinstance(value, Client):
+            value.close()
+    assert blocks or page.stem == "saga"
