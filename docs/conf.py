@@ -69,6 +69,6 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 7,
 }
-html_sidebars = {"index": [], "changelog": [], "compare": []}
+html_sidebars = {page: [] for page in ("index", "changelog", "compare", "tutorial/from_numpy_to_dask")}

@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 from dask.distributed import Client, LocalCluster
 from dask_ml.wrappers import Incremental
-from flights_data import load_flights, standardise
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
@@ -32,6 +31,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from dask_saga import SAGAClassifier
 from dask_saga.inspection import ConvergenceDisplay
 from dask_saga.model_selection import HyperbandSearchCV
+from flights_data import load_flights, standardise
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -39,22 +39,32 @@ import matplotlib.pyplot as plt
 ALPHA, PARTITIONS, PASSES = 1e-4, 24, 25
 
 
-def report(name: str, passes: object, seconds: float, model: object, test: tuple) -> None:
+def report(
+    name: str, passes: object, seconds: float, model: object, test: tuple
+) -> None:
     probability = model.predict_proba(test[0])[:, 1]
     loss, auc = log_loss(test[1], probability), roc_auc_score(test[1], probability)
-    print(f"{name:42s} {passes!s:>6s} {seconds:9.1f} {loss:10.5f} {auc:9.5f}", flush=True)
+    print(
+        f"{name:42s} {passes!s:>6s} {seconds:9.1f} {loss:10.5f} {auc:9.5f}", flush=True
+    )
 
 
-def on_disk(rows: pd.DataFrame, late: np.ndarray, folder: str) -> tuple[dd.DataFrame, dd.Series]:
+def on_disk(
+    rows: pd.DataFrame, late: np.ndarray, folder: str
+) -> tuple[dd.DataFrame, dd.Series]:
     """A dask dataframe, and its labels, of one parquet file a partition."""
     Path(folder).mkdir()
     for k, part in enumerate(np.array_split(np.arange(len(rows)), PARTITIONS)):
-        rows.iloc[part].assign(late=late[part]).to_parquet(f"{folder}/part.{k:03d}.parquet")
+        rows.iloc[part].assign(late=late[part]).to_parquet(
+            f"{folder}/part.{k:03d}.parquet"
+        )
     frame = dd.read_parquet(folder).persist()
     return frame.drop(columns="late"), frame.late
 
 
-def convergence(rows: pd.DataFrame, late: np.ndarray, folder: str, columns: str) -> dict[str, list[dict]]:
+def convergence(
+    rows: pd.DataFrame, late: np.ndarray, folder: str, columns: str
+) -> dict[str, list[dict]]:
     """Histories of (F - F*) / (F(0) - F*), of ours on the cluster and of scikit-learn's saga."""
     A, sign = rows.to_numpy(), np.where(late, 1.0, -1.0)
     C = 1 / (ALPHA * len(A))
@@ -62,20 +72,32 @@ def convergence(rows: pd.DataFrame, late: np.ndarray, folder: str, columns: str)
     def objective(x, intercept):
         return np.logaddexp(0, -sign * (A @ x + intercept)).mean() + 0.5 * ALPHA * x @ x
 
-    exact = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10, max_iter=500).fit(A, late)
+    exact = LogisticRegression(
+        C=C, solver="newton-cholesky", tol=1e-10, max_iter=500
+    ).fit(A, late)
     best = objective(exact.coef_[0], exact.intercept_[0])
 
     def row(passes, x, intercept):
-        return {"epoch": passes, "suboptimality": (objective(x, intercept) - best) / (np.log(2) - best)}
+        return {
+            "epoch": passes,
+            "suboptimality": (objective(x, intercept) - best) / (np.log(2) - best),
+        }
 
     ours, theirs = [], []
     X, y = on_disk(rows, late, folder)
     model = SAGAClassifier(alpha=ALPHA, tol=0.0, max_iter=PASSES, random_state=0)
-    model.fit(X, y, callback=lambda info: ours.append(row(info.epoch, info.x, info.intercept)))
+    model.fit(
+        X, y, callback=lambda info: ours.append(row(info.epoch, info.x, info.intercept))
+    )
     for passes in (1, 3, 10):
-        saga = LogisticRegression(C=C, solver="saga", tol=0.0, max_iter=passes, random_state=0).fit(A, late)
+        saga = LogisticRegression(
+            C=C, solver="saga", tol=0.0, max_iter=passes, random_state=0
+        ).fit(A, late)
         theirs.append(row(passes, saga.coef_[0], saga.intercept_[0]))
-    return {f"dask_saga, {columns} columns": ours, f"scikit-learn saga, {columns} columns": theirs}
+    return {
+        f"dask_saga, {columns} columns": ours,
+        f"scikit-learn saga, {columns} columns": theirs,
+    }
 
 
 def draw(histories: dict[str, list[dict]], file: str) -> None:
@@ -85,8 +107,12 @@ def draw(histories: dict[str, list[dict]], file: str) -> None:
         for color in ("tab:red", "tab:blue")
         for line, marker in (("-", ""), ("--", "o"))
     ]
-    ConvergenceDisplay.from_histories(histories, quantity="suboptimality", ax=axes, curve_kwargs=styles)
-    axes.set(title=f"Logistic regression of the 2013 flights, {PARTITIONS} chunks in order of time")
+    ConvergenceDisplay.from_histories(
+        histories, quantity="suboptimality", ax=axes, curve_kwargs=styles
+    )
+    axes.set(
+        title=f"Logistic regression of the 2013 flights, {PARTITIONS} chunks in order of time"
+    )
     figure.savefig(file, dpi=120)
 
 
@@ -94,28 +120,48 @@ def main(picture: str) -> None:
     numeric, one_hot, late, month = load_flights()
     rows = pd.concat([numeric, one_hot], axis=1)
     train, test = month < 12, (rows[month == 12], late[month == 12])
-    print(f"{len(late):,} flights, {rows.shape[1]} columns; December's {len(test[1]):,} are held out", flush=True)
+    print(
+        f"{len(late):,} flights, {rows.shape[1]} columns; December's {len(test[1]):,} are held out",
+        flush=True,
+    )
 
     with (
         tempfile.TemporaryDirectory() as folder,
         LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address=":0",
+            silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster, set_as_default=True),
     ):
         X, y = on_disk(rows[train], late[train], f"{folder}/train")
-        print(f"\n{'':42s} {'passes':>6s} {'seconds':>9s} {'log-loss':>10s} {'ROC AUC':>9s}")
+        print(
+            f"\n{'':42s} {'passes':>6s} {'seconds':>9s} {'log-loss':>10s} {'ROC AUC':>9s}"
+        )
 
         began = time.perf_counter()
         model = SAGAClassifier(alpha=ALPHA, random_state=0).fit(X, y)
-        report("1. SAGAClassifier.fit, dask dataframe", model.n_iter_, time.perf_counter() - began, model, test)
+        report(
+            "1. SAGAClassifier.fit, dask dataframe",
+            model.n_iter_,
+            time.perf_counter() - began,
+            model,
+            test,
+        )
 
         began = time.perf_counter()
         wrapped = Incremental(SAGAClassifier(alpha=ALPHA, random_state=0))
         for _ in range(model.n_iter_):
             wrapped.partial_fit(X, y, classes=[False, True])
         best = wrapped.estimator_
-        report("2. in dask_ml's Incremental", best.n_iter_, time.perf_counter() - began, best, test)
+        report(
+            "2. in dask_ml's Incremental",
+            best.n_iter_,
+            time.perf_counter() - began,
+            best,
+            test,
+        )
 
         began = time.perf_counter()
         search = HyperbandSearchCV(
@@ -126,31 +172,45 @@ def main(picture: str) -> None:
             scoring="neg_log_loss",
             random_state=0,
         )
-        search.fit(X.to_dask_array(lengths=True), y.to_dask_array(lengths=True), classes=[False, True])
+        search.fit(
+            X.to_dask_array(lengths=True),
+            y.to_dask_array(lengths=True),
+            classes=[False, True],
+        )
         seconds, winner = time.perf_counter() - began, search.best_estimator_
         winner.feature_names_in_ = model.feature_names_in_  # the search goes by arrays
         report("3. in Hyperband, its winner", winner.n_iter_, seconds, winner, test)
         scale = search.best_params_["step_size_scale"]
-        print(f"   {len(search.cv_results_['params'])} models; the winner's step_size_scale: {scale:.3g}")
+        print(
+            f"   {len(search.cv_results_['params'])} models; the winner's step_size_scale: {scale:.3g}"
+        )
 
         A, labels = rows[train].to_numpy(), late[train]
         for solver in ("lbfgs", "newton-cholesky"):
             began = time.perf_counter()
-            peer = LogisticRegression(C=1 / (ALPHA * len(A)), solver=solver).fit(A, labels)
+            peer = LogisticRegression(C=1 / (ALPHA * len(A)), solver=solver).fit(
+                A, labels
+            )
             peer.feature_names_in_ = model.feature_names_in_
             name = f"scikit-learn's LogisticRegression, {solver}"
             report(name[:42], peer.n_iter_[0], time.perf_counter() - began, peer, test)
 
         histories = convergence(rows, late, f"{folder}/raw", "raw")
         standardised = pd.concat([standardise(numeric), one_hot], axis=1)
-        histories |= convergence(standardised, late, f"{folder}/standardised", "standardised")
+        histories |= convergence(
+            standardised, late, f"{folder}/standardised", "standardised"
+        )
     draw(histories, picture)
     print(f"\nwrote {picture}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--picture", default="flights.png", help="where to write the convergence picture")
+    parser.add_argument(
+        "--picture",
+        default="flights.png",
+        help="where to write the convergence picture",
+    )
     arguments = parser.parse_args()
     # Told by the picture: these fits are stopped by the number of passes.
     warnings.simplefilter("ignore", ConvergenceWarning)

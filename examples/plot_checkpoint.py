@@ -11,11 +11,11 @@ import warnings
 
 import dask.array as da
 import matplotlib.pyplot as plt
-from flights_data import load_flights
 from sklearn.exceptions import ConvergenceWarning
 
 from dask_saga import SAGAClassifier
 from dask_saga.inspection import ConvergenceDisplay
+from flights_data import load_flights
 
 numeric, one_hot, late, month = load_flights()
 X = da.from_array(numeric.to_numpy(), chunks=(15_000, -1))
@@ -29,7 +29,9 @@ settings = {"tol": 1e-8, "random_state": 0}
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", ConvergenceWarning)
     first = SAGAClassifier(max_iter=4, **settings).fit(X, y, checkpoint=folder)
-print(f"{first.n_iter_} passes, gradient norm {first.history_[-1]['gradient_norm']:.1e}")
+print(
+    f"{first.n_iter_} passes, gradient norm {first.history_[-1]['gradient_norm']:.1e}"
+)
 
 # %%
 # Another process, another day: the same call. ``max_iter`` and ``tol`` may differ; other data or parameters
@@ -50,7 +52,11 @@ print("same bits:", (whole.coef_ == second.coef_).all())
 
 figure, ax = plt.subplots(layout="constrained")
 ConvergenceDisplay.from_histories(
-    {"undisturbed": whole.history_, "the first four passes": first.history_, "with the rest": second.history_},
+    {
+        "undisturbed": whole.history_,
+        "the first four passes": first.history_,
+        "with the rest": second.history_,
+    },
     ax=ax,
     curve_kwargs=[{"color": "0.8", "linewidth": 6}, {"marker": "o"}, {"marker": "."}],
 )

@@ -11,13 +11,13 @@ import warnings
 import dask.dataframe as dd
 import matplotlib.pyplot as plt
 import pandas as pd
-from flights_data import load_flights
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
 from dask_saga import SAGAClassifier
 from dask_saga.inspection import ConvergenceDisplay
+from flights_data import load_flights
 
 numeric, one_hot, late, month = load_flights()
 rows = pd.concat([numeric, one_hot], axis=1)
@@ -30,7 +30,9 @@ numeric.describe().loc[["mean", "std", "min", "max"]].round(1)
 frame = dd.from_pandas(rows.assign(late=late)[month < 12], npartitions=24)
 X, y = frame.drop(columns="late"), frame["late"]
 model = SAGAClassifier(random_state=0).fit(X, y)
-print(f"converged: {model.converged_}, after {model.n_iter_} passes over {len(model.state_.chunks)} chunks")
+print(
+    f"converged: {model.converged_}, after {model.n_iter_} passes over {len(model.state_.chunks)} chunks"
+)
 
 # %%
 # And predict December. Of an array or a pandas dataframe the result is in memory, of a dask dataframe it is lazy.
@@ -45,10 +47,16 @@ model.predict_proba(X)
 # ``ConvergenceDisplay`` fits a clone and measures the objective after each pass. Here are the numeric columns with
 # and without it. The optimum is that of scikit-learn's Newton method, as an outside referee.
 
-warnings.simplefilter("ignore", ConvergenceWarning)  # fifteen passes are enough to see it
+warnings.simplefilter(
+    "ignore", ConvergenceWarning
+)  # fifteen passes are enough to see it
 numbers, alpha, n = numeric.to_numpy(), 1e-4, len(numeric)
-exact = LogisticRegression(C=1 / (alpha * n), solver="newton-cholesky", tol=1e-10, max_iter=500).fit(numbers, late)
-optimum = log_loss(late, exact.predict_proba(numbers)) + 0.5 * alpha * (exact.coef_**2).sum()
+exact = LogisticRegression(
+    C=1 / (alpha * n), solver="newton-cholesky", tol=1e-10, max_iter=500
+).fit(numbers, late)
+optimum = (
+    log_loss(late, exact.predict_proba(numbers)) + 0.5 * alpha * (exact.coef_**2).sum()
+)
 
 figure, ax = plt.subplots(layout="constrained")
 for precondition in (True, False):

@@ -12,19 +12,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from dask.distributed import Client
-from flights_data import load_flights
 from scipy.stats import loguniform
 
 from dask_saga import SAGAClassifier
 from dask_saga.model_selection import HyperbandSearchCV
+from flights_data import load_flights
 
 # Threads of this process will do: the kernels let go of the interpreter's lock.
-client = Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0")
+client = Client(
+    processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0"
+)
 
 numeric, one_hot, late, month = load_flights()
 rng = np.random.default_rng(0)
 some = rng.permutation(len(late))[:60_000]
-X, y = da.from_array(numeric.to_numpy()[some], chunks=(5_000, -1)), da.from_array(late[some], chunks=5_000)
+X, y = (
+    da.from_array(numeric.to_numpy()[some], chunks=(5_000, -1)),
+    da.from_array(late[some], chunks=5_000),
+)
 
 # %%
 # Candidates differ in the weight of the penalty and, as most see few chunks, in the scale of their first steps.
@@ -39,7 +44,10 @@ search = HyperbandSearchCV(
     random_state=0,
 )
 search.fit(X, y, classes=[False, True])
-print({name: float(f"{value:.2g}") for name, value in search.best_params_.items()}, round(search.best_score_, 4))
+print(
+    {name: float(f"{value:.2g}") for name, value in search.best_params_.items()},
+    round(search.best_score_, 4),
+)
 
 # %%
 # One curve a candidate: most end early, and few were given all 27 calls of ``partial_fit``.
@@ -48,8 +56,18 @@ history = pd.DataFrame(search.history_)
 figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
 for _, calls in history.groupby("model_id"):
     best = calls.model_id.iloc[0] == search.cv_results_["model_id"][search.best_index_]
-    ax.plot(calls.partial_fit_calls, -calls.score, color="C3" if best else "0.6", zorder=3 if best else 2)
-ax.set(xscale="log", xlabel="calls of partial_fit", ylabel="log loss on the test rows", ylim=(None, 0.75))
+    ax.plot(
+        calls.partial_fit_calls,
+        -calls.score,
+        color="C3" if best else "0.6",
+        zorder=3 if best else 2,
+    )
+ax.set(
+    xscale="log",
+    xlabel="calls of partial_fit",
+    ylabel="log loss on the test rows",
+    ylim=(None, 0.75),
+)
 ax.set_title(f"{history.model_id.nunique()} candidates; in red the winner")
 
 # %%

@@ -25,7 +25,11 @@ class Towards(NamedTuple):
 
     def prox(self, v, step):  # the minimiser over x of (x - v)^2 / 2 + step value(x)
         d = v - self.target
-        return self.target + max(d - step * self.alpha, 0.0) + min(d + step * self.alpha, 0.0)
+        return (
+            self.target
+            + max(d - step * self.alpha, 0.0)
+            + min(d + step * self.alpha, 0.0)
+        )
 
 
 # %%
@@ -48,8 +52,17 @@ y = X @ new + rng.standard_normal(60)
 
 weights = np.logspace(-3, 0.7, 30)
 settings = {"tol": 1e-7, "max_iter": 2000, "random_state": 0}
-path = np.array([SAGARegressor(penalty=Towards(w, 1.0), **settings).fit(X, y).coef_ for w in weights])
+path = np.array(
+    [
+        SAGARegressor(penalty=Towards(w, 1.0), **settings).fit(X, y).coef_
+        for w in weights
+    ]
+)
 figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
 for j in range(10):
     ax.semilogx(weights, path[:, j], color="0.7" if new[j] == old[j] else "C3")
-ax.set(xlabel="alpha", ylabel="coefficient", title="In red those that have changed: they are the last to give in")
+ax.set(
+    xlabel="alpha",
+    ylabel="coefficient",
+    title="In red those that have changed: they are the last to give in",
+)

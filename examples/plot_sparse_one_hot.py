@@ -10,25 +10,33 @@ import dask.array as da
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from flights_data import load_flights
 from scipy.sparse import csr_matrix
 
 from dask_saga import SAGAClassifier
+from flights_data import load_flights
 
 numeric, one_hot, late, month = load_flights()
-hour_of_week = numeric.weekday.astype(int).astype(str) + "-" + numeric.hour.astype(int).astype(str)
-columns = pd.concat([one_hot, pd.get_dummies(hour_of_week, prefix="hour", dtype=float)], axis=1)
+hour_of_week = (
+    numeric.weekday.astype(int).astype(str) + "-" + numeric.hour.astype(int).astype(str)
+)
+columns = pd.concat(
+    [one_hot, pd.get_dummies(hour_of_week, prefix="hour", dtype=float)], axis=1
+)
 sparse = csr_matrix(columns.to_numpy())
 megabytes = (sparse.data.nbytes + sparse.indices.nbytes + sparse.indptr.nbytes) / 1e6
 dense = 8 * np.prod(sparse.shape) / 1e6
-print(f"{sparse.shape[0]:,} rows, {sparse.shape[1]} columns: {megabytes:.0f} MB, where dense ones take {dense:.0f}")
+print(
+    f"{sparse.shape[0]:,} rows, {sparse.shape[1]} columns: {megabytes:.0f} MB, where dense ones take {dense:.0f}"
+)
 
 # %%
 # Blocks of any kind become a dask array by ``map_blocks`` or, as here, one after the other. 25 blocks are 25 chunks.
 
 size = 14_000
 blocks = [sparse[k : k + size] for k in range(0, len(late), size)]
-X = da.concatenate([da.from_array(block, chunks=block.shape, asarray=False) for block in blocks])
+X = da.concatenate(
+    [da.from_array(block, chunks=block.shape, asarray=False) for block in blocks]
+)
 y = da.from_array(late, chunks=size)
 X
 
@@ -36,7 +44,10 @@ X
 # A column whose coefficient is exactly zero plays no part. The smaller ``alpha``, the more columns do.
 
 alphas = np.logspace(-2, -4, 5)
-models = [SAGAClassifier(penalty="l1", alpha=alpha, random_state=0).fit(X, y) for alpha in alphas]
+models = [
+    SAGAClassifier(penalty="l1", alpha=alpha, random_state=0).fit(X, y)
+    for alpha in alphas
+]
 counts = [int(np.count_nonzero(model.coef_)) for model in models]
 print(dict(zip(alphas.round(5).tolist(), counts, strict=True)))
 
@@ -44,11 +55,17 @@ print(dict(zip(alphas.round(5).tolist(), counts, strict=True)))
 # The first columns to come in are carriers, then the early hours of a Sunday, whose flights are punctual.
 
 path = np.array([model.coef_[0] for model in models])
-first = np.argsort((path != 0).argmax(axis=0) + 1e3 * (path == 0).all(axis=0) - 1e-3 * np.abs(path[-1]))[:10]
+first = np.argsort(
+    (path != 0).argmax(axis=0) + 1e3 * (path == 0).all(axis=0) - 1e-3 * np.abs(path[-1])
+)[:10]
 figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
 ax.semilogx(alphas, path, color="0.85", linewidth=0.7)
 for j in first:
     ax.semilogx(alphas, path[:, j], label=columns.columns[j])
 ax.invert_xaxis()
-ax.set(xlabel="alpha", ylabel="coefficient", title="The L1 path; in colour the first ten columns")
+ax.set(
+    xlabel="alpha",
+    ylabel="coefficient",
+    title="The L1 path; in colour the first ten columns",
+)
 figure.legend(loc="outside right upper")

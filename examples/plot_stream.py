@@ -8,13 +8,13 @@ every score is that of a model that has not seen the month.
 
 import matplotlib.pyplot as plt
 import numpy as np
-from flights_data import load_flights
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dask_saga import SAGAClassifier
+from flights_data import load_flights
 
 numeric, one_hot, late, month = load_flights()
 A = numeric.to_numpy()
@@ -28,17 +28,29 @@ both = [False, True]
 # Beside it, on the same raw columns: ``SGDClassifier`` with a scaler fitted on January, as it needs one; and, as the
 # mark to reach, a logistic regression fitted anew to all months so far.
 
-saga, sgd = SAGAClassifier(random_state=0), SGDClassifier(loss="log_loss", alpha=1e-4, random_state=0)
+saga, sgd = (
+    SAGAClassifier(random_state=0),
+    SGDClassifier(loss="log_loss", alpha=1e-4, random_state=0),
+)
 scaler = StandardScaler().fit(months[0][0])
-scores = {"SAGAClassifier.partial_fit": [], "SGDClassifier.partial_fit": [], "fitted anew": []}
+scores = {
+    "SAGAClassifier.partial_fit": [],
+    "SGDClassifier.partial_fit": [],
+    "fitted anew": [],
+}
 for k, (X, y) in enumerate(months):
     if k:
         seen = np.concatenate([part for part, _ in months[:k]])
         labels = np.concatenate([part for _, part in months[:k]])
         anew = make_pipeline(
-            StandardScaler(), LogisticRegression(C=1 / (1e-4 * len(seen)), solver="newton-cholesky")
+            StandardScaler(),
+            LogisticRegression(C=1 / (1e-4 * len(seen)), solver="newton-cholesky"),
         ).fit(seen, labels)
-        found = saga.predict_proba(X), sgd.predict_proba(scaler.transform(X)), anew.predict_proba(X)
+        found = (
+            saga.predict_proba(X),
+            sgd.predict_proba(scaler.transform(X)),
+            anew.predict_proba(X),
+        )
         for name, probability in zip(scores, found, strict=True):
             scores[name].append(log_loss(y, probability))
     for old in [(X, y), *months[:k][::-1]]:

@@ -23,11 +23,11 @@ from dask.utils import key_split
 from numba import njit
 
 # %%
-# The data are eight *chunks* of 200,000 rows: pairs of rows ``A`` and labels ``b`` that are -1 or 1. A
+# The data are eight *chunks* of 100,000 rows: pairs of rows ``A`` and labels ``b`` that are -1 or 1. A
 # function makes them, so that later each worker can make its own. It is given all that it needs, the seed too:
 # called twice, it returns the same.
 
-CHUNKS, ROWS, COLUMNS, PASSES = 8, 200_000, 20, 6
+CHUNKS, ROWS, COLUMNS, PASSES = 8, 100_000, 20, 6
 
 
 def make_chunk(seed):
@@ -111,7 +111,9 @@ def saga_2(chunks, passes):
         for i in new_order(k):
             A, b = chunks[i]
             start = time.time()
-            x, memories[i], average = visit(A, b, n, x, memories[i], average, step, [k, i])
+            x, memories[i], average = visit(
+                A, b, n, x, memories[i], average, step, [k, i]
+            )
             bars.append(("visit", "this process", start, time.time()))
         print(f"gradient norm: {np.linalg.norm(average):.1e}")
     return x, bars
@@ -138,8 +140,13 @@ def draw(bars, title, seconds=None):
     end = max(bar[3] for bar in bars)
     begin = min(bar[2] for bar in bars) if seconds is None else end - seconds
     workers = sorted({bar[1] for bar in bars})
-    names = sorted({bar[0] for bar in bars if bar[2] >= begin}, key=lambda name: ("visit" not in name, name))
-    figure, ax = plt.subplots(figsize=(9, 0.9 + 0.5 * len(workers)), layout="constrained")
+    names = sorted(
+        {bar[0] for bar in bars if bar[2] >= begin},
+        key=lambda name: ("visit" not in name, name),
+    )
+    figure, ax = plt.subplots(
+        figsize=(9, 0.9 + 0.5 * len(workers)), layout="constrained"
+    )
     for k, name in enumerate(names):
         shown = [bar for bar in bars if bar[0] == name and bar[2] >= begin]
         ax.barh(
@@ -149,8 +156,16 @@ def draw(bars, title, seconds=None):
             color=f"C{k}",
             label=name,
         )
-    ax.set(title=f"{title}: busy {busy_fraction(bars):.0%}", xlabel="seconds", yticks=range(len(workers)))
-    ax.set_yticklabels([f"worker {k + 1}" for k in range(len(workers))] if len(workers) > 1 else workers)
+    ax.set(
+        title=f"{title}: busy {busy_fraction(bars):.0%}",
+        xlabel="seconds",
+        yticks=range(len(workers)),
+    )
+    ax.set_yticklabels(
+        [f"worker {k + 1}" for k in range(len(workers))]
+        if len(workers) > 1
+        else workers
+    )
     figure.legend(loc="outside right upper", fontsize="small")
 
 
@@ -169,7 +184,9 @@ draw(bars, "Stage 2, pure functions, no Dask")
 # done, and *workers* that do it, here two processes with one thread each. The same code runs with the address of
 # a cluster of many machines.
 
-client = Client(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs="ERROR")
+client = Client(
+    n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs="ERROR"
+)
 print(f"its dashboard: {client.dashboard_link}")
 
 # %%
@@ -187,7 +204,9 @@ def compile_loop():
 
 
 client.run(compile_loop)
-chunks = list(dask.persist(*(dask.delayed(make_chunk, nout=2)(k) for k in range(CHUNKS))))
+chunks = list(
+    dask.persist(*(dask.delayed(make_chunk, nout=2)(k) for k in range(CHUNKS)))
+)
 
 
 def saga_3(chunks, passes):
@@ -217,10 +236,10 @@ def to_bars(stream):
 with get_task_stream(client) as stream:
     x = saga_3(chunks, PASSES)
 bars = to_bars(stream)
-draw(bars, "Stage 3, delayed the obvious way", seconds=3)
+draw(bars, "Stage 3, delayed the obvious way", seconds=2)
 
 # %%
-# It works, with the same result. It is also mostly white. The picture shows the last three seconds:
+# It works, with the same result. But there is white after each bar. The picture shows the last two seconds:
 # between two bars the workers wait for the client, the process in which you type. Look at the two lines marked
 # *here*. The first fetches every chunk, just to find the length of its longest row. The second waits for each
 # visit, takes its results to the client, and sends them out again with the next one.
@@ -248,9 +267,13 @@ def saga_4(chunks, passes):
     for k in range(passes):
         for i in new_order(k):
             A, b = chunks[i]
-            task = dask.delayed(visit, nout=3)(A, b, n, x, memories[i], average, step, [k, i])
+            task = dask.delayed(visit, nout=3)(
+                A, b, n, x, memories[i], average, step, [k, i]
+            )
             x, memories[i], average = task
-        x, average, step, size, *memories = dask.persist(x, average, step, dask.delayed(norm)(average), *memories)
+        x, average, step, size, *memories = dask.persist(
+            x, average, step, dask.delayed(norm)(average), *memories
+        )
         print(f"gradient norm: {size.compute():.1e}")
     return x.compute()
 
@@ -258,7 +281,7 @@ def saga_4(chunks, passes):
 with get_task_stream(client) as stream:
     x = saga_4(chunks, PASSES)
 bars = to_bars(stream)
-draw(bars, "Stage 4, delayed everywhere", seconds=3)
+draw(bars, "Stage 4, delayed everywhere", seconds=2)
 
 # %%
 # The bars move together. Visits of one pass follow each other without the client, wherever their chunk lies: the
@@ -270,9 +293,46 @@ names = [name for name, *_ in bars]
 {name: names.count(name) for name in sorted(set(names))}
 
 # %%
+# Each of them waits in the chain. So let the tuple go on whole: the next visit takes what it needs from the result of
+# the visit before, and from the one that its own chunk returned in the last pass.
+
+
+def visit_whole(A, b, n, previous, own, step, seed):
+    x, _, average = previous
+    memory = np.zeros(len(b)) if own is None else own[1]
+    return visit(A, b, n, x, memory, average, step, seed)
+
+
+def norm_of_average(result):
+    return float(np.linalg.norm(result[2]))
+
+
+def saga_4_whole(chunks, passes):
+    n = CHUNKS * ROWS
+    previous = np.zeros(COLUMNS), None, np.zeros(COLUMNS)
+    own = [None] * CHUNKS
+    step = dask.delayed(min)([dask.delayed(step_size)(A) for A, _ in chunks])
+    for k in range(passes):
+        for i in new_order(k):
+            A, b = chunks[i]
+            previous = dask.delayed(visit_whole)(
+                A, b, n, previous, own[i], step, [k, i]
+            )
+            own[i] = previous
+        size = dask.delayed(norm_of_average)(previous)
+        step, size, previous, *own = dask.persist(step, size, previous, *own)
+        print(f"gradient norm: {size.compute():.1e}")
+    return previous.compute()[0]
+
+
+with get_task_stream(client) as stream:
+    x = saga_4_whole(chunks, PASSES)
+draw(to_bars(stream), "Stage 4, results handed on whole", seconds=2)
+
+# %%
 # **What to learn.** Keep values delayed; bring back only what a person or a decision needs, and rarely. Each task
-# costs about a millisecond of scheduling, so tasks should be worth ten of them, and a result that the next task
-# takes whole should not be taken apart.
+# costs milliseconds of scheduling, so tasks should be worth ten times that, and a result that the next task
+# takes anyway should not be taken apart.
 #
 # Stage 5: profile
 # ----------------
@@ -280,13 +340,15 @@ names = [name for name, *_ in bars]
 # All is well? Start the same workers afresh, and the same code takes seconds longer.
 
 client.restart()
-chunks = list(dask.persist(*(dask.delayed(make_chunk, nout=2)(k) for k in range(CHUNKS))))
+chunks = list(
+    dask.persist(*(dask.delayed(make_chunk, nout=2)(k) for k in range(CHUNKS)))
+)
 with get_task_stream(client) as stream:
-    x = saga_4(chunks, PASSES)
+    x = saga_4_whole(chunks, PASSES)
 draw(to_bars(stream), "Stage 5, new workers")
 
 # %%
-# Two bars are as long as all others together: the first visit of each worker. Busy they are, but with what? The
+# The first visit of each worker is longer than many later ones together. Busy they are, but with what? The
 # workers sample what they execute a hundred times a second. ``client.profile()`` returns it as a tree of calls;
 # ``client.profile(filename="profile.html")`` draws that.
 
@@ -294,7 +356,11 @@ draw(to_bars(stream), "Stage 5, new workers")
 def samples(tree, file, inside=False):
     """How many samples have a function of this package somewhere on the stack."""
     inside = inside or f"/{file}/" in tree["description"]["filename"]
-    return tree["count"] if inside else sum(samples(child, file) for child in tree["children"].values())
+    return (
+        tree["count"]
+        if inside
+        else sum(samples(child, file) for child in tree["children"].values())
+    )
 
 
 tree = client.profile()
@@ -302,8 +368,8 @@ compiling = samples(tree, "numba") / tree["count"]
 print(f"{tree['count']} samples, {compiling:.0%} of them in numba's compiler")
 
 # %%
-# So the workers mostly compile the loop, each once. That was the last finding of 2018 as well. There are two
-# remedies. One was shown above: let all workers compile at the same time before the chain begins. The
+# In their first visits the workers compile the loop, each for itself. That was the last finding of 2018 as well. There
+# are two remedies. One was shown above: let all workers compile at the same time before the chain begins. The
 # other is ``njit(cache=True)`` and a module of your own, instead of a notebook: the first process that compiles
 # leaves its machine code on disk, and all later ones load it.
 #
@@ -320,7 +386,10 @@ from dask_saga import saga
 pairs = [dask.delayed(make_chunk)(k) for k in range(CHUNKS)]
 with get_task_stream(client) as stream:
     result = saga(pairs, max_iter=PASSES, random_state=0)
-draw([bar for bar in to_bars(stream) if bar[0] == "saga-chunk"], "dask_saga.saga, its visits")
+draw(
+    [bar for bar in to_bars(stream) if bar[0] == "saga-chunk"],
+    "dask_saga.saga, its visits",
+)
 
 # %%
 # It also goes further in as many passes. The norms printed above are those of the *remembered* gradients. With few,
@@ -333,13 +402,17 @@ def total_loss(x, A, b):
 
 
 def mean_loss(x):
-    return sum(dask.compute(*(dask.delayed(total_loss)(x, A, b) for A, b in chunks))) / (CHUNKS * ROWS)
+    return sum(
+        dask.compute(*(dask.delayed(total_loss)(x, A, b) for A, b in chunks))
+    ) / (CHUNKS * ROWS)
 
 
 best = mean_loss(saga(pairs, tol=1e-7, random_state=0).x)
 for name, found in (("stage 5", x), ("dask_saga.saga", result.x)):
     gap = (mean_loss(found) - best) / (np.log(2) - best)
-    print(f"{name}: {gap:.0e} of the way from zero to the optimum are left after {PASSES} passes")
+    print(
+        f"{name}: {gap:.0e} of the way from zero to the optimum are left after {PASSES} passes"
+    )
 
 # %%
 # The step size and the averages that make the difference are explained in :doc:`/algorithm`. ``SAGAClassifier`` does
