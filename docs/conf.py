@@ -52,6 +52,7 @@ sphinx_gallery_conf = {
     "doc_module": ("dask_saga",),
     "abort_on_example_error": True,
     "capture_repr": ("_repr_html_", "__repr__"),
+    "ignore_repr_types": r"matplotlib|ConvergenceDisplay|Future",
     "download_all_examples": False,
     "write_computation_times": False,
     "remove_config_comments": True,

@@ -2,7 +2,7 @@
 Sparse one-hot columns, and which of them matter
 ================================================
 
-Carrier, origin, destination, and hour of the week as one-hot columns: nearly 300 of them, four entries a row. As
+Carrier, origin, destination, and hour of the week as one-hot columns: 258 of them, four entries a row. As
 scipy.sparse blocks of a dask array they take a fraction of the memory, and an L1 penalty tells which matter.
 """
 

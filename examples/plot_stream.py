@@ -60,8 +60,9 @@ for k, (X, y) in enumerate(months):
 print(saga.state_)
 
 # %%
-# Months differ more from each other than these models do: the weather of the month to come is in none of those
-# before. What SAGA does is to stay with the fit that sees all months at once, at the cost of a visit a month.
+# Months differ: the weather of the one to come is in none of those before. SAGA stays near the model that is fitted
+# anew to all months, and meets it in autumn, with one more visit of each month it knows. SGD keeps no memory of the
+# rows, so in spring it follows the few that it saw last.
 
 figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
 for (name, values), style in zip(scores.items(), ("o-", "s--", "k:"), strict=True):

@@ -8,8 +8,8 @@ measured by the share of the time in which some worker computes. In 2018 a resea
 `went the same way <https://blog.dask.org/2018/08/07/incremental-saga>`_ in an afternoon; ``dask_saga`` is
 where it led.
 
-Nothing below needs ``dask_saga`` until the very end, and no knowledge of Dask is assumed. Run it as a notebook
-(there is a download at the bottom), or paste it into one. In a script, put everything that follows the
+Nothing below needs ``dask_saga`` until the very end, only ``pip install "dask[distributed]" numba matplotlib``, and no
+knowledge of Dask is assumed. Run it as a notebook (there is a download at the bottom), or paste it into one. In a script, put everything that follows the
 functions under ``if __name__ == "__main__":``, since every worker process imports the script.
 """
 
@@ -193,9 +193,12 @@ print(f"its dashboard: {client.dashboard_link}")
 # ``dask.delayed`` turns a function into one that does nothing yet. It returns a ``Delayed``: a note that this
 # function is to be called with these arguments. ``dask.compute`` sends such notes to the scheduler, waits, and
 # returns the values. So it seems enough to delay ``visit`` and to compute it. ``dask.persist`` is for the data:
-# it computes them too, but leaves the values on the workers and returns *references* at once.
+# it starts to compute them too, but leaves the values on the workers and returns at once, with new ``Delayed`` that
+# *refer* to them. ``nout=2`` tells Dask that the function returns two things, so that ``A, b`` can be written for
+# them before they exist. What runs inside ``with get_task_stream(...)`` is recorded.
 
-# Each worker compiles the loop once, at its first visit. Do that now: stage 5 comes back to it.
+# Each worker compiles the loop once, at its first visit. client.run calls a function on every worker, so do
+# that now: stage 5 comes back to it.
 tiny = np.zeros((2, COLUMNS)), np.ones(2)
 
 
@@ -252,7 +255,8 @@ draw(bars, "Stage 3, delayed the obvious way", seconds=2)
 #
 # Whatever a task returns may be an argument of the next one *without* being computed: a ``Delayed`` can be handed
 # on. So let the coefficients, the memories and the step be delayed from the first to the last, and let nothing come
-# back but one number a pass. ``persist`` starts a pass; the client only holds references.
+# back but one number a pass. ``persist`` starts all visits of a pass; the client only holds references, from which the
+# next pass is built.
 
 
 def norm(x):
@@ -407,7 +411,7 @@ def mean_loss(x):
     ) / (CHUNKS * ROWS)
 
 
-best = mean_loss(saga(pairs, tol=1e-7, random_state=0).x)
+best = mean_loss(saga(pairs, max_iter=20, random_state=1).x)
 for name, found in (("stage 5", x), ("dask_saga.saga", result.x)):
     gap = (mean_loss(found) - best) / (np.log(2) - best)
     print(
