@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from dask.distributed import Client
 
+import dask_saga
+from dask_saga import inspection, losses, model_selection, penalties
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
 
@@ -25,3 +28,11 @@ def test_page(page, tmp_path, monkeypatch):
         if isinstance(value, Client):
             value.close()
     assert blocks or page.stem == "saga"
+
+
+@pytest.mark.parametrize("module", [dask_saga, losses, penalties, model_selection, inspection])
+def test_the_reference_has_every_public_name(module):
+    page = (ROOT / "docs" / "api" / "index.md").read_text()
+    named = set(re.findall(r"^   (\w+)$", page, re.MULTILINE))
+    # Dicts of names, and what only compiled code calls.
+    assert {name for name in module.__all__ if not name.isupper() and name != "prox"} <= named
