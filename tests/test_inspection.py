@@ -20,11 +20,11 @@ ALPHA = 1e-2
 
 @pytest.fixture(autouse=True)
 def figures_are_closed():
-    import matplotlib
+    import matplotlib.pyplot as plt
 
-    matplotlib.use("agg")
+    plt.switch_backend("agg")
     yield
-    matplotlib.pyplot.close("all")
+    plt.close("all")
 
 
 def fitted(**parameters):
