@@ -76,6 +76,7 @@ class SAGABase(BaseEstimator):
         average: bool = True,
         max_iter: int = 100,
         tol: float = 1e-4,
+        n_parallel: int | str = 1,
         n_threads: int = 1,
         memory_dtype: str = "float32",
         random_state: Any = None,
@@ -92,6 +93,7 @@ class SAGABase(BaseEstimator):
         self.average = average
         self.max_iter = max_iter
         self.tol = tol
+        self.n_parallel = n_parallel
         self.n_threads = n_threads
         self.memory_dtype = memory_dtype
         self.random_state = random_state
@@ -224,7 +226,7 @@ class SAGABase(BaseEstimator):
         return run(
             source, prepared, problem,
             seed=None if self.random_state is None else draw_seed(self.random_state),
-            max_iter=self.max_iter, tol=self.tol,
+            max_iter=self.max_iter, tol=self.tol, n_parallel=self.n_parallel,
             checkpoint=None if checkpoint is None else Checkpoint(checkpoint), **watching,
         )  # fmt: skip
 

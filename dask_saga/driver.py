@@ -15,21 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .checkpoint import Checkpoint, Saved
-from .chunk import chunk_gradient, chunk_saga, fresh_memory, split_memory, visit_digest
+from .chunk import chunk_gradient, split_memory, visit_digest
 from .inputs import frozen
-from .metric import Metric
 from .prepare import Prepared
 from .problem import Problem, digest
+from .rounds import Summary, Visited, draw_rounds, lanes, merge_round, round_summary, visit_chunk
 from .source import Source
 from .state import (
     ChunkMemory,
     SAGAState,
-    candidate,
     draw_seed,
     gradient_mapping_norm,
     new_head,
     number_occurrences,
-    open_window,
     visit_seed,
     window_is_due,
 )
@@ -92,55 +90,36 @@ def split_x(x: np.ndarray) -> tuple[np.ndarray, Any]:
     return (x[0, :-1], float(x[0, -1])) if len(x) == 1 else (x[:, :-1], x[:, -1])
 
 
-class _Pass(NamedTuple):
-    """What a whole pass left: references to the last visit's result and to each group's own, and what is known."""
+class _Fit(NamedTuple):
+    """What is the same in every pass."""
 
-    previous: Any
-    own: list
+    source: Source
+    prepared: Prepared
+    problem: Problem
+    metric: Any  # a reference, as it may be large
+    ids: list
+    weight: float
+    seed: int
+    parts: list[list[int]]
+
+
+class _Place(NamedTuple):
+    """Where a fit stands after a whole pass: references to what is on the executor, and what is known here."""
+
+    visits: list  # of the last round
+    own: list  # of each group, its own last
+    summary: Summary
     window: frozenset
     count: int
     text: str
-    summary: _Summary
+    history: tuple = ()
+    next_check: int = 1  # the epoch from which a stop may be confirmed, and how long to wait after one that was not
+    wait: int = 1
+    converged: bool = False
 
 
-class _Summary(NamedTuple):
-    x: np.ndarray
-    gradient_norm: float
-    step_size: float
-    diverged: bool
-
-
-# Tasks. A visit's result is a (head, memory) pair, handed on whole: taking it apart
-# would cost another task in the chain.
-
-
-def _visit(chunk, norms, previous, own, problem, metric, seed, opens):
-    head = open_window(previous[0], problem, metric) if opens else previous[0]
-    memory = fresh_memory(chunk, problem) if own is None else own[1]
-    return chunk_saga(chunk, head, memory, problem, metric, seed, norms)
-
-
-def _summary(previous: tuple, problem: Problem, metric: Metric) -> _Summary:
-    head = previous[0]
-    norm = gradient_mapping_norm(head.x, head.gradient_average, problem, metric)
-    return _Summary(candidate(head, problem, metric)[0], norm, problem.step(metric, head.cut), head.diverged)
-
-
-def _first(pair: tuple) -> Any:
-    return pair[0]
-
-
-def _second(pair: tuple) -> Any:
-    return pair[1]
-
-
-def _memories(chunk, previous, facts, lengths, problem) -> list[ChunkMemory]:
-    if previous is None:  # there was no pass
-        zeros = [
-            np.zeros((n, fact.gradients.shape[1]), problem.memory_dtype) for n, fact in zip(lengths, facts, strict=True)
-        ]
-        return [fact._replace(gradients=frozen(zero)) for fact, zero in zip(facts, zeros, strict=True)]
-    return split_memory(chunk, previous[1], facts, lengths, problem)
+# What a checkpoint keeps of a place beside head and memories.
+FACTS = ("window", "count", "text", "history", "next_check", "wait", "converged")
 
 
 def run(
@@ -151,12 +130,13 @@ def run(
     seed: int | None,
     max_iter: int,
     tol: float,
+    n_parallel: int = 1,
     shuffle: bool = True,
     callback: Callable[[Info], Any] | None = None,
     given: Any = None,
     checkpoint: Checkpoint | None = None,
 ) -> Result:
-    """SAGA over all chunks, one after another, epoch by epoch.
+    """SAGA over all chunks, round by round, epoch by epoch.
 
     Parameters
     ----------
@@ -171,6 +151,8 @@ def run(
     tol : float
         Stop where the norm of the proximal gradient is below `tol` times that at zero.
         The memory's estimate of it is confirmed by one exact pass first.
+    n_parallel : int, default=1
+        Chunks of a round.
     shuffle : bool, default=True
         Whether each epoch visits the chunks in a new random order.
     callback : callable, default=None
@@ -185,113 +167,195 @@ def run(
     Result
         After KeyboardInterrupt that of the last whole pass, if there was one.
     """
-    executor, facts, groups, metric = source.executor, prepared.facts, prepared.groups, prepared.metric
-    ids = number_occurrences(fact.content for fact in facts)
-    weight, rows = (sum(getattr(fact, name) for fact in facts) for name in ("weight", "rows"))
-    head = new_head(len(prepared.stats.mean), len(prepared.zero), weight=weight, rows=rows)
-    if prepared.x.any():
-        sums = executor.gather([executor.submit(_first, pair, name="saga-sum") for pair in prepared.memories])
-        head = head._replace(x=prepared.x, gradient_sum=frozen(sum(sums)), window_start=prepared.x)
-    at_zero = _norm_at_zero(prepared, weight, problem)
-
-    previous, own = (head, None), list(prepared.memories)
-    prepared.memories.clear()  # else the first ones would stay beside those of the visits
-    window, count, history, interrupted = frozenset(), 0, [], False
-    text = digest("fit", ids, problem.token())
-    converged, next_check, wait = at_zero == 0, 1, 1
-    memory_bytes = rows * len(prepared.zero) * np.dtype(problem.memory_dtype).itemsize
+    parts = lanes(len(prepared.groups), min(n_parallel, len(prepared.groups)))
+    ids = number_occurrences(fact.content for fact in prepared.facts)
+    weight = sum(fact.weight for fact in prepared.facts)
     identity = {
-        "data": digest(ids, [fact.weights_content for fact in facts], groups),
+        "data": digest(ids, [fact.weights_content for fact in prepared.facts], prepared.groups),
         "parameters": digest(problem.token(), shuffle),
+        "n_parallel": len(parts),
         "random_state": seed,
     }
     saved = checkpoint.load(identity) if checkpoint else None
-    if saved:
-        previous, facts_then = (saved.head, None), saved.facts
-        own = executor.put([(None, memory) for memory in saved.memories])
-        window, count, text, seed = (facts_then[name] for name in ("window", "count", "text", "seed"))
-        window, history = frozenset(window), facts_then["history"]
-        next_check, wait = facts_then["next_check"], facts_then["wait"]
-        converged = history[-1]["gradient_norm"] <= tol and facts_then["converged"]
-    seed = draw_seed(None) if seed is None else seed
+    seed = saved.facts["seed"] if saved else draw_seed(None) if seed is None else seed
     identity["random_state"] = seed
-    rng = np.random.default_rng(seed)
-    for _ in history if shuffle else ():
-        rng.permutation(len(own))
-    began = time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
-    whole = _Pass(previous, own, window, count, text, _summary(previous, problem, metric))
+    fit = _Fit(source, prepared, problem, *source.executor.put([prepared.metric]), ids, weight, seed, parts)
+    at_zero = _norm_at_zero(prepared, weight, problem)
+    place = _resume(fit, saved, tol) if saved else _begin(fit, at_zero)
+    rng = np.random.default_rng(seed) if shuffle else None
+    for _ in place.history:
+        draw_rounds(parts, rng)
+    began = time.perf_counter() - (place.history[-1]["seconds"] if place.history else 0.0)
+    interrupted = False
     try:
-        for epoch in range(len(history) + 1, 0 if converged else max_iter + 1):
-            own = list(own)
-            for g, chunk in source.each(rng.permutation(len(own)).tolist() if shuffle else None):
-                opens = window_is_due(g, window, len(own), count)
-                window, count = (frozenset() if opens else window) | {g}, 1 if opens else count + 1
-                order_seed = visit_seed(seed, ids[groups[g][0]], epoch - 1)
-                args = (chunk, prepared.norms[g], previous, own[g], problem, metric, order_seed, opens)
-                previous = own[g] = executor.submit(_visit, *args, name="saga-chunk")
-                source.used(previous)
-                for k in groups[g]:
-                    text = visit_digest(text, ids[k], facts[k], problem)
-            [summary] = executor.gather([executor.submit(_summary, previous, problem, metric, name="saga-summary")])
-            norm, seconds = summary.gradient_norm / at_zero, time.perf_counter() - began
-            history.append({"epoch": epoch, "gradient_norm": norm, "seconds": seconds, "visits": epoch * len(own)})
-            whole = _Pass(previous, own, window, count, text, summary)
-            logger.info("epoch %d: gradient norm %.2e, %.2f s", epoch, norm, seconds)
-            stop = summary.diverged
-            if not stop and norm <= tol and (epoch >= next_check or epoch == max_iter):
-                exact = _exact_norm(source, weight, summary, problem, metric)
-                history[-1]["gradient_norm"] = norm = exact / at_zero
-                stop = converged = norm <= tol
-                next_check, wait = epoch + wait, 2 * wait
+        for epoch in range(len(place.history) + 1, 0 if place.converged else max_iter + 1):
+            place = _one_pass(fit, place, draw_rounds(parts, rng), at_zero, began)
+            norm = place.history[-1]["gradient_norm"]
+            if not place.summary.diverged and norm <= tol and (epoch >= place.next_check or epoch == max_iter):
+                place = _confirm(fit, place, at_zero, tol)
+            stop = place.summary.diverged or place.converged
             if callback is not None:
-                x, intercept = split_x(summary.x)
-                info = Info(epoch, x, intercept, norm, summary.step_size, seconds, epoch * len(own), given)
-                answer = callback(info)
+                answer = callback(_info(place, given))
                 stop = stop or (isinstance(answer, (bool, np.bool_)) and bool(answer))
             if checkpoint and (stop or epoch == max_iter or checkpoint.is_due()):
-                known = dict(
-                    epoch=epoch, window=sorted(window), count=count, text=text, seed=seed, history=history,
-                    next_check=next_check, wait=wait, converged=converged,
-                )  # fmt: skip
-                checkpoint.save(identity, _gathered(executor, whole, known))
+                checkpoint.save(identity, _gathered(fit, place))
             if stop:
                 break
-            if epoch % LINEAGE == 0 and executor.forget_lineage(memory_bytes):
-                head, memories, _ = _gathered(executor, whole, {})
-                previous, own = (head, None), executor.put([(None, memory) for memory in memories])
-                whole = whole._replace(previous=previous, own=own)
+            if epoch % LINEAGE == 0:
+                place = _without_lineage(fit, place)
     except KeyboardInterrupt:
-        if not history:
+        if not place.history:
             raise
         interrupted = True
     # What an interrupted pass had submitted is released with its references.
-    previous, own, window, _, text, summary = whole
-    [head] = executor.gather([executor.submit(_first, previous, name="saga-head")])
+    return _result(fit, place, interrupted)
+
+
+def _begin(fit: _Fit, at_zero: float) -> _Place:
+    """Before the first pass."""
+    prepared, executor = fit.prepared, fit.source.executor
+    rows = sum(fact.rows for fact in prepared.facts)
+    head = new_head(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows)
+    if prepared.x.any():
+        sums = executor.gather([executor.submit(_first, pair, name="saga-sum") for pair in prepared.memories])
+        head = head._replace(x=prepared.x, gradient_sum=frozen(sum(sums)), window_start=prepared.x)
+    start, own = Visited(head, None), list(prepared.memories)
+    prepared.memories.clear()  # else the first ones would stay beside those of the visits
+    text = digest("fit", fit.ids, fit.problem.token(), len(fit.parts))
+    summary = round_summary(fit.problem, prepared.metric, start)
+    return _Place([start], own, summary, frozenset(), 0, text, converged=at_zero == 0)
+
+
+def _resume(fit: _Fit, saved: Saved, tol: float) -> _Place:
+    """Where a checkpoint was written."""
+    start = Visited(saved.head, None)
+    own = fit.source.executor.put([Visited(None, memory) for memory in saved.memories])
+    fit.prepared.memories.clear()
+    facts = {name: saved.facts[name] for name in FACTS}
+    facts["window"], facts["history"] = frozenset(facts["window"]), tuple(facts["history"])
+    facts["converged"] = facts["converged"] and facts["history"][-1]["gradient_norm"] <= tol
+    return _Place([start], own, round_summary(fit.problem, fit.prepared.metric, start), **facts)
+
+
+def _one_pass(fit: _Fit, place: _Place, rounds: list[list[int]], at_zero: float, began: float) -> _Place:
+    """The place after one more visit of every chunk."""
+    source, executor, facts = fit.source, fit.source.executor, fit.prepared.facts
+    visits, own, window, count, text = place.visits, list(place.own), place.window, place.count, place.text
+    epoch, coming = len(place.history) + 1, source.each(list(itertools.chain(*rounds)))
+    for members in rounds:
+        opens = any(window_is_due(g, window, len(own), count) for g in members)
+        window, count = (frozenset(), 0) if opens else (window, count)
+        weights = tuple(sum(facts[k].weight for k in fit.prepared.groups[g]) for g in members)
+        calls = []
+        for g, chunk in itertools.islice(coming, len(members)):
+            seed = visit_seed(fit.seed, fit.ids[fit.prepared.groups[g][0]], epoch - 1)
+            calls.append((fit.problem, fit.metric, weights, seed, opens, chunk, fit.prepared.norms[g], own[g], *visits))
+            window, count = window | {g}, count + 1
+            for k in fit.prepared.groups[g]:
+                text = visit_digest(text, fit.ids[k], facts[k], fit.problem)
+        visits = executor.submit_all(visit_chunk, calls, name="saga-chunk")
+        for g, visited in zip(members, visits, strict=True):
+            own[g] = visited
+            source.used(visited)
+    [summary] = executor.gather([executor.submit(round_summary, fit.problem, fit.metric, *visits, name="saga-summary")])
+    norm, seconds = summary.gradient_norm / at_zero, time.perf_counter() - began
+    logger.info("epoch %d: gradient norm %.2e, %.2f s", epoch, norm, seconds)
+    row = {"epoch": epoch, "gradient_norm": norm, "seconds": seconds, "visits": epoch * len(own)}
+    return place._replace(
+        visits=visits, own=own, summary=summary, window=window, count=count, text=text, history=(*place.history, row)
+    )
+
+
+def _confirm(fit: _Fit, place: _Place, at_zero: float, tol: float) -> _Place:
+    """The place with the exact norm, by one parallel pass; after one that was in vain the next waits longer."""
+    source, problem, metric, x = fit.source, fit.problem, fit.prepared.metric, place.summary.x
+    sums = source.executor.gather(source.map(chunk_gradient, x, problem, name="saga-confirm"))
+    gradient = sum(gradient for _, gradient in sums) / fit.weight
+    norm = gradient_mapping_norm(x, gradient, problem, metric) / at_zero
+    return place._replace(
+        history=(*place.history[:-1], {**place.history[-1], "gradient_norm": norm}),
+        converged=norm <= tol,
+        next_check=len(place.history) + place.wait,
+        wait=2 * place.wait,
+    )
+
+
+def _info(place: _Place, given: Any) -> Info:
+    """What the callback sees."""
+    row, (x, intercept) = place.history[-1], split_x(place.summary.x)
+    return Info(
+        row["epoch"], x, intercept, row["gradient_norm"], place.summary.step_size, row["seconds"], row["visits"], given
+    )
+
+
+def _gathered(fit: _Fit, place: _Place) -> Saved:
+    """The place as values."""
+    executor = fit.source.executor
+    [head] = executor.gather([_head(fit, place)])
+    memories = executor.gather([executor.submit(_second, pair, name="saga-gather") for pair in place.own])
+    facts = {name: getattr(place, name) for name in FACTS}
+    facts["window"] = sorted(place.window)
+    return Saved(head, memories, {**facts, "epoch": len(place.history), "seed": fit.seed})
+
+
+def _head(fit: _Fit, place: _Place) -> Any:
+    return fit.source.executor.submit(merge_round, fit.problem, fit.metric, *place.visits, name="saga-head")
+
+
+def _without_lineage(fit: _Fit, place: _Place) -> _Place:
+    """The place put anew on the executor, where it keeps the tasks that made it and has room for the values."""
+    outputs, itemsize = len(fit.prepared.zero), np.dtype(fit.problem.memory_dtype).itemsize
+    if not fit.source.executor.forget_lineage(sum(fit.prepared.lengths) * outputs * itemsize):
+        return place
+    head, memories, _ = _gathered(fit, place)
+    own = fit.source.executor.put([Visited(None, memory) for memory in memories])
+    return place._replace(visits=[Visited(head, None)], own=own)
+
+
+def _result(fit: _Fit, place: _Place, interrupted: bool) -> Result:
+    """The result, with the memory of each chunk, joined or not."""
+    executor, prepared, problem = fit.source.executor, fit.prepared, fit.problem
+    [head] = executor.gather([_head(fit, place)])
     memories = []
-    for g, group in enumerate(groups):
-        parts, lengths = ([known[k] for k in group] for known in (facts, prepared.lengths))
-        args = (source.held[g] if len(group) > 1 else None, own[g], parts, lengths, problem)
+    for g, group in enumerate(prepared.groups):
+        facts, lengths = ([known[k] for k in group] for known in (prepared.facts, prepared.lengths))
+        args = (fit.source.held[g] if len(group) > 1 else None, place.own[g], facts, lengths, problem)
         memories.append(executor.submit(_memories, *args, name="saga-gather"))
     memories = executor.gather(memories)
-    if len(groups) < len(facts):  # what was found for one chunk does not hold for its parts
+    if len(prepared.groups) < len(fit.ids):  # what was found for one chunk does not hold for its parts
         head = head._replace(largest_sums=frozen(prepared.largest_sums), cut=min(head.cut, 1.0))
     state = SAGAState(
         head,
         prepared.stats,
         prepared.axes,
         (prepared.stats.rows, problem.geometry),
-        dict(zip(ids, itertools.chain(*memories), strict=True)),
-        frozenset(ids[k] for g in window for k in groups[g]),
-        text,
-        seed,
+        dict(zip(fit.ids, itertools.chain(*memories), strict=True)),
+        frozenset(fit.ids[k] for g in place.window for k in prepared.groups[g]),
+        place.text,
+        fit.seed,
     )
-    return Result(state, summary.x, summary.step_size, converged, head.diverged, interrupted, history)
+    x, _, step_size, diverged = place.summary
+    return Result(state, x, step_size, place.converged, diverged, interrupted, list(place.history))
 
 
-def _gathered(executor: Any, whole: _Pass, facts: dict) -> Saved:
-    [head] = executor.gather([executor.submit(_first, whole.previous, name="saga-head")])
-    memories = executor.gather([executor.submit(_second, pair, name="saga-gather") for pair in whole.own])
-    return Saved(head, memories, facts)
+# Tasks beside those of the rounds.
+
+
+def _first(pair: tuple) -> Any:
+    return pair[0]
+
+
+def _second(pair: tuple) -> Any:
+    return pair[1]
+
+
+def _memories(chunk, own, facts, lengths, problem) -> list[ChunkMemory]:
+    if own is None:  # there was no pass
+        zeros = [
+            np.zeros((n, fact.gradients.shape[1]), problem.memory_dtype) for n, fact in zip(lengths, facts, strict=True)
+        ]
+        return [fact._replace(gradients=frozen(zero)) for fact, zero in zip(facts, zeros, strict=True)]
+    return split_memory(chunk, own[1], facts, lengths, problem)
 
 
 def _norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
@@ -307,10 +371,3 @@ def _norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
     inner = gradient[:, :-1] - gradient[:, -1:] * prepared.stats.mean
     inner = gradient_mapping_norm(zero, np.column_stack([inner, zero[:, -1]]), problem, metric)
     return inner if inner > 1e-12 * whole else whole
-
-
-def _exact_norm(source, weight, summary, problem, metric):
-    """Norm of the exact proximal gradient at the summary's x, by one parallel pass."""
-    tasks = source.map(chunk_gradient, summary.x, problem, name="saga-confirm")
-    gradient = sum(gradient for _, gradient in source.executor.gather(tasks)) / weight
-    return gradient_mapping_norm(summary.x, gradient, problem, metric)

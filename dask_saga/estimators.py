@@ -149,6 +149,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         max_iter: int = 100,
         tol: float = 1e-4,
         class_weight: Any = None,
+        n_parallel: int | str = 1,
         n_threads: int = 1,
         memory_dtype: str = "float32",
         random_state: Any = None,
@@ -157,8 +158,8 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         super().__init__(
             loss, penalty=penalty, alpha=alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept,
             step_size=step_size, step_size_scale=step_size_scale, precondition=precondition, average=average,
-            max_iter=max_iter, tol=tol, n_threads=n_threads, memory_dtype=memory_dtype, random_state=random_state,
-            verbose=verbose,
+            max_iter=max_iter, tol=tol, n_parallel=n_parallel, n_threads=n_threads,
+            memory_dtype=memory_dtype, random_state=random_state, verbose=verbose,
         )  # fmt: skip
         self.class_weight = class_weight
 
@@ -406,6 +407,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
         average: bool = True,
         max_iter: int = 100,
         tol: float = 1e-4,
+        n_parallel: int | str = 1,
         n_threads: int = 1,
         memory_dtype: str = "float32",
         random_state: Any = None,
@@ -414,8 +416,8 @@ class SAGARegressor(RegressorMixin, SAGABase):
         super().__init__(
             loss, penalty=penalty, alpha=alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept,
             step_size=step_size, step_size_scale=step_size_scale, precondition=precondition, average=average,
-            max_iter=max_iter, tol=tol, n_threads=n_threads, memory_dtype=memory_dtype, random_state=random_state,
-            verbose=verbose,
+            max_iter=max_iter, tol=tol, n_parallel=n_parallel, n_threads=n_threads,
+            memory_dtype=memory_dtype, random_state=random_state, verbose=verbose,
         )  # fmt: skip
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, chunk_id: Hashable = None) -> SAGARegressor:

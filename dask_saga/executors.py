@@ -34,6 +34,13 @@ class LocalExecutor:
     def submit(self, function: Callable, *args: Any, name: str) -> Any:
         return function(*args)
 
+    def submit_all(self, function: Callable, calls: list[tuple], *, name: str) -> list:
+        """References to the function's result for each tuple of arguments, in threads where there are several."""
+        if len(calls) == 1:
+            return [function(*calls[0])]
+        with ThreadPoolExecutor(len(calls)) as pool:
+            return list(pool.map(lambda args: function(*args), calls))
+
     def gather(self, references: list) -> list:
         return references
 
@@ -77,6 +84,9 @@ class ClientExecutor:
     def submit(self, function: Callable, *args: Any, name: str) -> Any:
         # The name is what the dashboard groups tasks by; futures of an earlier fit may still be alive.
         return self.client.submit(function, *args, key=f"{name}-{uuid.uuid4().hex}", pure=False)
+
+    def submit_all(self, function: Callable, calls: list[tuple], *, name: str) -> list:
+        return [self.submit(function, *args, name=name) for args in calls]
 
     def gather(self, references: list) -> list:
         with _seceded():

@@ -21,6 +21,7 @@ CONSTRAINTS: dict[str, list] = {
     "step_size_scale": [Interval(Real, 0, None, closed="neither")],
     "precondition": ["boolean"],
     "average": ["boolean"],
+    "n_parallel": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
     "max_iter": [Interval(Integral, 1, None, closed="left")],
     "tol": [Interval(Real, 0, None, closed="left")],
     "n_threads": [Interval(Integral, 1, None, closed="left")],
