@@ -24,6 +24,7 @@ from .source import Source
 from .state import (
     ChunkMemory,
     SAGAState,
+    adapt,
     draw_seed,
     gradient_mapping_norm,
     new_head,
@@ -219,7 +220,7 @@ def _begin(fit: _Fit, at_zero: float) -> _Place:
     if prepared.x.any():
         sums = executor.gather([executor.submit(_first, pair, name="saga-sum") for pair in prepared.memories])
         head = head._replace(x=prepared.x, gradient_sum=frozen(sum(sums)), window_start=prepared.x)
-    start, own = Visited(head, None), list(prepared.memories)
+    start, own = Visited(adapt(head, fit.problem), None), list(prepared.memories)
     prepared.memories.clear()  # else the first ones would stay beside those of the visits
     text = digest("fit", fit.ids, fit.problem.token(), len(fit.parts))
     summary = round_summary(fit.problem, prepared.metric, start)
