@@ -226,7 +226,7 @@ class SAGABase(BaseEstimator):
         return run(
             source, prepared, problem,
             seed=None if self.random_state is None else draw_seed(self.random_state),
-            max_iter=self.max_iter, tol=self.tol, n_parallel=self.n_parallel,
+            max_iter=self.max_iter, tol=self.tol,
             checkpoint=None if checkpoint is None else Checkpoint(checkpoint), **watching,
         )  # fmt: skip
 
@@ -238,7 +238,10 @@ class SAGABase(BaseEstimator):
         if lazy:
             blocks = dask_blocks(X, y, sample_weight)
             self._check_columns(X, reset=fits)
-            source = Source(find_executor(), blocks, nbytes=most_bytes(X), rows=row_count(X), persist=persist)
+            source = Source(
+                find_executor(), blocks,
+                nbytes=most_bytes(X), rows=row_count(X), persist=persist, n_parallel=self.n_parallel,
+            )  # fmt: skip
         else:
             source = Source(LocalExecutor(), [(X, y, sample_weight)])
         classes, class_weights = getattr(self, "classes_", None), None

@@ -19,8 +19,8 @@ from .chunk import chunk_gradient, split_memory, visit_digest
 from .inputs import frozen
 from .prepare import Prepared
 from .problem import Problem, digest
-from .rounds import Summary, Visited, draw_rounds, lanes, merge_round, round_summary, visit_chunk
-from .source import Source
+from .rounds import Summary, Visited, draw_rounds, merge_round, round_summary, visit_chunk
+from .source import Source, lanes
 from .state import (
     ChunkMemory,
     SAGAState,
@@ -101,7 +101,7 @@ class _Fit(NamedTuple):
     ids: list
     weight: float
     seed: int
-    parts: list[list[int]]
+    parts: list[range]
 
 
 class _Place(NamedTuple):
@@ -131,7 +131,6 @@ def run(
     seed: int | None,
     max_iter: int,
     tol: float,
-    n_parallel: int = 1,
     shuffle: bool = True,
     callback: Callable[[Info], Any] | None = None,
     given: Any = None,
@@ -152,8 +151,6 @@ def run(
     tol : float
         Stop where the norm of the proximal gradient is below `tol` times that at zero.
         The memory's estimate of it is confirmed by one exact pass first.
-    n_parallel : int, default=1
-        Chunks of a round.
     shuffle : bool, default=True
         Whether each epoch visits the chunks in a new random order.
     callback : callable, default=None
@@ -168,18 +165,20 @@ def run(
     Result
         After KeyboardInterrupt that of the last whole pass, if there was one.
     """
-    parts = lanes(len(prepared.groups), min(n_parallel, len(prepared.groups)))
     ids = number_occurrences(fact.content for fact in prepared.facts)
     weight = sum(fact.weight for fact in prepared.facts)
+    width = min(source.width, len(prepared.groups))
     identity = {
         "data": digest(ids, [fact.weights_content for fact in prepared.facts], prepared.groups),
         "parameters": digest(problem.token(), shuffle),
-        "n_parallel": len(parts),
+        "n_parallel": None if source.n_parallel == "auto" else width,
         "random_state": seed,
     }
     saved = checkpoint.load(identity) if checkpoint else None
     seed = saved.facts["seed"] if saved else draw_seed(None) if seed is None else seed
-    identity["random_state"] = seed
+    width = saved.facts["n_parallel"] if saved else width
+    identity |= {"random_state": seed, "n_parallel": width}
+    parts = lanes(len(prepared.groups), width)
     fit = _Fit(source, prepared, problem, *source.executor.put([prepared.metric]), ids, weight, seed, parts)
     at_zero = _norm_at_zero(prepared, weight, problem)
     place = _resume(fit, saved, tol) if saved else _begin(fit, at_zero)
@@ -246,11 +245,12 @@ def _one_pass(fit: _Fit, place: _Place, rounds: list[list[int]], at_zero: float,
     for members in rounds:
         opens = any(window_is_due(g, window, len(own), count) for g in members)
         window, count = (frozenset(), 0) if opens else (window, count)
-        weights = tuple(sum(facts[k].weight for k in fit.prepared.groups[g]) for g in members)
         calls = []
         for g, chunk in itertools.islice(coming, len(members)):
             seed = visit_seed(fit.seed, fit.ids[fit.prepared.groups[g][0]], epoch - 1)
-            calls.append((fit.problem, fit.metric, weights, seed, opens, chunk, fit.prepared.norms[g], own[g], *visits))
+            calls.append(
+                (fit.problem, fit.metric, len(members) == 1, seed, opens, chunk, fit.prepared.norms[g], own[g], *visits)
+            )
             window, count = window | {g}, count + 1
             for k in fit.prepared.groups[g]:
                 text = visit_digest(text, fit.ids[k], facts[k], fit.problem)
@@ -296,7 +296,7 @@ def _gathered(fit: _Fit, place: _Place) -> Saved:
     memories = executor.gather([executor.submit(_second, pair, name="saga-gather") for pair in place.own])
     facts = {name: getattr(place, name) for name in FACTS}
     facts["window"] = sorted(place.window)
-    return Saved(head, memories, {**facts, "epoch": len(place.history), "seed": fit.seed})
+    return Saved(head, memories, {**facts, "epoch": len(place.history), "seed": fit.seed, "n_parallel": len(fit.parts)})
 
 
 def _head(fit: _Fit, place: _Place) -> Any:

@@ -78,6 +78,10 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
     class_weight : dict, "balanced" or None, default=None
         Multiplies the weights of the rows of each class. "balanced" makes all classes weigh the same;
         it needs all data and so is for `fit` only.
+    n_parallel : int or "auto", default=1
+        Chunks that `fit` visits at a time, from the same coefficients; these then become the mean of theirs. Each gives
+        bits of its own, whatever it runs on. "auto": one for each thread of the cluster, or of this
+        process, but no more than a fifth of the chunks.
     n_threads : int, default=1
         Threads that share a visit of a large chunk, at most. Results are reproducible for each number.
     memory_dtype : {"float32", "float64"}, default="float32"
@@ -341,6 +345,10 @@ class SAGARegressor(RegressorMixin, SAGABase):
         Passes of `fit` at most.
     tol : float, default=1e-4
         `fit` stops where the proximal gradient's norm is below `tol` times that at zero.
+    n_parallel : int or "auto", default=1
+        Chunks that `fit` visits at a time, from the same coefficients; these then become the mean of theirs. Each gives
+        bits of its own, whatever it runs on. "auto": one for each thread of the cluster, or of this
+        process, but no more than a fifth of the chunks.
     n_threads : int, default=1
         Threads that share a visit of a large chunk, at most. Results are reproducible for each number.
     memory_dtype : {"float32", "float64"}, default="float32"

@@ -17,6 +17,7 @@ import dask
 import numpy as np
 from dask import delayed, is_dask_collection
 from dask.base import get_scheduler
+from dask.system import CPU_COUNT
 from distributed import rejoin, secede, wait
 from distributed.system import MEMORY_LIMIT
 
@@ -31,7 +32,14 @@ PUT_BYTES = 2**26
 class LocalExecutor:
     """Runs every task at once in this process; references are values."""
 
-    def submit(self, function: Callable, *args: Any, name: str) -> Any:
+    def threads(self) -> int:
+        """How many tasks can run at a time."""
+        return CPU_COUNT
+
+    def divide(self, lanes: int) -> None:
+        """There is one place only."""
+
+    def submit(self, function: Callable, *args: Any, name: str, lane: int | None = None) -> Any:
         return function(*args)
 
     def submit_all(self, function: Callable, calls: list[tuple], *, name: str) -> list:
@@ -51,7 +59,7 @@ class LocalExecutor:
         """There is none."""
         return False
 
-    def load(self, blocks: list) -> list:
+    def load(self, blocks: list, lane: int | None = None) -> list:
         # One graph, as each of its own would take Dask a millisecond.
         return dask.compute(blocks)[0] if any(map(_is_lazy, blocks)) else blocks
 
@@ -80,10 +88,27 @@ class ClientExecutor:
     def __init__(self, client: Any):
         self.client = client
         self.working: deque = deque()
+        self.places: list[dict] = []
 
-    def submit(self, function: Callable, *args: Any, name: str) -> Any:
+    def threads(self) -> int:
+        return sum(self.client.nthreads().values()) or 1
+
+    def divide(self, lanes: int) -> None:
+        """Give each lane workers of its own, as far as there are: chunks of one round must not meet on one."""
+        workers = sorted(self.client.nthreads())
+        self.places = []
+        for k in range(lanes if lanes > 1 and workers else 0):
+            first, end = (j * len(workers) // lanes for j in (k, k + 1))
+            # A wish: any worker will do where these are lost.
+            self.places.append({"workers": workers[first : max(end, first + 1)], "allow_other_workers": True})
+
+    def _place(self, lane: int | None) -> dict:
+        return self.places[lane] if self.places and lane is not None else {}
+
+    def submit(self, function: Callable, *args: Any, name: str, lane: int | None = None) -> Any:
         # The name is what the dashboard groups tasks by; futures of an earlier fit may still be alive.
-        return self.client.submit(function, *args, key=f"{name}-{uuid.uuid4().hex}", pure=False)
+        key = f"{name}-{uuid.uuid4().hex}"
+        return self.client.submit(function, *args, key=key, pure=False, **self._place(lane))
 
     def submit_all(self, function: Callable, calls: list[tuple], *, name: str) -> list:
         return [self.submit(function, *args, name=name) for args in calls]
@@ -102,17 +127,18 @@ class ClientExecutor:
         """Whether results of so many bytes are worth putting anew, so that the tasks before can be forgotten."""
         return size <= PUT_BYTES
 
-    def load(self, blocks: list) -> list:
-        return self.client.compute([b if is_dask_collection(b) else delayed(b) for b in blocks])
+    def load(self, blocks: list, lane: int | None = None) -> list:
+        lazy = [block if is_dask_collection(block) else delayed(block) for block in blocks]
+        return self.client.compute(lazy, **self._place(lane))
 
     def ahead(self, load: Callable[[int], Any], order: list[int]) -> Iterator[Any]:
         """``load(k)`` of each k: futures, which run ahead by themselves."""
         return map(load, order)
 
     def throttle(self, task: Any) -> None:
-        """Wait until no more than TASKS_AHEAD tasks are outstanding."""
+        """Wait until no more than TASKS_AHEAD tasks are outstanding, or two rounds."""
         self.working.append(task)
-        if len(self.working) > TASKS_AHEAD:
+        if len(self.working) > max(TASKS_AHEAD, 2 * len(self.places)):
             with _seceded(), self.client.as_current():
                 wait(self.working.popleft())
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,18 +13,18 @@ from .metric import Metric, RowNorms, to_solver, to_user
 from .problem import Problem
 from .state import ChunkMemory, Head, candidate, gradient_mapping_norm, open_window, proximal_gradient_step
 
-EXPONENT, PROX = 0.5, True
-
 __all__ = [
     "Summary",
     "Visited",
     "draw_rounds",
-    "effective_number",
-    "lanes",
     "merge_round",
     "round_summary",
     "visit_chunk",
 ]
+
+
+# A round goes on from its start to the mean of its ends, and this power of their number times as far.
+FURTHER = 0.25
 
 
 class Visited(NamedTuple):
@@ -55,25 +53,14 @@ class Summary(NamedTuple):
     diverged: bool
 
 
-def lanes(n: int, width: int) -> list[list[int]]:
-    """Numbers 0 to n - 1 in `width` consecutive parts; a round has one of each."""
-    return [part.tolist() for part in np.array_split(np.arange(n), width)]
-
-
-def draw_rounds(parts: list[list[int]], rng: np.random.Generator | None) -> list[list[int]]:
-    """The rounds of one pass: each part in a new random order, or as it stands without `rng`."""
+def draw_rounds(parts: list[range], rng: np.random.Generator | None) -> list[list[int]]:
+    """The rounds of one pass over lanes: each in a new random order, or as it stands without `rng`."""
     orders = [part if rng is None else [part[k] for k in rng.permutation(len(part))] for part in parts]
     return [[k for k in row if k is not None] for row in itertools.zip_longest(*orders)]
 
 
-def effective_number(weights: Sequence[float]) -> float:
-    """How many chunks of equal weight average as well."""
-    squares = sum(weight**2 for weight in weights)
-    return sum(weights) ** 2 / squares if squares else 1.0
-
-
 def merge_round(problem: Problem, metric: Metric, *visits: Visited) -> Head:
-    """The head after a round: the mean of x by weight, one proximal gradient step on, and the sum of all changes.
+    """The head after a round: x beyond the mean by weight, and the sum of all changes of the gradient.
 
     Each task of the next round merges for itself: a task of its own would make the chain longer.
     """
@@ -83,6 +70,8 @@ def merge_round(problem: Problem, metric: Metric, *visits: Visited) -> Head:
     weights = np.array([one.memory.weight for one in visits])
     weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(heads), 1 / len(heads))
 
+    further = (1 / (weights**2).sum()) ** FURTHER  # of chunks of one weight their number
+
     def mean(name):
         return sum(w * getattr(head, name) for w, head in zip(weights, heads, strict=True))
 
@@ -90,7 +79,7 @@ def merge_round(problem: Problem, metric: Metric, *visits: Visited) -> Head:
         return getattr(start, name) + sum(getattr(head, name) - getattr(start, name) for head in heads)
 
     head = start._replace(
-        x=frozen(mean("x")),
+        x=frozen(start.x + further * (mean("x") - start.x)),
         gradient_sum=frozen(total("gradient_sum")),
         cut=min(head.cut for head in heads),
         window_count=start.window_count + 1,
@@ -99,8 +88,8 @@ def merge_round(problem: Problem, metric: Metric, *visits: Visited) -> Head:
         largest_sums=frozen(np.max([head.largest_sums for head in heads], axis=0)),
         diverged=any(head.diverged for head in heads),
     )
-    if PROX and not head.diverged:
-        # A mean of sparse coefficients is not sparse.
+    if not head.diverged:
+        # A mean of sparse coefficients is not sparse, and beyond it may be out of bounds.
         x, average = to_solver(head.x, head.gradient_average, metric)
         step = min(problem.step(metric, head.cut), 0.3 / metric.L)
         head = head._replace(
@@ -112,7 +101,7 @@ def merge_round(problem: Problem, metric: Metric, *visits: Visited) -> Head:
 def visit_chunk(
     problem: Problem,
     metric: Metric,
-    weights: tuple,
+    alone: bool,
     seed: int,
     opens: bool,
     chunk: Chunk,
@@ -124,8 +113,8 @@ def visit_chunk(
 
     Parameters
     ----------
-    weights : tuple of float
-        Of the chunks of this round. A mean over several allows longer steps.
+    alone : bool
+        Whether it is the only one of its round.
     opens : bool
         Whether a new averaging window opens.
     own : tuple or None
@@ -137,8 +126,7 @@ def visit_chunk(
     if opens:
         head = open_window(head, problem, metric)
     memory = fresh_memory(chunk, problem) if own is None else own[1]
-    longer = metric._replace(boost=metric.boost * effective_number(weights) ** EXPONENT)
-    return Visited(*chunk_saga(chunk, head, memory, problem, longer, seed, norms), head if len(weights) > 1 else None)
+    return Visited(*chunk_saga(chunk, head, memory, problem, metric, seed, norms), None if alone else head)
 
 
 def round_summary(problem: Problem, metric: Metric, *visits: Visited) -> Summary:

@@ -68,6 +68,7 @@ def saga(
     shuffle: bool = True,
     average: bool = True,
     precondition: bool = True,
+    n_parallel: int | str = 1,
     n_threads: int = 1,
     memory_dtype: str = "float32",
     random_state: int | None = None,
@@ -103,6 +104,10 @@ def saga(
     precondition : bool, default=True
         Whether columns are centred, scaled and, where it pays, rotated inside the solver's steps. With
         `shuffle`, `average` and this False and a float `step_size` it is the post's algorithm.
+    n_parallel : int or "auto", default=1
+        Chunks visited at a time, from the same coefficients; these then become the mean of theirs. Each gives
+        bits of its own, whatever it runs on. "auto": one for each thread of the cluster, or of this
+        process, but no more than a fifth of the chunks.
     n_threads : int, default=1
         Threads that share a visit of a large chunk, at most. Results are reproducible for each number.
     memory_dtype : {"float32", "float64"}, default="float32"
@@ -136,6 +141,7 @@ def saga(
     """
     given = dict(
         loss=loss, fit_intercept=fit_intercept, step_size=step_size, step_size_scale=step_size_scale,
+        precondition=precondition, average=average, max_iter=max_iter, tol=tol, n_parallel=n_parallel,
         precondition=precondition, average=average, max_iter=max_iter, tol=tol, n_threads=n_threads,
         memory_dtype=memory_dtype, random_state=random_state,
     )  # fmt: skip
@@ -162,7 +168,8 @@ def saga(
     lazy = any(isinstance(pair, (Delayed, Future)) or any(map(is_dask_collection, pair)) for pair in pairs)
     executor = find_executor() if lazy else LocalExecutor()
     blocks = [delayed(pair) if lazy else pair for pair in pairs]
-    with Source(executor, blocks, nbytes=math.nan if lazy else 0.0, persist=persist) as source:
+    nbytes = math.nan if lazy else 0.0
+    with Source(executor, blocks, nbytes=nbytes, persist=persist, n_parallel=n_parallel) as source:
         source.begin(functools.partial(_read_pair, loss=problem.loss))
         prepared = prepare(source, problem, joins=False)
         if not any(fact.rows for fact in prepared.facts):

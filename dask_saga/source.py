@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -9,12 +11,20 @@ from typing import Any
 
 from .inputs import Chunk, join_chunks
 
-__all__ = ["Source"]
+__all__ = ["Source", "lanes"]
 
 logger = logging.getLogger("dask_saga")
 
 # Share of the executor's memory that held chunks may take.
 HELD_SHARE = 0.4
+# n_parallel="auto" makes no less rounds of a pass: the fewer they are, the more passes it takes.
+LEAST_ROUNDS = 5
+
+
+def lanes(n: int, width: int) -> list[range]:
+    """Numbers 0 to n - 1 in `width` consecutive parts, of which a round has one number each."""
+    cuts = [k * n // width for k in range(width + 1)]
+    return [range(first, end) for first, end in itertools.pairwise(cuts)]
 
 
 class Source:
@@ -31,9 +41,13 @@ class Source:
         Rows of all blocks, where they are known.
     persist : bool or "auto", default=True
         Whether chunks are held between visits; "auto": where they fit HELD_SHARE of the memory.
+    n_parallel : int or "auto", default=1
+        How many are visited at a time.
 
     Attributes
     ----------
+    width : int
+        The same as a number.
     holds : bool
         Whether chunks are held.
     held : dict of int to reference
@@ -47,7 +61,14 @@ class Source:
     """
 
     def __init__(
-        self, executor: Any, blocks: list, *, nbytes: float = 0.0, rows: float = math.nan, persist: Any = True
+        self,
+        executor: Any,
+        blocks: list,
+        *,
+        nbytes: float = 0.0,
+        rows: float = math.nan,
+        persist: Any = True,
+        n_parallel: Any = 1,
     ):
         if persist not in (True, False, "auto"):
             raise ValueError(f"persist={persist!r} must be True, False or 'auto'")
@@ -57,6 +78,11 @@ class Source:
         self.expected: list[tuple[str, str]] = []
         self.holds = self.decided = False
         self.running: Any = iter(())
+        self.n_parallel, most = n_parallel, len(blocks)
+        if n_parallel == "auto":
+            n_parallel, most = executor.threads(), len(blocks) // LEAST_ROUNDS
+        self.width = max(1, min(n_parallel, most))
+        self.executor.divide(self.width)
         if persist is False:
             self.decided = True
         elif persist is True or nbytes <= HELD_SHARE * executor.memory():
@@ -100,6 +126,10 @@ class Source:
         """What error messages call a block."""
         return k if len(self) > 1 else None
 
+    def lane(self, k: int) -> int:
+        """Which of the lanes a block is in."""
+        return bisect.bisect_right([part.stop for part in lanes(len(self), self.width)], k)
+
     def targets(self, k: int) -> Any:
         """Reference to a block of which only y and sample_weight are asked; X is None where it is not there."""
         if self.holds:
@@ -110,9 +140,10 @@ class Source:
         """Reference to a chunk."""
         if k in self.held:
             return self.held[k]
-        block = self.blocks[k] if self.holds else self.executor.load([self.blocks[k]])[0]
+        lane = self.lane(k)
+        block = self.blocks[k] if self.holds else self.executor.load([self.blocks[k]], lane)[0]
         expected = self.expected[k] if self.expected else None
-        chunk = self.executor.submit(_read, self.read, block, self.name(k), expected, name="saga-read")
+        chunk = self.executor.submit(_read, self.read, block, self.name(k), expected, name="saga-read", lane=lane)
         if self.holds:
             self.held[k], self.blocks[k] = chunk, None
         return chunk
