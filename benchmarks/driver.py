@@ -1,14 +1,22 @@
-"""``fit`` on a cluster of two processes with one thread each: what a visit costs beside its work, and data that
-are larger than the workers' memory.
+"""``fit`` on a cluster of two processes with one thread each, part by part.
 
 visits: the time between the end of one visit and the start of the next, beside that of a chain of empty tasks that
 hand on a head of the same size; medians of interleaved runs.
 
-larger: files of 64 MB on disk that take several times the memory of the workers. Seconds of an epoch beside those
-of the same workers only reading the files, out of the page cache, and beside the CPU seconds of an epoch over
-the number of workers; the most memory that a worker process took, in units of its limit; and what was spilled.
+larger: files of 64 MB on disk that take several times the memory of the workers, .npy as a dask array or parquet as
+a dask dataframe. Seconds of an epoch beside those of the same workers only reading the files, out of the page cache,
+and beside the CPU seconds of an epoch over the number of workers; the most memory that a worker process took, in
+units of its limit; and what was spilled. With one chunk at a time, and two.
 
-Usage: python benchmarks/driver.py [visits] [larger] [--gigabytes 10] [--limit 1GB] [--folder DIR]
+parallel: seconds and passes to a relative suboptimality of 1e-6 with n_parallel 2 and 1, medians of interleaved
+pairs, and how much of the time that chunk tasks run two of them do; then passes of 64 chunks, 8 at a time and one.
+
+flat: what 100 passes over 100 chunks leave on the scheduler, and in the memory of all processes.
+
+rivals: seconds of fit to 1e-6 beside dask-ml's LogisticRegression, each of its solvers; no penalty, as their
+penalties differ. Theirs are refitted with more and more iterations.
+
+Usage: python benchmarks/driver.py [PART ...] [--gigabytes 10] [--kind npy parquet] [--limit 1GB] [--folder DIR]
 """
 
 from __future__ import annotations
@@ -22,19 +30,26 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import dask
 import dask.array as da
+import dask.dataframe as dd
 import numpy as np
-from dask.distributed import Client, LocalCluster, get_task_stream
+import pandas as pd
+import psutil
+from dask.distributed import Client, LocalCluster, get_task_stream, wait
+from dask_ml.linear_model import LogisticRegression as DaskMLRegression
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 
 from dask_saga import SAGAClassifier
 
 ROWS, COLUMNS = 80_000, 100  # of a file
 EPOCHS = 3
+LEVEL, MOST_SECONDS = 1e-6, 60
 
 
 def gaps(stream: list[dict], prefix: str) -> list[float]:
@@ -80,29 +95,46 @@ def visits(client: Client, repeat: int) -> None:
     print(f"| {fit:.1f} ms | {empty:.1f} ms | {fit / empty:.2f} |\n", flush=True)
 
 
-def write_files(folder: Path, gigabytes: float) -> list[Path]:
+def write_files(folder: Path, kind: str, gigabytes: float) -> list[Path]:
     paths = []
     for k in range(round(gigabytes * 1e9 / (8 * ROWS * COLUMNS))):
-        path = folder / f"{ROWS}-{COLUMNS}-{k}.npy"
+        path = folder / f"{ROWS}-{COLUMNS}-{k}.{kind}"
         if not path.exists():
             rng = np.random.default_rng(k)
             A = rng.standard_normal((ROWS, COLUMNS)) * np.logspace(0, 3, COLUMNS)
-            np.save(path, A)
-            np.save(path.with_suffix(".y.npy"), (A[:, 0] + rng.logistic(size=ROWS) > 0).astype(np.int8))
+            b = (A[:, 0] + rng.logistic(size=ROWS) > 0).astype(np.int8)
+            if kind == "npy":
+                np.save(path, A)
+                np.save(path.with_suffix(".y.npy"), b)
+            else:
+                frame = pd.DataFrame(A, columns=[f"c{j}" for j in range(COLUMNS)])
+                frame.assign(y=b).to_parquet(path, compression=None)
         paths.append(path)
     return paths
 
 
-def read(path: Path) -> np.ndarray:
+def read(path: Path) -> np.ndarray | pd.DataFrame:
     """A file's rows, from the disk: its pages are dropped from the cache first."""
     with open(path, "rb") as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return np.load(file)
+        return np.load(file) if path.suffix == ".npy" else pd.read_parquet(file)
 
 
-def only_read(path: Path) -> float:
-    return float(read(path)[0, 0])
+def only_read(path: Path) -> int:
+    return len(read(path))
+
+
+def collections(paths: list[Path]) -> tuple:
+    if paths[0].suffix == ".parquet":
+        frame = dd.from_map(read, paths, meta=read(paths[0]).iloc[:0])
+        return frame.drop(columns="y"), frame.y
+    load = dask.delayed(read, pure=False)
+    targets = [dask.delayed(np.load)(path.with_suffix(".y.npy")) for path in paths]
+    return (
+        da.concatenate([da.from_delayed(load(path), (ROWS, COLUMNS), float) for path in paths]),
+        da.concatenate([da.from_delayed(target, (ROWS,), np.int8) for target in targets]),
+    )
 
 
 def cpu_seconds() -> float:
@@ -132,58 +164,234 @@ class Watch:
         self.thread.join()
 
 
-def larger(client: Client, folder: Path, gigabytes: float) -> None:
-    paths = write_files(folder, gigabytes)
+def larger(client: Client, paths: list[Path], n_parallel: int) -> str:
+    """A row of the table."""
     began = time.perf_counter()
     client.gather(client.map(only_read, paths, pure=False))
     reading = time.perf_counter() - began
-    load = dask.delayed(read, pure=False)
-    X = da.concatenate([da.from_delayed(load(path), (ROWS, COLUMNS), float) for path in paths])
-    y = da.concatenate(
-        [da.from_delayed(dask.delayed(np.load)(path.with_suffix(".y.npy")), (ROWS,), np.int8) for path in paths]
-    )
+    X, y = collections(paths)
     seconds, cpu = [], []
 
     def note(info):
         seconds.append(info.seconds)
         cpu.append(sum(client.run(cpu_seconds).values()))
-        print(f"epoch {info.epoch}: {info.seconds:.1f} s, gradient norm {info.gradient_norm:.1e}", flush=True)
 
     with Watch(client) as watch:
         began = time.perf_counter()
-        SAGAClassifier(max_iter=EPOCHS, tol=0.0, random_state=0).fit(X, y, callback=note)
+        model = SAGAClassifier(max_iter=EPOCHS, tol=0.0, random_state=0, n_parallel=n_parallel)
+        model.fit(X, y, persist=False, callback=note)
         whole = time.perf_counter() - began
     epoch, work = np.diff(seconds).mean(), np.diff(cpu).mean() / 2
-    print("\n| data | epoch | only reading | CPU seconds / 2 | ratio | most memory of a worker | spilled | whole fit |")
-    print("|---" * 8 + "|")
+    return (
+        f"| {paths[0].suffix}, {len(paths) * 8e-9 * ROWS * COLUMNS:.1f} GB | {n_parallel} | {epoch:.1f} s "
+        f"| {reading:.1f} s | {work:.1f} s | {epoch / max(reading, work):.2f} | {watch.most:.0%} "
+        f"| {watch.spilled} bytes | {whole:.1f} s, {EPOCHS} epochs |"
+    )
+
+
+def larger_table(client: Client, folder: Path, kinds: list[str], gigabytes: float) -> None:
+    header = (
+        "data, n_parallel, epoch, only reading, CPU seconds / 2, ratio, most memory of a worker, spilled, whole fit"
+    )
+    print("| " + header.replace(", ", " | ") + " |" + "\n" + "|---" * 9 + "|")
+    for kind in kinds:
+        paths = write_files(folder, kind, gigabytes)
+        for n_parallel in (1, 2):
+            print(larger(client, paths, n_parallel), flush=True)
+    print()
+
+
+def logistic_rows(n: int, p: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Standard normal columns, and labels with much noise."""
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((n, p))
+    return A, (A @ rng.standard_normal(p) / np.sqrt(p) + rng.logistic(size=n) > 0).astype(int)
+
+
+class Reference:
+    """Relative suboptimality of logistic regression, by scikit-learn's Newton."""
+
+    def __init__(self, A: np.ndarray, b: np.ndarray, alpha: float):
+        self.A, self.sign, self.alpha = A, 2.0 * b - 1.0, alpha
+        C = 1 / (alpha * len(b)) if alpha else np.inf
+        model = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12).fit(A, b)
+        self.best, self.zero = self.value(model.coef_[0], model.intercept_[0]), np.log(2)
+
+    def value(self, w: np.ndarray, c: float) -> float:
+        return np.logaddexp(0, -self.sign * (self.A @ w + c)).mean() + 0.5 * self.alpha * (w @ w)
+
+    def gap(self, w: np.ndarray, c: float) -> float:
+        return (self.value(w, c) - self.best) / (self.zero - self.best)
+
+    def passes(self, X: object, y: object, most: int = 60, **settings: object) -> int:
+        """Passes of ours until LEVEL is reached."""
+        model = SAGAClassifier(max_iter=most, tol=0.0, random_state=0, **settings)
+        model.fit(X, y, callback=lambda info: self.gap(info.x, info.intercept) <= LEVEL)
+        assert self.gap(model.coef_[0], model.intercept_[0]) <= LEVEL
+        return model.n_iter_
+
+
+def overlap(stream: list[dict]) -> float:
+    """Share of the time in which chunk tasks run that two or more do."""
+    parts = [
+        (part["start"], part["stop"])
+        for task in stream
+        if str(task["key"]).startswith("saga-chunk")
+        for part in task["startstops"]
+        if part["action"] == "compute"
+    ]
+    changes = sorted([(start, 1) for start, _ in parts] + [(stop, -1) for _, stop in parts])
+    running, seconds = 0, [0.0, 0.0]
+    for (at, change), (then, _) in itertools.pairwise(changes):
+        running += change
+        if running:
+            seconds[running > 1] += then - at
+    return seconds[1] / sum(seconds)
+
+
+def parallel(client: Client, repeat: int) -> None:
+    n, p, chunks = 1_600_000, 50, 16
+    A, b = logistic_rows(n, p)
+    reference = Reference(A, b, 1e-4)
+    X, y = dask.persist(da.from_array(A, chunks=(n // chunks, p)), da.from_array(b, chunks=n // chunks))
+    passes = {width: reference.passes(X, y, n_parallel=width) for width in (1, 2)}
+    whole: dict[int, list[float]] = {1: [], 2: []}
+    inside: dict[int, list[float]] = {1: [], 2: []}
+    shares = []
+    for _ in range(repeat):
+        for width in (1, 2):
+            with get_task_stream(client) as stream:
+                began = time.perf_counter()
+                model = SAGAClassifier(max_iter=passes[width], tol=0.0, random_state=0, n_parallel=width).fit(X, y)
+                whole[width].append(time.perf_counter() - began)
+            inside[width].append(model.history_[-1]["seconds"])
+            if width == 2:
+                shares.append(overlap(stream.data))
+    print(f"{n:,} x {p} in {chunks} held chunks, to {LEVEL:g}:\n")
+    print("| n_parallel | passes | seconds of the passes | of the whole fit | two at a time |\n" + "|---" * 5 + "|")
+    for width in (1, 2):
+        times = f"{statistics.median(inside[width]):.2f} | {statistics.median(whole[width]):.2f}"
+        print(f"| {width} | {passes[width]} | {times} | {statistics.median(shares) if width > 1 else 0:.0%} |")
+    gain = [statistics.median(a / b for a, b in zip(part[1], part[2], strict=True)) for part in (inside, whole)]
     print(
-        f"| {len(paths) * 8e-9 * ROWS * COLUMNS:.1f} GB | {epoch:.1f} s | {reading:.1f} s | {work:.1f} s "
-        f"| {epoch / max(reading, work):.2f} | {watch.most:.0%} | {watch.spilled} bytes "
-        f"| {whole:.1f} s, {EPOCHS} epochs |",
+        f"\nMedian of {repeat} pairs: passes {gain[0]:.2f} times sooner, the whole fit {gain[1]:.2f} times.\n",
         flush=True,
     )
+    A, b = logistic_rows(256_000, p, seed=1)
+    reference = Reference(A, b, 1e-4)
+    X, y = da.from_array(A, chunks=(4000, p)), da.from_array(b, chunks=4000)
+    with dask.config.set(scheduler="threads"):
+        found = {width: reference.passes(X, y, n_parallel=width) for width in (1, 2, 4, 8)}
+    print(f"64 chunks of 4,000 rows, passes to {LEVEL:g} by n_parallel: {found}\n", flush=True)
+
+
+def memory_of(process: int | None = None) -> float:
+    return psutil.Process(process).memory_info().rss / 1e6
+
+
+def flat(client: Client) -> None:
+    A, b = logistic_rows(100_000, 20)
+    X, y = dask.persist(da.from_array(A, chunks=(1000, 20)), da.from_array(b, chunks=1000))
+    rows = []
+
+    def note(info):
+        if info.epoch % 10 == 9:  # just before a cut, where there is most
+            tasks = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
+            rows.append((info.epoch, tasks, memory_of(), *client.run(memory_of).values()))
+
+    SAGAClassifier(max_iter=100, tol=0.0, random_state=0).fit(X, y, callback=note)
+    print(
+        "| pass | tasks on the scheduler | MB of client and scheduler | of worker 1 | of worker 2 |\n"
+        + "|---" * 5
+        + "|"
+    )
+    for epoch, tasks, *sizes in rows:
+        print(f"| {epoch} | {tasks} | " + " | ".join(f"{size:.0f}" for size in sizes) + " |")
+    print(flush=True)
+
+
+def seconds_to_level(fit: Callable[[int], tuple], gap: Callable) -> tuple[int, float, float]:
+    """The fewest iterations, doubled and then bisected, that reach LEVEL; their seconds, and the last gap."""
+    seen: dict[int, tuple[float, float]] = {}
+
+    def at(k: int) -> bool:
+        if k not in seen:
+            began = time.perf_counter()
+            w, c = fit(k)
+            seen[k] = time.perf_counter() - began, gap(w, c)
+        return seen[k][1] <= LEVEL
+
+    good = 1
+    while not at(good):
+        if seen[good][0] > MOST_SECONDS / 2 or good >= 2000:
+            return good, np.inf, seen[good][1]
+        good *= 2
+    bad = good // 2
+    while good - bad > max(1, good // 20):
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if at(middle) else (good, middle)
+    return good, *seen[good]
+
+
+def rivals(client: Client) -> None:
+    n, p, chunks = 500_000, 54, 20
+    A, b = logistic_rows(n, p)
+    reference = Reference(A, b, 0.0)
+    X, y = dask.persist(da.from_array(A, chunks=(n // chunks, p)), da.from_array(b, chunks=n // chunks))
+    wait([X, y])
+    SAGAClassifier(penalty=None, max_iter=1).fit(X, y)  # workers have loaded the kernels
+    passes, times = reference.passes(X, y, penalty=None), []
+    for _ in range(5):
+        began = time.perf_counter()
+        SAGAClassifier(penalty=None, max_iter=passes, tol=0.0, random_state=0).fit(X, y)
+        times.append(time.perf_counter() - began)
+    print(f"{n:,} x {p} in {chunks} persisted chunks, to {LEVEL:g}:\n")
+    print("| solver | passes or iterations | seconds | times ours |\n|---|---|---|---|")
+    ours = statistics.median(times)
+    print(f"| ours | {passes} | {ours:.2f} | 1 |", flush=True)
+    for solver in ("lbfgs", "newton", "admm", "proximal_grad", "gradient_descent"):
+        tight = {"abstol": 1e-12, "reltol": 1e-12} if solver == "admm" else {"tol": 1e-14}
+
+        def fit(k, solver=solver, tight=tight):
+            model = DaskMLRegression(C=1e15, solver=solver, max_iter=k, solver_kwargs=tight).fit(X, y)
+            return model.coef_, model.intercept_
+
+        try:
+            count, seconds, last = seconds_to_level(fit, reference.gap)
+        except Exception as error:
+            print(f"| dask-ml, {solver} | fails: {type(error).__name__}: {error} | | |", flush=True)
+            continue
+        found = f"{seconds:.2f} | {seconds / ours:.1f}" if np.isfinite(seconds) else f"- | at {last:.0e}"
+        print(f"| dask-ml, {solver} | {count} | {found} |", flush=True)
+    print()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="visits, larger; both by default")
+    parser.add_argument("parts", nargs="*", help="visits, larger, parallel, flat, rivals; all by default")
     parser.add_argument("--gigabytes", type=float, default=10.0)
+    parser.add_argument("--kind", nargs="+", default=["npy", "parquet"])
     parser.add_argument("--limit", default="1GB", help="memory of a worker")
     parser.add_argument("--folder", type=Path, help="keeps the files between runs")
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=7)
     given = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
     packages = ", ".join(f"{name} {version(name)}" for name in ("dask-saga", "dask", "distributed", "numpy", "numba"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}\n", flush=True)
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=given.limit, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
-        if not given.parts or "visits" in given.parts:
-            visits(client, given.repeat)
-        if not given.parts or "larger" in given.parts:
-            with tempfile.TemporaryDirectory() as folder:
-                larger(client, given.folder or Path(folder), given.gigabytes)
+    parts = given.parts or ["visits", "larger", "parallel", "flat", "rivals"]
+    for part in parts:
+        limit = given.limit if part == "larger" else "4GB"
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=limit, dashboard_address=":0") as cluster,
+            Client(cluster) as client,
+        ):
+            if part == "larger":
+                larger_table(client, given.folder or Path(folder), given.kind, given.gigabytes)
+            elif part in ("flat", "rivals"):
+                {"flat": flat, "rivals": rivals}[part](client)
+            else:
+                {"visits": visits, "parallel": parallel}[part](client, given.repeat)
 
 
 if __name__ == "__main__":
