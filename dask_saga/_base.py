@@ -180,8 +180,8 @@ class SAGABase(BaseEstimator):
             checkpoint of a fit of the same data and parameters, whatever became of its process, this one
             goes on from it, with the same bits; `max_iter` and `tol` may differ.
         callback : callable, default=None
-            ``callback(info)`` after each pass, where info has epoch, x, intercept,
-            gradient_norm, step_size, seconds and visits; True stops.
+            ``callback(info)`` after each pass, where info has epoch, x, intercept, objective (estimated),
+            gradient_norm, step_size, seconds, visits and bytes_read; True stops.
 
         Returns
         -------

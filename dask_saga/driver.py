@@ -19,7 +19,7 @@ from .chunk import chunk_gradient, split_memory, visit_digest
 from .inputs import frozen
 from .prepare import Prepared
 from .problem import Problem, digest
-from .rounds import Summary, Visited, draw_rounds, merge_round, round_summary, visit_chunk
+from .rounds import Summary, Visited, draw_rounds, merge_round, penalty_value, round_summary, visit_chunk
 from .source import Source, lanes
 from .state import (
     ChunkMemory,
@@ -53,6 +53,9 @@ class Info(NamedTuple):
     x : ndarray of shape (p,), or (k, p) for k outputs
         Coefficients as they would be returned now.
     intercept : float, or ndarray of shape (k,)
+    objective : float
+        F, estimated: each chunk's loss after its visit in this pass, on a sample of 256 rows, and the penalty at `x`.
+        Exact where a stop was to be confirmed.
     gradient_norm : float
         Estimated norm of the proximal gradient, relative to its value at zero.
     step_size : float
@@ -60,6 +63,8 @@ class Info(NamedTuple):
         Since the first pass began.
     visits : int
         Chunk visits so far.
+    bytes_read : int
+        Size of the chunks that were loaded so far by this process, again and again where they are not held.
     chunks : sequence
         What the caller gave as chunks.
     """
@@ -67,10 +72,12 @@ class Info(NamedTuple):
     epoch: int
     x: np.ndarray
     intercept: Any
+    objective: float
     gradient_norm: float
     step_size: float
     seconds: float
     visits: int
+    bytes_read: int
     chunks: Any
 
 
@@ -261,7 +268,14 @@ def _one_pass(fit: _Fit, place: _Place, rounds: list[list[int]], at_zero: float,
     [summary] = executor.gather([executor.submit(round_summary, fit.problem, fit.metric, *visits, name="saga-summary")])
     norm, seconds = summary.gradient_norm / at_zero, time.perf_counter() - began
     logger.info("epoch %d: gradient norm %.2e, %.2f s", epoch, norm, seconds)
-    row = {"epoch": epoch, "gradient_norm": norm, "seconds": seconds, "visits": epoch * len(own)}
+    row = {
+        "epoch": epoch,
+        "objective": summary.objective,
+        "gradient_norm": norm,
+        "seconds": seconds,
+        "visits": epoch * len(own),
+        "bytes_read": source.bytes_read,
+    }
     return place._replace(
         visits=visits, own=own, summary=summary, window=window, count=count, text=text, history=(*place.history, row)
     )
@@ -271,10 +285,12 @@ def _confirm(fit: _Fit, place: _Place, at_zero: float, tol: float) -> _Place:
     """The place with the exact norm, by one parallel pass; after one that was in vain the next waits longer."""
     source, problem, metric, x = fit.source, fit.problem, fit.prepared.metric, place.summary.x
     sums = source.executor.gather(source.map(chunk_gradient, x, problem, name="saga-confirm"))
-    gradient = sum(gradient for _, gradient in sums) / fit.weight
+    loss, gradient = (sum(part) / fit.weight for part in zip(*sums, strict=True))
     norm = gradient_mapping_norm(x, gradient, problem, metric) / at_zero
+    exact = {"objective": float(loss) + penalty_value(x, problem), "gradient_norm": norm}
+    exact["bytes_read"] = source.bytes_read
     return place._replace(
-        history=(*place.history[:-1], {**place.history[-1], "gradient_norm": norm}),
+        history=(*place.history[:-1], {**place.history[-1], **exact}),
         converged=norm <= tol,
         next_check=len(place.history) + place.wait,
         wait=2 * place.wait,
@@ -283,10 +299,8 @@ def _confirm(fit: _Fit, place: _Place, at_zero: float, tol: float) -> _Place:
 
 def _info(place: _Place, given: Any) -> Info:
     """What the callback sees."""
-    row, (x, intercept) = place.history[-1], split_x(place.summary.x)
-    return Info(
-        row["epoch"], x, intercept, row["gradient_norm"], place.summary.step_size, row["seconds"], row["visits"], given
-    )
+    x, intercept = split_x(place.summary.x)
+    return Info(**place.history[-1], x=x, intercept=intercept, step_size=place.summary.step_size, chunks=given)
 
 
 def _gathered(fit: _Fit, place: _Place) -> Saved:
@@ -335,7 +349,7 @@ def _result(fit: _Fit, place: _Place, interrupted: bool) -> Result:
         place.text,
         fit.seed,
     )
-    x, _, step_size, diverged = place.summary
+    x, *_, step_size, diverged = place.summary
     return Result(state, x, step_size, place.converged, diverged, interrupted, list(place.history))
 
 

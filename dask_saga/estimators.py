@@ -102,7 +102,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
     n_iter_ : int
         Passes of `fit`; after `partial_fit`, those over the last chunk.
     history_ : list of dict
-        One a pass of `fit`: epoch, gradient_norm, seconds, visits.
+        One a pass of `fit`: epoch, objective, gradient_norm, seconds, visits, bytes_read.
     step_size_ : float
         The step of the last pass.
     state_ : SAGAState
@@ -368,7 +368,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
     n_iter_ : int
         Passes of `fit`; after `partial_fit`, those over the last chunk.
     history_ : list of dict
-        One a pass of `fit`: epoch, gradient_norm, seconds, visits.
+        One a pass of `fit`: epoch, objective, gradient_norm, seconds, visits, bytes_read.
     step_size_ : float
         The step of the last pass.
     state_ : SAGAState

@@ -34,6 +34,8 @@ __all__ = [
 
 # About a megabyte of float64 rows: what is converted or transformed at once.
 BLOCK_BYTES = 2**20
+# Blocks along the columns are put together where the larger blocks take no more.
+MERGED_BYTES = 2**28
 NO_TARGET = "This estimator requires y to be passed, but the target y is None"
 
 
@@ -356,10 +358,18 @@ def _split(name: str, collection: Any, lengths: tuple | None) -> tuple[list, tup
     """A Dask collection, or an array beside one, as a list of blocks and their known lengths."""
     if hasattr(collection, "numblocks"):
         if collection.ndim > 1 and collection.numblocks[1] > 1:
-            raise ValueError(
-                f"{name} is blocked along its columns ({collection.numblocks[1]} blocks); "
-                f"rechunk it first: {name}.rechunk({{1: -1}})"
-            )
+            size = max(collection.chunks[0]) * collection.shape[1] * collection.dtype.itemsize
+            if not size <= MERGED_BYTES:
+                would, call = (
+                    ("are of unknown length", f"{name}.compute_chunk_sizes()")
+                    if math.isnan(size)
+                    else (f"would take {size / 1e6:.0f} MB", name)
+                )
+                raise ValueError(
+                    f"{name} is blocked along its columns ({collection.numblocks[1]} blocks), and blocks of whole rows "
+                    f"{would}; rechunk it first: {call}.rechunk({{0: 'auto', 1: -1}})"
+                )
+            collection = collection.rechunk({1: -1}, method="tasks")
         known = tuple(int(n) for n in collection.chunks[0]) if not np.isnan(collection.chunks[0]).any() else None
         return list(collection.to_delayed().ravel()), known
     if is_dask_collection(collection):

@@ -124,6 +124,7 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
             raise ValueError(f"chunk {k}: X has {columns[k]} features, but chunk 0 has {columns[0]}")
         if outputs[k] != outputs[0]:
             raise ValueError(f"chunk {k}: y has {outputs[k]} columns, but chunk 0 has {outputs[0]}")
+    source.sizes = list(nbytes)
     source.expected = [(fact.content, fact.weights_content) for fact in facts]
     merged = examined
     while len(merged) > 1:

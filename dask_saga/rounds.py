@@ -6,18 +6,22 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
-from .chunk import chunk_saga, fresh_memory
+from .chunk import chunk_gradient, chunk_saga, fresh_memory
 from .inputs import Chunk, frozen
 from .metric import Metric, RowNorms, to_solver, to_user
+from .penalties import ElasticNet
 from .problem import Problem
 from .state import ChunkMemory, Head, candidate, gradient_mapping_norm, open_window, proximal_gradient_step
 
 __all__ = [
     "Summary",
+    "Turn",
     "Visited",
     "draw_rounds",
     "merge_round",
+    "penalty_value",
     "round_summary",
     "visit_chunk",
 ]
@@ -25,6 +29,8 @@ __all__ = [
 
 # A round goes on from its start to the mean of its ends, and this power of their number times as far.
 FURTHER = 0.25
+# Rows of a chunk on which its loss is estimated.
+SAMPLE = 256
 
 
 class Visited(NamedTuple):
@@ -37,17 +43,32 @@ class Visited(NamedTuple):
         Both are there after a visit.
     start : Head or None
         Where the visits of its round began; None where it was alone.
+    loss, earlier : float
+        Sum of the weighted losses over the chunk, by a sample, and over those of the rounds before in this pass.
     """
 
     head: Head | None
     memory: ChunkMemory | None
     start: Head | None = None
+    loss: float = 0.0
+    earlier: float = 0.0
+
+
+class Turn(NamedTuple):
+    """What is particular to one visit: the seed of its order, and whether it is the only one of its round, of the
+    first round of its pass, and opens a new averaging window."""
+
+    seed: int
+    alone: bool
+    first: bool
+    opens: bool
 
 
 class Summary(NamedTuple):
     """What a client wants to know of a whole pass."""
 
     x: np.ndarray
+    objective: float
     gradient_norm: float
     step_size: float
     diverged: bool
@@ -101,9 +122,7 @@ def merge_round(problem: Problem, metric: Metric, *visits: Visited) -> Head:
 def visit_chunk(
     problem: Problem,
     metric: Metric,
-    alone: bool,
-    seed: int,
-    opens: bool,
+    turn: Turn,
     chunk: Chunk,
     norms: RowNorms | None,
     own: tuple | None,
@@ -113,24 +132,46 @@ def visit_chunk(
 
     Parameters
     ----------
-    alone : bool
-        Whether it is the only one of its round.
-    opens : bool
-        Whether a new averaging window opens.
+    turn : Turn
+    chunk : Chunk
+    norms : RowNorms or None
     own : tuple or None
         What has this chunk's last memory at 1.
     before : Visited
         Of the round before.
     """
     head = merge_round(problem, metric, *before)
-    if opens:
+    if turn.opens:
         head = open_window(head, problem, metric)
     memory = fresh_memory(chunk, problem) if own is None else own[1]
-    return Visited(*chunk_saga(chunk, head, memory, problem, metric, seed, norms), None if alone else head)
+    after, memory = chunk_saga(chunk, head, memory, problem, metric, turn.seed, norms)
+    earlier = 0.0 if turn.first else _pass_loss(before)
+    return Visited(after, memory, None if turn.alone else head, _sampled_loss(chunk, after.x, problem), earlier)
+
+
+def _sampled_loss(chunk: Chunk, x: np.ndarray, problem: Problem) -> float:
+    """Sum of the weighted losses over a chunk, from every so manieth row."""
+    every = slice(None, None, max(1, len(chunk.targets) // SAMPLE))
+    rows, targets, weights = (part[every] if part.shape[0] else part for part in chunk[:3])
+    rows = rows if sp.issparse(rows) else np.ascontiguousarray(rows)
+    sample = chunk._replace(rows=rows, targets=np.ascontiguousarray(targets), weights=np.ascontiguousarray(weights))
+    return chunk_gradient(sample, x, problem)[0] * chunk.weight / (sample.weight or 1.0)
+
+
+def _pass_loss(visits: tuple[Visited, ...]) -> float:
+    return visits[0].earlier + sum(one.loss for one in visits)
+
+
+def penalty_value(x: np.ndarray, problem: Problem) -> float:
+    """The penalty of coefficients of shape (outputs, p + 1), the intercept last."""
+    value, inner = problem.penalty.value, x[:, :-1]
+    built_in = isinstance(problem.penalty, ElasticNet)
+    return float(value(inner).sum() if built_in else sum(value(float(one)) for one in inner.ravel()))
 
 
 def round_summary(problem: Problem, metric: Metric, *visits: Visited) -> Summary:
     """The summary of a pass whose last round these are."""
     head = merge_round(problem, metric, *visits)
-    norm = gradient_mapping_norm(head.x, head.gradient_average, problem, metric)
-    return Summary(candidate(head, problem, metric)[0], norm, problem.step(metric, head.cut), head.diverged)
+    norm, x = gradient_mapping_norm(head.x, head.gradient_average, problem, metric), candidate(head, problem, metric)[0]
+    objective = _pass_loss(visits) / (head.weight or 1.0) + penalty_value(x, problem)
+    return Summary(x, objective, norm, problem.step(metric, head.cut), head.diverged)

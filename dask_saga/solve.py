@@ -41,7 +41,7 @@ class SAGAResult(NamedTuple):
     step_size : float
         The step of the last pass.
     history : list of dict
-        One a pass: epoch, gradient_norm, seconds, visits; ``pandas.DataFrame(history)``.
+        One a pass: epoch, objective, gradient_norm, seconds, visits, bytes_read; ``pandas.DataFrame(history)``.
     state : SAGAState
     """
 

@@ -53,6 +53,8 @@ class Source:
     held : dict of int to reference
     expected : list of (str, str)
         Hashes of content and weights that chunks must have, once they are known.
+    sizes : list of int
+        Bytes of the chunks, once they are known.
 
     Raises
     ------
@@ -76,6 +78,8 @@ class Source:
         self.read: Callable | None = None
         self.held: dict[int, Any] = {}
         self.expected: list[tuple[str, str]] = []
+        self.sizes: list[int] = []
+        self.reads = [0] * len(blocks)
         self.holds = self.decided = False
         self.running: Any = iter(())
         self.n_parallel, most = n_parallel, len(blocks)
@@ -126,6 +130,11 @@ class Source:
         """What error messages call a block."""
         return k if len(self) > 1 else None
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of chunks read so far, as often as they were."""
+        return sum(size * reads for size, reads in zip(self.sizes, self.reads, strict=True))
+
     def lane(self, k: int) -> int:
         """Which of the lanes a block is in."""
         return bisect.bisect_right([part.stop for part in lanes(len(self), self.width)], k)
@@ -140,7 +149,7 @@ class Source:
         """Reference to a chunk."""
         if k in self.held:
             return self.held[k]
-        lane = self.lane(k)
+        lane, self.reads[k] = self.lane(k), self.reads[k] + 1
         block = self.blocks[k] if self.holds else self.executor.load([self.blocks[k]], lane)[0]
         expected = self.expected[k] if self.expected else None
         chunk = self.executor.submit(_read, self.read, block, self.name(k), expected, name="saga-read", lane=lane)

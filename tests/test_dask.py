@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
@@ -27,6 +28,11 @@ def unknown(array):
 def frame():
     columns = pd.DataFrame(A, columns=[f"c{j}" for j in range(8)]).assign(late=np.where(y > 0, "yes", "no"))
     return dd.from_pandas(columns, npartitions=4)
+
+
+def emptied():
+    """The frame with one partition without rows before the others."""
+    return dd.concat([frame().partitions[[0]].query("c0 > 1e9"), frame()])
 
 
 @pytest.mark.filterwarnings("ignore:Running on a single-machine scheduler")  # as we want to
@@ -76,6 +82,11 @@ KINDS = {
     "y a series in memory": lambda: (X, pd.Series(y, index=np.arange(600) + 5)),
     "empty block": lambda: tuple(da.concatenate([array[:150], array[:0], array[150:]]) for array in (X, labels)),
     "scipy sparse": lambda: (X.map_blocks(sp.csr_matrix), labels),
+    "sparse CSC": lambda: (X.map_blocks(sp.csc_matrix), labels),
+    "pydata sparse": lambda: (X.map_blocks(sparse.COO.from_numpy), labels),
+    "blocked along columns": lambda: (X.rechunk((150, 3)), labels),
+    "one-row chunks": lambda: tuple(array.rechunk({0: (1, 299, 1, 299)}) for array in (X, labels)),
+    "dataframe with an empty partition": lambda: (emptied().drop(columns="late"), emptied().late),
     "float32": lambda: (X.astype("f4"), labels),
     "column vector y": lambda: (X, labels[:, None]),
 }  # fmt: skip

@@ -7,12 +7,16 @@ import time
 import dask
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 from dask import delayed
 
 from dask_saga import SAGAClassifier, saga
+from dask_saga.losses import LogLoss
+from dask_saga.penalties import ElasticNet
 
 from .conftest import make_rows
+from .oracles import exact_objective
 
 A, y = make_rows()
 X, labels = da.from_array(A, chunks=(100, 8)), da.from_array(y, chunks=100)
@@ -93,3 +97,23 @@ def test_saga_lets_the_interrupt_through():
 
     with pytest.raises(KeyboardInterrupt):
         saga([(A, y)], callback=interrupt)
+
+
+@pytest.mark.parametrize("persist", [True, False])
+@pytest.mark.parametrize("n_parallel", [1, 2])
+def test_what_a_pass_tells(persist, n_parallel):
+    seen, weights = [], np.linspace(0.5, 1.5, 600)
+    model = SAGAClassifier(random_state=0, tol=1e-6, alpha=0.01, n_parallel=n_parallel)
+    model.fit(X, labels, da.from_array(weights, chunks=100), persist=persist, callback=seen.append)
+    history = pd.DataFrame(model.history_)
+    shown = pd.DataFrame([info._asdict() for info in seen])[history.columns]
+    pd.testing.assert_frame_equal(history, shown)
+    for info in (seen[0], seen[-2], seen[-1]):
+        F = exact_objective(A, y, np.append(info.x, info.intercept), LogLoss(), ElasticNet(l2=0.01), weights)
+        # A chunk of 100 rows is its own sample, but of each chunk at the end of its visit; the last is confirmed.
+        assert info.objective == pytest.approx(F, rel=1e-12 if info is seen[-1] else 0.2)
+    passes = np.arange(1, len(history) + 1)
+    read = 600 * 8 * 8 * (np.ones(len(history)) if persist else 1 + passes)
+    np.testing.assert_array_equal(history.bytes_read[:1], read[:1])
+    assert (history.bytes_read >= read).all()
+    assert (history.bytes_read <= read * 2).all()
