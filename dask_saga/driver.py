@@ -19,7 +19,7 @@ from .chunk import chunk_gradient, split_memory, visit_digest
 from .inputs import frozen
 from .prepare import Prepared
 from .problem import Problem, digest
-from .rounds import Summary, Visited, draw_rounds, merge_round, penalty_value, round_summary, visit_chunk
+from .rounds import Summary, Turn, Visited, draw_rounds, merge_round, penalty_value, round_summary, visit_chunk
 from .source import Source, lanes
 from .state import (
     ChunkMemory,
@@ -255,9 +255,8 @@ def _one_pass(fit: _Fit, place: _Place, rounds: list[list[int]], at_zero: float,
         calls = []
         for g, chunk in itertools.islice(coming, len(members)):
             seed = visit_seed(fit.seed, fit.ids[fit.prepared.groups[g][0]], epoch - 1)
-            calls.append(
-                (fit.problem, fit.metric, len(members) == 1, seed, opens, chunk, fit.prepared.norms[g], own[g], *visits)
-            )
+            turn = Turn(seed, len(members) == 1, members is rounds[0], opens)
+            calls.append((fit.problem, fit.metric, turn, chunk, fit.prepared.norms[g], own[g], *visits))
             window, count = window | {g}, count + 1
             for k in fit.prepared.groups[g]:
                 text = visit_digest(text, fit.ids[k], facts[k], fit.problem)

@@ -23,7 +23,7 @@ from dask_saga.losses import LogLoss
 from dask_saga.metric import choose_metric
 from dask_saga.penalties import ElasticNet
 from dask_saga.problem import Problem
-from dask_saga.rounds import FURTHER, Visited, draw_rounds, merge_round, visit_chunk
+from dask_saga.rounds import FURTHER, Turn, Visited, draw_rounds, merge_round, visit_chunk
 from dask_saga.source import Source, lanes
 from dask_saga.state import new_head
 
@@ -81,9 +81,8 @@ def test_the_head_after_a_round():
     chunks = [read_chunk(A[i:j], y[i:j], loss=problem.loss) for i, j in ((0, 100), (100, 400))]
     metric = choose_metric(column_stats(read_chunk(A, y, loss=problem.loss), problem), problem)
     start = new_head(8, weight=400.0, rows=400, geometry=problem.geometry)
-    visits = [
-        visit_chunk(problem, metric, False, 7, False, chunk, None, None, Visited(start, None)) for chunk in chunks
-    ]
+    turn, before = Turn(7, False, True, False), Visited(start, None)
+    visits = [visit_chunk(problem, metric, turn, chunk, None, None, before) for chunk in chunks]
     ends = [chunk_saga(chunk, start, fresh_memory(chunk, problem), problem, metric, 7)[0] for chunk in chunks]
     head = merge_round(problem, metric, *visits)
     gradient_sum = ends[0].gradient_sum + ends[1].gradient_sum
