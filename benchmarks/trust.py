@@ -11,7 +11,7 @@ from 10,000 rows on 1e-6 within 50 passes; below, sooner than saga at every leve
 passes and in seconds, and 1e-4 within a second. "converged_" has, for each of three tol,
 the suboptimality where fit stopped, in brackets unless ``converged_``.
 
-Usage: python benchmarks/trust.py [names] [--chunks 1 40] [--cache DIR] [--skip-peers]
+Usage: python benchmarks/trust.py [names] [--chunks 1 40] [--cache DIR] [--skip-peers] [--n-parallel W]
 """
 
 from __future__ import annotations
@@ -82,8 +82,12 @@ def quickest(run: Callable[[], Run]) -> Run:
     return runs[0]._replace(reached=best)
 
 
+N_PARALLEL: list = [1]  # set by main
+
+
 def ours(data: DataSet, **settings) -> SAGAClassifier | SAGARegressor:
-    """The estimator at its defaults, but for when to stop."""
+    """The estimator at its defaults, but for when to stop and how many chunks are visited at a time."""
+    settings["n_parallel"] = N_PARALLEL[0]
     if data.task == "regression":
         return SAGARegressor(loss=data.loss, random_state=0, **settings)
     return SAGAClassifier(loss=data.loss, random_state=0, **settings)
@@ -267,7 +271,9 @@ def main() -> None:
     parser.add_argument("--chunks", nargs="+", type=int, help="in place of each set's own")
     parser.add_argument("--cache", type=Path, help="folder that keeps the optima between runs")
     parser.add_argument("--skip-peers", action="store_true")
+    parser.add_argument("--n-parallel", type=int, default=1, help="chunks visited at a time")
     given = parser.parse_args()
+    N_PARALLEL[0] = given.n_parallel
     if unknown := set(given.names) - set(SETS):
         parser.error(f"unknown sets {sorted(unknown)}; choose from {', '.join(SETS)}")
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
