@@ -21,11 +21,12 @@ from sklearn.utils.validation import _check_feature_names, _check_n_features, ch
 
 from .checkpoint import Checkpoint
 from .chunk import chunk_gradient, count_outputs, visit
-from .driver import Info, Result, run
+from .driver import Info, run
 from .executors import LocalExecutor, find_executor
 from .inputs import dask_blocks, most_bytes, read_chunk, read_rows, row_count
 from .losses import LOSSES, LogLoss, MultinomialLogLoss, resolve_loss
 from .penalties import PENALTIES, ElasticNet, resolve_penalty
+from .place import Result
 from .prediction import linear
 from .prepare import prepare
 from .problem import CONSTRAINTS, Problem

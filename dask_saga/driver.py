@@ -1,8 +1,4 @@
-"""Passes over all chunks, in memory and on Dask, and when to stop.
-
-``run`` is the one driver. It works with references to chunks, heads and memories that
-an executor hands out: values in memory, futures on a cluster.
-"""
+"""Passes over all chunks, in memory and on Dask, and when to stop: ``run`` is the one driver."""
 
 from __future__ import annotations
 
@@ -14,26 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checkpoint import Checkpoint, Saved
-from .chunk import chunk_gradient, split_memory, visit_digest
-from .inputs import frozen
+from .checkpoint import Checkpoint
+from .chunk import chunk_gradient, visit_digest
+from .place import Fit, Place, Result, begin, gathered, result, resume, without_lineage
 from .prepare import Prepared
 from .problem import Problem, digest
-from .rounds import Summary, Turn, Visited, draw_rounds, merge_round, penalty_value, round_summary, visit_chunk
+from .rounds import Turn, draw_rounds, penalty_value, round_summary, visit_chunk
 from .source import Source, lanes
-from .state import (
-    ChunkMemory,
-    SAGAState,
-    adapt,
-    draw_seed,
-    gradient_mapping_norm,
-    new_head,
-    number_occurrences,
-    visit_seed,
-    window_is_due,
-)
+from .state import draw_seed, gradient_mapping_norm, number_occurrences, visit_seed, window_is_due
 
-__all__ = ["Info", "Result", "run"]
+__all__ = ["Info", "run"]
 
 logger = logging.getLogger("dask_saga")
 
@@ -81,53 +67,9 @@ class Info(NamedTuple):
     chunks: Any
 
 
-class Result(NamedTuple):
-    """What ``run`` returns."""
-
-    state: SAGAState
-    x: np.ndarray
-    step_size: float
-    converged: bool
-    diverged: bool
-    interrupted: bool
-    history: list[dict]
-
-
 def split_x(x: np.ndarray) -> tuple[np.ndarray, Any]:
     """Coefficients and intercept, of one output without its axis."""
     return (x[0, :-1], float(x[0, -1])) if len(x) == 1 else (x[:, :-1], x[:, -1])
-
-
-class _Fit(NamedTuple):
-    """What is the same in every pass."""
-
-    source: Source
-    prepared: Prepared
-    problem: Problem
-    metric: Any  # a reference, as it may be large
-    ids: list
-    weight: float
-    seed: int
-    parts: list[range]
-
-
-class _Place(NamedTuple):
-    """Where a fit stands after a whole pass: references to what is on the executor, and what is known here."""
-
-    visits: list  # of the last round
-    own: list  # of each group, its own last
-    summary: Summary
-    window: frozenset
-    count: int
-    text: str
-    history: tuple = ()
-    next_check: int = 1  # the epoch from which a stop may be confirmed, and how long to wait after one that was not
-    wait: int = 1
-    converged: bool = False
-
-
-# What a checkpoint keeps of a place beside head and memories.
-FACTS = ("window", "count", "text", "history", "next_check", "wait", "converged")
 
 
 def run(
@@ -186,9 +128,9 @@ def run(
     width = saved.facts["n_parallel"] if saved else width
     identity |= {"random_state": seed, "n_parallel": width}
     parts = lanes(len(prepared.groups), width)
-    fit = _Fit(source, prepared, problem, *source.executor.put([prepared.metric]), ids, weight, seed, parts)
+    fit = Fit(source, prepared, problem, *source.executor.put([prepared.metric]), ids, weight, seed, parts)
     at_zero = _norm_at_zero(prepared, weight, problem)
-    place = _resume(fit, saved, tol) if saved else _begin(fit, at_zero)
+    place = resume(fit, saved, tol) if saved else begin(fit, at_zero)
     rng = np.random.default_rng(seed) if shuffle else None
     for _ in place.history:
         draw_rounds(parts, rng)
@@ -205,46 +147,20 @@ def run(
                 answer = callback(_info(place, given))
                 stop = stop or (isinstance(answer, (bool, np.bool_)) and bool(answer))
             if checkpoint and (stop or epoch == max_iter or checkpoint.is_due()):
-                checkpoint.save(identity, _gathered(fit, place))
+                checkpoint.save(identity, gathered(fit, place))
             if stop:
                 break
             if epoch % LINEAGE == 0:
-                place = _without_lineage(fit, place)
+                place = without_lineage(fit, place)
     except KeyboardInterrupt:
         if not place.history:
             raise
         interrupted = True
     # What an interrupted pass had submitted is released with its references.
-    return _result(fit, place, interrupted)
+    return result(fit, place, interrupted)
 
 
-def _begin(fit: _Fit, at_zero: float) -> _Place:
-    """Before the first pass."""
-    prepared, executor = fit.prepared, fit.source.executor
-    rows = sum(fact.rows for fact in prepared.facts)
-    head = new_head(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows)
-    if prepared.x.any():
-        sums = executor.gather([executor.submit(_first, pair, name="saga-sum") for pair in prepared.memories])
-        head = head._replace(x=prepared.x, gradient_sum=frozen(sum(sums)), window_start=prepared.x)
-    start, own = Visited(adapt(head, fit.problem), None), list(prepared.memories)
-    prepared.memories.clear()  # else the first ones would stay beside those of the visits
-    text = digest("fit", fit.ids, fit.problem.token(), len(fit.parts))
-    summary = round_summary(fit.problem, prepared.metric, start)
-    return _Place([start], own, summary, frozenset(), 0, text, converged=at_zero == 0)
-
-
-def _resume(fit: _Fit, saved: Saved, tol: float) -> _Place:
-    """Where a checkpoint was written."""
-    start = Visited(saved.head, None)
-    own = fit.source.executor.put([Visited(None, memory) for memory in saved.memories])
-    fit.prepared.memories.clear()
-    facts = {name: saved.facts[name] for name in FACTS}
-    facts["window"], facts["history"] = frozenset(facts["window"]), tuple(facts["history"])
-    facts["converged"] = facts["converged"] and facts["history"][-1]["gradient_norm"] <= tol
-    return _Place([start], own, round_summary(fit.problem, fit.prepared.metric, start), **facts)
-
-
-def _one_pass(fit: _Fit, place: _Place, rounds: list[list[int]], at_zero: float, began: float) -> _Place:
+def _one_pass(fit: Fit, place: Place, rounds: list[list[int]], at_zero: float, began: float) -> Place:
     """The place after one more visit of every chunk."""
     source, executor, facts = fit.source, fit.source.executor, fit.prepared.facts
     visits, own, window, count, text = place.visits, list(place.own), place.window, place.count, place.text
@@ -280,7 +196,7 @@ def _one_pass(fit: _Fit, place: _Place, rounds: list[list[int]], at_zero: float,
     )
 
 
-def _confirm(fit: _Fit, place: _Place, at_zero: float, tol: float) -> _Place:
+def _confirm(fit: Fit, place: Place, at_zero: float, tol: float) -> Place:
     """The place with the exact norm, by one parallel pass; after one that was in vain the next waits longer."""
     source, problem, metric, x = fit.source, fit.problem, fit.prepared.metric, place.summary.x
     sums = source.executor.gather(source.map(chunk_gradient, x, problem, name="saga-confirm"))
@@ -296,80 +212,10 @@ def _confirm(fit: _Fit, place: _Place, at_zero: float, tol: float) -> _Place:
     )
 
 
-def _info(place: _Place, given: Any) -> Info:
+def _info(place: Place, given: Any) -> Info:
     """What the callback sees."""
     x, intercept = split_x(place.summary.x)
     return Info(**place.history[-1], x=x, intercept=intercept, step_size=place.summary.step_size, chunks=given)
-
-
-def _gathered(fit: _Fit, place: _Place) -> Saved:
-    """The place as values."""
-    executor = fit.source.executor
-    [head] = executor.gather([_head(fit, place)])
-    memories = executor.gather([executor.submit(_second, pair, name="saga-gather") for pair in place.own])
-    facts = {name: getattr(place, name) for name in FACTS}
-    facts["window"] = sorted(place.window)
-    return Saved(head, memories, {**facts, "epoch": len(place.history), "seed": fit.seed, "n_parallel": len(fit.parts)})
-
-
-def _head(fit: _Fit, place: _Place) -> Any:
-    return fit.source.executor.submit(merge_round, fit.problem, fit.metric, *place.visits, name="saga-head")
-
-
-def _without_lineage(fit: _Fit, place: _Place) -> _Place:
-    """The place put anew on the executor, where it keeps the tasks that made it and has room for the values."""
-    outputs, itemsize = len(fit.prepared.zero), np.dtype(fit.problem.memory_dtype).itemsize
-    if not fit.source.executor.forget_lineage(sum(fit.prepared.lengths) * outputs * itemsize):
-        return place
-    head, memories, _ = _gathered(fit, place)
-    own = fit.source.executor.put([Visited(None, memory) for memory in memories])
-    return place._replace(visits=[Visited(head, None)], own=own)
-
-
-def _result(fit: _Fit, place: _Place, interrupted: bool) -> Result:
-    """The result, with the memory of each chunk, joined or not."""
-    executor, prepared, problem = fit.source.executor, fit.prepared, fit.problem
-    [head] = executor.gather([_head(fit, place)])
-    memories = []
-    for g, group in enumerate(prepared.groups):
-        facts, lengths = ([known[k] for k in group] for known in (prepared.facts, prepared.lengths))
-        args = (fit.source.held[g] if len(group) > 1 else None, place.own[g], facts, lengths, problem)
-        memories.append(executor.submit(_memories, *args, name="saga-gather"))
-    memories = executor.gather(memories)
-    if len(prepared.groups) < len(fit.ids):  # what was found for one chunk does not hold for its parts
-        head = head._replace(largest_sums=frozen(prepared.largest_sums), cut=min(head.cut, 1.0))
-    state = SAGAState(
-        head,
-        prepared.stats,
-        prepared.axes,
-        (prepared.stats.rows, problem.geometry),
-        dict(zip(fit.ids, itertools.chain(*memories), strict=True)),
-        frozenset(fit.ids[k] for g in place.window for k in prepared.groups[g]),
-        place.text,
-        fit.seed,
-    )
-    x, *_, step_size, diverged = place.summary
-    return Result(state, x, step_size, place.converged, diverged, interrupted, list(place.history))
-
-
-# Tasks beside those of the rounds.
-
-
-def _first(pair: tuple) -> Any:
-    return pair[0]
-
-
-def _second(pair: tuple) -> Any:
-    return pair[1]
-
-
-def _memories(chunk, own, facts, lengths, problem) -> list[ChunkMemory]:
-    if own is None:  # there was no pass
-        zeros = [
-            np.zeros((n, fact.gradients.shape[1]), problem.memory_dtype) for n, fact in zip(lengths, facts, strict=True)
-        ]
-        return [fact._replace(gradients=frozen(zero)) for fact, zero in zip(facts, zeros, strict=True)]
-    return split_memory(chunk, own[1], facts, lengths, problem)
 
 
 def _norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:

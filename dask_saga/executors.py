@@ -95,9 +95,9 @@ class ClientExecutor:
 
     def divide(self, lanes: int) -> None:
         """Give each lane workers of its own, as far as there are: chunks of one round must not meet on one."""
-        workers = sorted(self.client.nthreads())
         self.places = []
-        for k in range(lanes if lanes > 1 and workers else 0):
+        workers = sorted(self.client.nthreads()) if lanes > 1 else []
+        for k in range(lanes if workers else 0):
             first, end = (j * len(workers) // lanes for j in (k, k + 1))
             # A wish: any worker will do where these are lost.
             self.places.append({"workers": workers[first : max(end, first + 1)], "allow_other_workers": True})

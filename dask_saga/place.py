@@ -1,0 +1,162 @@
+"""Where a fit stands between two passes, and how that gets to the executor and back.
+
+It holds references to heads and memories that an executor hands out: values in memory, futures on a cluster.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .checkpoint import Saved
+from .chunk import split_memory
+from .inputs import frozen
+from .prepare import Prepared
+from .problem import Problem, digest
+from .rounds import Summary, Visited, merge_round, round_summary
+from .source import Source
+from .state import ChunkMemory, SAGAState, adapt, new_head
+
+__all__ = ["Fit", "Place", "Result", "begin", "gathered", "result", "resume", "without_lineage"]
+
+
+class Result(NamedTuple):
+    """What a fit comes to."""
+
+    state: SAGAState
+    x: np.ndarray
+    step_size: float
+    converged: bool
+    diverged: bool
+    interrupted: bool
+    history: list[dict]
+
+
+class Fit(NamedTuple):
+    """What is the same in every pass."""
+
+    source: Source
+    prepared: Prepared
+    problem: Problem
+    metric: Any  # a reference, as it may be large
+    ids: list
+    weight: float
+    seed: int
+    parts: list[range]
+
+
+class Place(NamedTuple):
+    """Where a fit stands after a whole pass: references to what is on the executor, and what is known here."""
+
+    visits: list  # of the last round
+    own: list  # of each group, its own last
+    summary: Summary
+    window: frozenset
+    count: int
+    text: str
+    history: tuple = ()
+    next_check: int = 1  # the epoch from which a stop may be confirmed, and how long to wait after one that was not
+    wait: int = 1
+    converged: bool = False
+
+
+# What a checkpoint keeps of a place beside head and memories.
+FACTS = ("window", "count", "text", "history", "next_check", "wait", "converged")
+
+
+def begin(fit: Fit, at_zero: float) -> Place:
+    """Before the first pass."""
+    prepared, executor = fit.prepared, fit.source.executor
+    rows = sum(fact.rows for fact in prepared.facts)
+    head = new_head(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows)
+    if prepared.x.any():
+        sums = executor.gather([executor.submit(_first, pair, name="saga-sum") for pair in prepared.memories])
+        head = head._replace(x=prepared.x, gradient_sum=frozen(sum(sums)), window_start=prepared.x)
+    start, own = Visited(adapt(head, fit.problem), None), list(prepared.memories)
+    prepared.memories.clear()  # else the first ones would stay beside those of the visits
+    text = digest("fit", fit.ids, fit.problem.token(), len(fit.parts))
+    summary = round_summary(fit.problem, prepared.metric, start)
+    return Place([start], own, summary, frozenset(), 0, text, converged=at_zero == 0)
+
+
+def resume(fit: Fit, saved: Saved, tol: float) -> Place:
+    """Where a checkpoint was written."""
+    start = Visited(saved.head, None)
+    own = fit.source.executor.put([Visited(None, memory) for memory in saved.memories])
+    fit.prepared.memories.clear()
+    facts = {name: saved.facts[name] for name in FACTS}
+    facts["window"], facts["history"] = frozenset(facts["window"]), tuple(facts["history"])
+    facts["converged"] = facts["converged"] and facts["history"][-1]["gradient_norm"] <= tol
+    return Place([start], own, round_summary(fit.problem, fit.prepared.metric, start), **facts)
+
+
+def gathered(fit: Fit, place: Place) -> Saved:
+    """The place as values."""
+    executor = fit.source.executor
+    [head] = executor.gather([_head(fit, place)])
+    memories = executor.gather([executor.submit(_second, pair, name="saga-gather") for pair in place.own])
+    facts = {name: getattr(place, name) for name in FACTS}
+    facts["window"] = sorted(place.window)
+    return Saved(head, memories, {**facts, "epoch": len(place.history), "seed": fit.seed, "n_parallel": len(fit.parts)})
+
+
+def _head(fit: Fit, place: Place) -> Any:
+    return fit.source.executor.submit(merge_round, fit.problem, fit.metric, *place.visits, name="saga-head")
+
+
+def without_lineage(fit: Fit, place: Place) -> Place:
+    """The place put anew on the executor, where it keeps the tasks that made it and has room for the values."""
+    outputs, itemsize = len(fit.prepared.zero), np.dtype(fit.problem.memory_dtype).itemsize
+    if not fit.source.executor.forget_lineage(sum(fit.prepared.lengths) * outputs * itemsize):
+        return place
+    head, memories, _ = gathered(fit, place)
+    own = fit.source.executor.put([Visited(None, memory) for memory in memories])
+    return place._replace(visits=[Visited(head, None)], own=own)
+
+
+def result(fit: Fit, place: Place, interrupted: bool) -> Result:
+    """The result, with the memory of each chunk, joined or not."""
+    executor, prepared, problem = fit.source.executor, fit.prepared, fit.problem
+    [head] = executor.gather([_head(fit, place)])
+    memories = []
+    for g, group in enumerate(prepared.groups):
+        facts, lengths = ([known[k] for k in group] for known in (prepared.facts, prepared.lengths))
+        args = (fit.source.held[g] if len(group) > 1 else None, place.own[g], facts, lengths, problem)
+        memories.append(executor.submit(_memories, *args, name="saga-gather"))
+    memories = executor.gather(memories)
+    if len(prepared.groups) < len(fit.ids):  # what was found for one chunk does not hold for its parts
+        head = head._replace(largest_sums=frozen(prepared.largest_sums), cut=min(head.cut, 1.0))
+    state = SAGAState(
+        head,
+        prepared.stats,
+        prepared.axes,
+        (prepared.stats.rows, problem.geometry),
+        dict(zip(fit.ids, itertools.chain(*memories), strict=True)),
+        frozenset(fit.ids[k] for g in place.window for k in prepared.groups[g]),
+        place.text,
+        fit.seed,
+    )
+    x, *_, step_size, diverged = place.summary
+    return Result(state, x, step_size, place.converged, diverged, interrupted, list(place.history))
+
+
+# Tasks beside those of the rounds.
+
+
+def _first(pair: tuple) -> Any:
+    return pair[0]
+
+
+def _second(pair: tuple) -> Any:
+    return pair[1]
+
+
+def _memories(chunk, own, facts, lengths, problem) -> list[ChunkMemory]:
+    if own is None:  # there was no pass
+        zeros = [
+            np.zeros((n, fact.gradients.shape[1]), problem.memory_dtype) for n, fact in zip(lengths, facts, strict=True)
+        ]
+        return [fact._replace(gradients=frozen(zero)) for fact, zero in zip(facts, zeros, strict=True)]
+    return split_memory(chunk, own[1], facts, lengths, problem)
