@@ -142,8 +142,7 @@ def saga(
     given = dict(
         loss=loss, fit_intercept=fit_intercept, step_size=step_size, step_size_scale=step_size_scale,
         precondition=precondition, average=average, max_iter=max_iter, tol=tol, n_parallel=n_parallel,
-        precondition=precondition, average=average, max_iter=max_iter, tol=tol, n_threads=n_threads,
-        memory_dtype=memory_dtype, random_state=random_state,
+        n_threads=n_threads, memory_dtype=memory_dtype, random_state=random_state,
     )  # fmt: skip
     validate_parameter_constraints(CONSTRAINTS, given, caller_name="saga")
     problem = Problem(
