@@ -11,7 +11,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from dask.distributed import WorkerPlugin, get_task_stream
+from dask.distributed import WorkerPlugin
 from sklearn.exceptions import ConvergenceWarning
 
 from dask_saga import SAGAClassifier, SAGARegressor, checkpoint, driver, saga
@@ -120,13 +120,6 @@ def test_the_chunks_of_a_round_run_at_the_same_time(monkeypatch):
     monkeypatch.setattr(driver, "visit_chunk", wait)
     with dask.config.set(scheduler="threads"), pytest.warns(ConvergenceWarning):
         SAGAClassifier(n_parallel=2, random_state=0, max_iter=2, tol=0.0).fit(X, labels)
-
-
-def test_each_worker_has_its_lane(client):
-    with get_task_stream(client) as stream, pytest.warns(ConvergenceWarning):
-        SAGAClassifier(n_parallel=2, **LONG).fit(X, labels, persist=True)
-    reads = collections.Counter(task["worker"] for task in stream.data if str(task["key"]).startswith("saga-read"))
-    assert sorted(reads.values()) == [4, 4]
 
 
 def test_auto():
