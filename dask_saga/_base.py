@@ -32,7 +32,8 @@ from .prepare import prepare
 from .problem import CONSTRAINTS, Problem
 from .progress import showing_progress
 from .source import Source
-from .state import SAGAState, anonymous_id, draw_seed, new_state, shown_x
+from .state import SAGAState, anonymous_id, draw_seed, last_of, new_state, shown_x
+from .streams import forget
 
 
 def loss_constraint(labelled: bool) -> list:
@@ -108,8 +109,10 @@ class SAGABase(BaseEstimator):
     def __dask_tokenize__(self) -> tuple:
         state = getattr(self, "state_", None)
         parameters = normalize_token(self.get_params(deep=False))
-        learnt = (state.digest, state.seed, np.ravel(getattr(self, "classes_", [])).tolist()) if state else None
-        return type(self).__qualname__, parameters, learnt
+        learnt = None
+        if hasattr(self, "coef_"):  # without memory there are only these to tell
+            learnt = (state.digest, state.seed) if state else (self.coef_.tolist(), self.intercept_.tolist())
+        return type(self).__qualname__, parameters, learnt, np.ravel(getattr(self, "classes_", [])).tolist()
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -328,27 +331,38 @@ class SAGABase(BaseEstimator):
     def _class_weights(self, classes: np.ndarray) -> np.ndarray | None:
         return None
 
-    def _partial_fit(self, X: Any, y: Any, classes: Any, sample_weight: Any, chunk_id: Hashable) -> Any:
+    def _partial_fit(
+        self,
+        X: Any,
+        y: Any,
+        classes: Any,
+        sample_weight: Any,
+        chunk_id: Hashable,
+        replace: bool,
+        check_content: bool,
+    ) -> Any:
         for name, argument in (("X", X), ("y", y), ("sample_weight", sample_weight)):
             if is_dask_collection(argument):
                 raise TypeError(
                     f"{name} is a Dask collection; partial_fit takes one chunk in memory: "
                     "use fit, or dask_ml.wrappers.Incremental"
                 )
-        if chunk_id is not None and (isinstance(chunk_id, bool) or not isinstance(chunk_id, (str, Integral))):
-            raise TypeError(f"chunk_id={chunk_id!r} must be a str or an int")
-        if isinstance(chunk_id, Integral):
-            chunk_id = int(chunk_id)  # numpy's 2 equals 2, but does not print like it
+        chunk_id = _checked_id(chunk_id)
+        if chunk_id is None and (replace or not check_content):
+            raise ValueError(f"{'replace=True' if replace else 'check_content=False'} needs a chunk_id")
+        if replace and not check_content:
+            raise ValueError("replace=True needs check_content=True, which tells whether the content changed")
         with self._all_or_nothing():
             problem = self._problem()
             before = getattr(self, "state_", None)
             first = before is None
+            if first and hasattr(self, "coef_"):
+                raise ValueError(NO_MEMORY)
             problem = problem_for(problem, classes)
             name = None if chunk_id is None else repr(chunk_id)
-            estimator = type(self).__name__
             chunk = read_chunk(
                 X, y, sample_weight, classes=classes, class_weights=self._class_weights(classes), loss=problem.loss,
-                name=name, estimator=estimator,
+                name=name, estimator=type(self).__name__, hashed=check_content,
             )  # fmt: skip
             empty = len(chunk.targets) == 0
             if not (first and empty):
@@ -363,16 +377,87 @@ class SAGABase(BaseEstimator):
                 raise ValueError(f"y has {outputs} columns, but earlier chunks had {len(state.head.x)}")
             key = anonymous_id(state, chunk.content) if chunk_id is None else chunk_id
             known = state.chunks.get(key)
-            if known is not None and known.content != chunk.content:
-                raise ValueError(
-                    f"chunk_id={chunk_id!r} is known with other content; give new content a new chunk_id, or none"
-                )
+            if known is not None:
+                if _is_other(chunk, known):
+                    if not replace:
+                        raise ValueError(
+                            f"chunk_id={chunk_id!r} is known with other content; give new content a new chunk_id, or "
+                            "none, or replace=True"
+                        )
+                    state = forget(state, key, problem)
+                else:
+                    chunk = chunk._replace(content=known.content)
             state = visit(state, key, chunk, problem)
             self._commit(state, shown_x(state, problem), problem, classes)
             self.n_iter_ = state.chunks[key].visits
             if self.diverged_ and not (before is not None and before.head.diverged):
                 warnings.warn(self._diverged_advice(), ConvergenceWarning, stacklevel=4)
         return self
+
+    def forget(self, chunk_id: Hashable = None, X: Any = None, y: Any = None) -> Any:
+        """Take a chunk out again, exactly: the problem is then that of the others.
+
+        Coefficients stay as they are and move on with the next `partial_fit`. Keys of ``state_.chunks``
+        are in order of arrival, so ``forget(next(iter(model.state_.chunks)))`` drops the oldest chunk.
+
+        Parameters
+        ----------
+        chunk_id : str, int or key of ``state_.chunks``, default=None
+            Which chunk; None goes by the content of X and y.
+        X : array-like, scipy.sparse or DataFrame of shape (n, p), default=None
+            The chunk as it was given, needed for one without `chunk_id`, and for one of few rows, which
+            does not keep the sum of its gradients. The column statistics are then exact as well.
+        y : array-like of shape (n,) or (n, n_targets), default=None
+
+        Returns
+        -------
+        self : object
+            The estimator without the chunk.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the chunk is not known, or its data are needed, or are others. The estimator is
+            then as it was.
+        """
+        check_is_fitted(self)
+        if (X is None) != (y is None) or (X is None and chunk_id is None):
+            raise ValueError("forget needs the chunk_id, or X and y of the chunk, or all three")
+        if not isinstance(chunk_id, tuple):  # else a key of state_.chunks
+            chunk_id = _checked_id(chunk_id)
+        with self._all_or_nothing():
+            if self.state_ is None:
+                raise ValueError(NO_MEMORY)
+            classes = getattr(self, "classes_", None)
+            problem, chunk = problem_for(self._problem(), classes), None
+            if X is not None:
+                name = None if chunk_id is None else repr(chunk_id)
+                chunk = read_chunk(X, y, classes=classes, loss=problem.loss, name=name, estimator=type(self).__name__)
+                self._check_columns(X, reset=False)
+                if chunk_id is None and (chunk_id := last_of(self.state_, chunk.content)) is None:
+                    raise ValueError("no chunk of the content of X and y is known; one with a chunk_id goes by that")
+                known = self.state_.chunks.get(chunk_id)
+                if known is not None and _is_other(chunk, known):
+                    raise ValueError(f"X and y are not the content of chunk_id={chunk_id!r}")
+            state = forget(self.state_, chunk_id, problem, chunk)
+            self._commit(state, shown_x(state, problem), problem, classes)
+        return self
+
+    def without_memory(self) -> Any:
+        """A light copy that predicts as this one does, but cannot go on learning.
+
+        ``wrapped.estimator_ = wrapped.estimator_.without_memory()`` keeps ``Incremental.predict`` from sending the
+        memory, 4 bytes a row of the training data and output, to each of its tasks.
+
+        Returns
+        -------
+        object
+            Without ``state_``; `partial_fit` and `forget` raise ValueError, `fit` starts afresh.
+        """
+        check_is_fitted(self)
+        light = copy.copy(self)
+        light.state_ = None
+        return light
 
     def _commit(self, state: SAGAState, x: np.ndarray, problem: Problem, classes: np.ndarray | None) -> None:
         self.state_ = state
@@ -390,12 +475,23 @@ class SAGABase(BaseEstimator):
         self._check_columns(X, reset=False)
         return linear(rows, np.atleast_2d(self.coef_), self.intercept_)
 
-    def _predictor(self) -> Any:
-        """An estimator that predicts as this one does, without its memory."""
-        check_is_fitted(self)
-        light = copy.copy(self)
-        light.state_ = light.history_ = None
-        return light.predict
+
+NO_MEMORY = "this is a copy without_memory, which only predicts; go on with the estimator that it was made of"
+
+
+def _checked_id(chunk_id: Any) -> Any:
+    if chunk_id is None:
+        return None
+    if isinstance(chunk_id, bool) or not isinstance(chunk_id, (str, Integral)):
+        raise TypeError(f"chunk_id={chunk_id!r} must be a str or an int")
+    return int(chunk_id) if isinstance(chunk_id, Integral) else chunk_id  # numpy's 2 equals 2, but prints otherwise
+
+
+def _is_other(chunk: Any, known: Any) -> bool:
+    """Whether a chunk is not the one known, as far as is known of both: content that was not hashed is "" """
+    if chunk.content and known.content:
+        return chunk.content != known.content
+    return len(chunk.targets) != len(known.gradients)
 
 
 def _read_block(block, name, **how):

@@ -10,12 +10,15 @@ import scipy.sparse as sp
 from ._kernels import kernels_for
 from .columns import column_stats, merge
 from .inputs import Chunk, frozen
+from .mapping import SharedMap
 from .metric import (
+    STALE,
     Metric,
     RowNorms,
     choose_metric,
     limit_axes,
     row_arrays,
+    staleness,
 )
 from .problem import Problem, digest
 from .state import (
@@ -47,6 +50,11 @@ def fresh_memory(chunk: Chunk, problem: Problem) -> ChunkMemory:
 
 def _total_pays(gradients: np.ndarray, columns: int) -> bool:
     return 8 * gradients.shape[1] * (columns + 1) <= gradients.nbytes / 4
+
+
+def _stats_pay(memory: ChunkMemory) -> bool:
+    """Whether column statistics, 49 bytes a column, are small beside the gradients, with the total."""
+    return memory.total is not None and memory.total.nbytes + 49 * memory.total.shape[1] <= memory.gradients.nbytes / 4
 
 
 def split_memory(
@@ -121,7 +129,7 @@ def chunk_saga(
     elif memory.weights_content != chunk.weights_content:
         now = fresh_memory(chunk, problem)
         head = head._replace(weight=head.weight + now.weight - memory.weight, rows=head.rows + now.rows - memory.rows)
-        memory = now._replace(gradients=memory.gradients, visits=memory.visits, total=memory.total)
+        memory = memory._replace(weights_content=now.weights_content, weight=now.weight, rows=now.rows)
     memory = memory._replace(visits=memory.visits + 1)
     if head.diverged or head.weight <= 0:
         return head, memory
@@ -182,25 +190,30 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
         If the id is known with other content.
     """
     memory = state.chunks.get(chunk_id)
-    head, stats, window_ids = state.head, state.stats, state.window_ids
+    head, stats, window_ids, own = state.head, state.stats, state.window_ids, None
+    geometry, stale = state.metric_for
     if memory is None:
-        stats = merge(stats, column_stats(chunk, problem))
-    axes, axes_for = state.metric, (stats.rows, problem.geometry)
-    if axes_for != state.metric_for:
-        axes = choose_metric(stats, problem)
+        own = column_stats(chunk, problem)
+        stats = merge(stats, own)
+        stale += staleness(state.stats, stats, problem)
+    axes = state.metric
+    if axes is None or geometry != problem.geometry or stale > STALE:
+        axes, stale = choose_metric(stats, problem), 0.0
         head = head._replace(largest_sums=frozen(np.zeros(len(axes.scale))))
     metric = limit_axes(axes, head.largest_sums, len(state.chunks), stats, problem)
     if window_is_due(chunk_id, window_ids, len(state.chunks), head.window_count):
-        head, window_ids = open_window(head, problem, metric), frozenset()
+        head, window_ids = open_window(head, problem, metric), SharedMap()
     seed = visit_seed(state.seed, chunk_id, memory.visits if memory else 0)
     head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
+    if own is not None and _stats_pay(memory):
+        memory = memory._replace(stats=own._replace(products=None))
     return SAGAState(
         head,
         stats,
         axes,
-        axes_for,
-        {**state.chunks, chunk_id: memory},
-        window_ids | {chunk_id},
+        (problem.geometry, stale),
+        state.chunks.having(chunk_id, memory),
+        window_ids.having(chunk_id, None),
         visit_digest(state.digest, chunk_id, memory, problem),
         state.seed,
     )

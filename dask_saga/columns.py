@@ -13,10 +13,14 @@ from .inputs import Chunk, frozen
 from .penalties import ElasticNet
 from .threads import one_blas_thread, sharers, threads
 
-__all__ = ["ColumnStats", "column_stats", "merge", "no_stats", "wants_products"]
+__all__ = ["ColumnStats", "column_stats", "merge", "no_stats", "typical", "wants_products", "without"]
 
 # Columns up to which products are collected.
 MOST_ROTATED = 300
+# What is known of a column's rest, in units of what was known before: less is rounding. Products need more.
+ROUNDED, CANCELLED = 1e-13, 1e-5
+# Where the extreme value leaves, the rest is taken to lie within so many standard deviations.
+WITHIN = 10.0
 
 
 class ColumnStats(NamedTuple):
@@ -161,4 +165,59 @@ def merge(one: ColumnStats, other: ColumnStats) -> ColumnStats:
         one.target + (other.target - one.target) * (other.weight / weight),
         one.cross + other.cross + apart * (other.target - one.target) * factor,
         products,
+    )
+
+
+def without(whole: ColumnStats, part: ColumnStats) -> ColumnStats:
+    """Statistics of the rest when one chunk leaves: the inverse of ``merge``, as far as there is one.
+
+    A difference keeps the digits of what it is taken from, so a column of which nearly all variance leaves
+    is known to ROUNDED of it only. Extremes that leave are not known of the rest, nor are products of which
+    too few digits remain, or that `part` lacks: correlations are then those of the whole.
+    """
+    rows, weight = whole.rows - part.rows, whole.weight - part.weight
+    if not part.rows:
+        return whole
+    if rows <= 0:
+        return no_stats(len(whole.mean))
+    if weight <= 0:  # a revisit had other weights
+        return without(whole, typical(whole, part.rows))
+    apart, share = (part.mean - whole.mean) * (whole.weight / weight), part.weight / whole.weight
+    mean, factor = part.mean - apart, weight * share
+    target = part.target - (part.target - whole.target) * (whole.weight / weight)
+    left = whole.squares - part.squares - apart**2 * factor
+    squares = np.maximum(left, ROUNDED * whole.squares)
+    products, remains = None, left / np.where(whole.squares > 0, whole.squares, 1.0)
+    if whole.products is not None:
+        if part.products is not None and (remains[whole.squares > 0] > CANCELLED).all():
+            products = whole.products - part.products - np.outer(apart, apart) * factor
+        else:
+            shrink = np.sqrt(np.maximum(remains, ROUNDED))
+            products = whole.products * np.outer(shrink, shrink)
+        np.fill_diagonal(products, squares)
+    within = WITHIN * np.sqrt(squares / weight)
+    return whole._replace(
+        rows=rows,
+        weight=weight,
+        mean=mean,
+        squares=squares,
+        low=np.where(part.low <= whole.low, np.maximum(whole.low, mean - within), whole.low),
+        high=np.where(part.high >= whole.high, np.minimum(whole.high, mean + within), whole.high),
+        counts=whole.counts - part.counts,
+        target=target,
+        cross=whole.cross - part.cross - apart * (part.target - target) * factor,
+        products=products,
+    )
+
+
+def typical(whole: ColumnStats, rows: int) -> ColumnStats:
+    """Statistics of so many rows, if they are like the others."""
+    share = rows / whole.rows
+    return whole._replace(
+        rows=rows,
+        weight=whole.weight * share,
+        squares=whole.squares * share,
+        counts=(whole.counts * share).astype(int),
+        cross=whole.cross * share,
+        products=None,
     )

@@ -196,7 +196,14 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         return weights
 
     def partial_fit(
-        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None, chunk_id: Hashable = None
+        self,
+        X: Any,
+        y: Any,
+        classes: Any = None,
+        sample_weight: Any = None,
+        chunk_id: Hashable = None,
+        replace: bool = False,
+        check_content: bool = True,
     ) -> SAGAClassifier:
         """One pass over one chunk, new or known.
 
@@ -215,6 +222,11 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
             On a revisit it may differ from the last visit's.
         chunk_id : str or int, default=None
             Names the chunk; None goes by its content.
+        replace : bool, default=False
+            Whether other content under a known `chunk_id` takes the place of the old, exactly. By default it
+            is an error.
+        check_content : bool, default=True
+            False promises that a known `chunk_id` has the content that it had, and saves the hash of it.
 
         Returns
         -------
@@ -235,7 +247,9 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
             raise ValueError("classes must be given at the first call to partial_fit")
         if fitted is not None and classes is not None and not np.array_equal(fitted, classes):
             raise ValueError(f"classes={classes.tolist()} differs from the {fitted.tolist()} of earlier calls")
-        return self._partial_fit(X, y, classes if fitted is None else fitted, sample_weight, chunk_id)
+        return self._partial_fit(
+            X, y, classes if fitted is None else fitted, sample_weight, chunk_id, replace, check_content
+        )
 
     def decision_function(self, X: Any) -> Any:
         """Linear predictions ``a'x + c``: for two classes those of ``classes_[1]``, else one a class.
@@ -305,7 +319,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         -------
         float
         """
-        return accuracy(self._predictor(), X, y, sample_weight)
+        return accuracy(self.without_memory().predict, X, y, sample_weight)
 
 
 class SAGARegressor(RegressorMixin, SAGABase):
@@ -428,7 +442,15 @@ class SAGARegressor(RegressorMixin, SAGABase):
             memory_dtype=memory_dtype, random_state=random_state, verbose=verbose,
         )  # fmt: skip
 
-    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, chunk_id: Hashable = None) -> SAGARegressor:
+    def partial_fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        chunk_id: Hashable = None,
+        replace: bool = False,
+        check_content: bool = True,
+    ) -> SAGARegressor:
         """One pass over one chunk, new or known.
 
         A known chunk is recognised by its content, or by `chunk_id`, and goes on with
@@ -444,6 +466,11 @@ class SAGARegressor(RegressorMixin, SAGABase):
             On a revisit it may differ from the last visit's.
         chunk_id : str or int, default=None
             Names the chunk; None goes by its content.
+        replace : bool, default=False
+            Whether other content under a known `chunk_id` takes the place of the old, exactly. By default it
+            is an error.
+        check_content : bool, default=True
+            False promises that a known `chunk_id` has the content that it had, and saves the hash of it.
 
         Returns
         -------
@@ -455,7 +482,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
         ValueError, TypeError
             Naming the argument. The estimator is then as it was.
         """
-        return self._partial_fit(X, y, None, sample_weight, chunk_id)
+        return self._partial_fit(X, y, None, sample_weight, chunk_id, replace, check_content)
 
     def predict(self, X: Any) -> Any:
         """Predicted targets of the rows of X; for "poisson" the expected counts.
@@ -484,4 +511,4 @@ class SAGARegressor(RegressorMixin, SAGABase):
         -------
         float
         """
-        return r2(self._predictor(), X, y, sample_weight)
+        return r2(self.without_memory().predict, X, y, sample_weight)

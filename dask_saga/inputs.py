@@ -302,6 +302,7 @@ def read_chunk(
     name: Any = None,
     estimator: str | None = None,
     empty: bool = True,
+    hashed: bool = True,
 ) -> Chunk:
     """One block of the user's data as a ``Chunk``.
 
@@ -321,6 +322,8 @@ def read_chunk(
         Names the estimator in error messages.
     empty : bool, default=True
         Whether zero rows are allowed.
+    hashed : bool, default=True
+        Whether its content is hashed, and else "".
 
     Raises
     ------
@@ -341,7 +344,7 @@ def read_chunk(
     if class_weights is not None:
         weights = class_weights[encode_labels(y, classes)] * (weights if weights.size else 1.0)
     arrays = (rows.data, rows.indices, rows.indptr) if sp.issparse(rows) else (rows,)
-    content = content_hash(*arrays, targets, shape=rows.shape)
+    content = content_hash(*arrays, targets, shape=rows.shape) if hashed else ""
     return Chunk(rows, targets, weights, content, content_hash(weights) if weights.size else "")
 
 

@@ -30,10 +30,22 @@ SHARES = (1.0, 0.5, 0.25, 0.125)
 # An axis gets shorter steps where step x rows x curvature of one chunk is above the first, and the chunk's
 # share of the axis is above so many times the mean.
 SETTLED, CONCENTRATED = 2.0, 4.0
+# Coordinates are chosen anew where chunks that came or left since make so large a share of the rows or weights.
+STALE = 0.1
 # What is taken for L over the least curvature where the curvature may fall far below its bound.
 ILL_CONDITION = 4500.0
 
-__all__ = ["Metric", "axis_sums", "choose_metric", "limit_axes", "row_norms", "solver_rows", "to_solver", "to_user"]
+__all__ = [
+    "Metric",
+    "axis_sums",
+    "choose_metric",
+    "limit_axes",
+    "row_norms",
+    "solver_rows",
+    "staleness",
+    "to_solver",
+    "to_user",
+]
 
 
 class Metric(NamedTuple):
@@ -125,6 +137,29 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
         return scaled
     products = stats.products / weight + np.outer(stats.mean - shift, stats.mean - shift)
     return _rotated(scaled, stats, products, varies, problem)
+
+
+def staleness(before: ColumnStats, now: ColumnStats, problem: Any) -> float:
+    """How far a chunk that came or left changed the statistics: its share of the rows, or of the weights.
+
+    Infinite where coordinates chosen before would be wrong: where columns came to be stored in some rows only,
+    or values lie so far off that they would rule the step.
+    """
+    if not before.rows or not now.rows:
+        return np.inf
+    if (before.sparse, before.products is None) != (now.sparse, now.products is None):
+        return np.inf
+    if (before.full != now.full).any():
+        return np.inf
+    records = (now.low < before.low) | (now.high > before.high)
+    if records.any():
+        beyond = np.maximum(now.high - before.mean, before.mean - now.low) ** 2 * before.weight
+        if (records & (beyond > LARGEST_ENTRY * before.squares)).any():
+            return np.inf
+    shares = [abs(now.rows - before.rows) / now.rows, abs(now.weight - before.weight) / now.weight]
+    if problem.loss.curvature is None:
+        shares.append(abs(now.target - before.target) / abs(before.target) if before.target else np.inf)
+    return max(shares)
 
 
 def _pace(rows: int, mean_square: float, problem: Any) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from .checkpoint import Saved
 from .chunk import split_memory
 from .inputs import frozen
+from .mapping import SharedMap
 from .prepare import Prepared
 from .problem import Problem, digest
 from .rounds import Summary, Visited, merge_round, round_summary
@@ -132,9 +133,9 @@ def result(fit: Fit, place: Place, interrupted: bool) -> Result:
         head,
         prepared.stats,
         prepared.axes,
-        (prepared.stats.rows, problem.geometry),
-        dict(zip(fit.ids, itertools.chain(*memories), strict=True)),
-        frozenset(fit.ids[k] for g in place.window for k in prepared.groups[g]),
+        (problem.geometry, 0.0),
+        SharedMap(zip(fit.ids, itertools.chain(*memories), strict=True)),
+        SharedMap((fit.ids[k], None) for g in place.window for k in prepared.groups[g]),
         place.text,
         fit.seed,
     )

@@ -6,7 +6,7 @@ So a copy is the state itself, and what fails half-way leaves no trace.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from sklearn.utils import check_random_state
 from ._kernels import kernels_for
 from .columns import ColumnStats, no_stats
 from .inputs import frozen
+from .mapping import SharedMap
 from .metric import Metric, to_solver, to_user
 from .penalties import ElasticNet
 from .problem import Problem, digest
@@ -114,6 +115,8 @@ class ChunkMemory(NamedTuple):
         The chunk's share of the same fields of ``Head``.
     total : ndarray of shape (outputs, p + 1) or None
         sum_i m_i a_i of this chunk; None where that is large beside the gradients.
+    stats : ColumnStats or None
+        Of this chunk at its first visit, without products; None where large, or where ``fit`` read it.
     """
 
     gradients: np.ndarray
@@ -123,6 +126,7 @@ class ChunkMemory(NamedTuple):
     weight: float
     rows: int
     total: np.ndarray | None
+    stats: ColumnStats | None = None
 
 
 class SAGAState(NamedTuple):
@@ -135,11 +139,12 @@ class SAGAState(NamedTuple):
         Of all chunks.
     metric : Metric
         The solver's coordinates, and ``metric_for`` what they were chosen for.
-    metric_for : tuple
-        Rows and ``Problem.geometry``.
-    chunks : mapping of chunk id to ChunkMemory
-    window_ids : frozenset
-        Ids visited in the current averaging window.
+    metric_for : tuple of str and float
+        ``Problem.geometry``, and the share of the data that came or left since.
+    chunks : SharedMap of chunk id to ChunkMemory
+        In order of arrival.
+    window_ids : SharedMap
+        Ids visited in the current averaging window, as keys.
     digest : str
         Hash chained over every transition.
     seed : int
@@ -150,8 +155,8 @@ class SAGAState(NamedTuple):
     stats: ColumnStats
     metric: Metric | None
     metric_for: tuple
-    chunks: Mapping[Hashable, ChunkMemory]
-    window_ids: frozenset
+    chunks: SharedMap
+    window_ids: SharedMap
     digest: str
     seed: int
 
@@ -201,19 +206,27 @@ def _restore(
     """A state from its pickled fields; unpickled arrays have lost their read-only flag."""
 
     def freeze(fields: Any) -> Any:
-        return type(fields)(*(frozen(v) if isinstance(v, np.ndarray) else v for v in fields))
+        if isinstance(fields, np.ndarray):
+            return frozen(fields)
+        return (
+            type(fields)(*map(freeze, fields))
+            if isinstance(fields, (Head, ChunkMemory, ColumnStats, Metric))
+            else fields
+        )
 
-    memories = {key: freeze(memory) for key, memory in chunks.items()}
-    return SAGAState(freeze(head), freeze(stats), metric and freeze(metric), metric_for, memories, *rest)
+    memories = SharedMap((key, freeze(memory)) for key, memory in chunks.items())
+    return SAGAState(freeze(head), freeze(stats), freeze(metric), metric_for, memories, *rest)
 
 
 @sizeof.register(SAGAState)
 def _sizeof_state(state: SAGAState) -> int:
-    arrays = [*state.head, *state.stats, *(state.metric or ())]
-    size = sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+    def nbytes(fields: Any) -> int:
+        return sum(array.nbytes for array in fields or () if isinstance(array, np.ndarray))
+
+    parts = [state.head, state.stats, state.metric]
     for memory in state.chunks.values():
-        size += 500 + memory.gradients.nbytes + (0 if memory.total is None else memory.total.nbytes)
-    return size
+        parts += [memory, memory.stats]
+    return 600 * len(state.chunks) + sum(map(nbytes, parts))
 
 
 def new_head(n_columns: int, n_outputs: int = 1, *, weight: float = 0.0, rows: int = 0, geometry: str = "") -> Head:
@@ -226,7 +239,9 @@ def new_head(n_columns: int, n_outputs: int = 1, *, weight: float = 0.0, rows: i
 
 def new_state(n_columns: int, n_outputs: int, seed: int) -> SAGAState:
     """A state that has seen no chunk."""
-    return SAGAState(new_head(n_columns, n_outputs), no_stats(n_columns), None, (), {}, frozenset(), "", seed)
+    return SAGAState(
+        new_head(n_columns, n_outputs), no_stats(n_columns), None, ("", 0.0), SharedMap(), SharedMap(), "", seed
+    )
 
 
 def draw_seed(random_state: Any) -> int:
@@ -241,6 +256,14 @@ def draw_seed(random_state: Any) -> int:
 def visit_seed(seed: int, chunk_id: Hashable, visits: int) -> int:
     """Seed of the row order of one visit; a repeated order would ruin convergence."""
     return int(digest(seed, chunk_id, visits), 16)
+
+
+def last_of(state: SAGAState, content: str) -> Hashable | None:
+    """Id of the last chunk of this content that came without an id, or None."""
+    occurrence = 0
+    while (content, occurrence) in state.chunks:
+        occurrence += 1
+    return (content, occurrence - 1) if occurrence else None
 
 
 def anonymous_id(state: SAGAState, content: str) -> Hashable:
@@ -262,12 +285,12 @@ def number_occurrences(contents: Iterable[str]) -> list[tuple[str, int]]:
     return ids
 
 
-def window_is_complete(window_ids: frozenset, known: int, count: int) -> bool:
+def window_is_complete(window_ids: Collection, known: int, count: int) -> bool:
     """Whether the averaging window holds every known chunk, or has had visits enough for two rounds."""
     return len(window_ids) >= known or count >= 2 * known
 
 
-def window_is_due(chunk_id: Hashable, window_ids: frozenset, known: int, count: int) -> bool:
+def window_is_due(chunk_id: Hashable, window_ids: Collection, known: int, count: int) -> bool:
     """Whether this chunk's arrival opens a new window."""
     return chunk_id in window_ids and window_is_complete(window_ids, known, count)
 

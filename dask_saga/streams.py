@@ -1,0 +1,120 @@
+"""Streams: chunks that leave again, and chunks that come back between new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_random_state
+
+from .chunk import weighted_sum
+from .columns import column_stats, typical, without
+from .inputs import Chunk, frozen
+from .metric import staleness
+from .problem import Problem, digest
+from .state import SAGAState
+
+__all__ = ["forget", "replay"]
+
+
+def forget(state: SAGAState, chunk_id: Hashable, problem: Problem, chunk: Chunk | None = None) -> SAGAState:
+    """The state without one chunk: as if its rows had no memory, and no part in the sums.
+
+    x stays where it is, and moves on at the next visit of another chunk.
+
+    Parameters
+    ----------
+    state : SAGAState
+    chunk_id : str, int or tuple
+        A key of ``state.chunks``.
+    problem : Problem
+    chunk : Chunk, default=None
+        The data of the chunk, needed where its memory has no ``total``. With it column statistics are
+        those of the rest; without, and where its memory has none either, the chunk is taken to be like the rest.
+
+    Raises
+    ------
+    ValueError
+        If the chunk is unknown, or its data are needed.
+    """
+    memory = state.chunks.get(chunk_id)
+    if memory is None:
+        raise ValueError(f"chunk_id={chunk_id!r} is not known; known are the keys of state_.chunks")
+    total = memory.total
+    if total is None:
+        if chunk is None:
+            raise ValueError(
+                f"chunk_id={chunk_id!r} has so few rows that their sum of gradients was not kept; "
+                "give its data as well: forget(chunk_id, X, y)"
+            )
+        total = weighted_sum(chunk.rows, memory.gradients.astype(float), problem)
+    part = memory.stats
+    if chunk is not None:
+        part = _weighing(column_stats(chunk, problem), memory.weight, memory.rows)
+    elif part is None:
+        part = typical(state.stats, memory.rows)
+    stats, head, chunks = without(state.stats, part), state.head, state.chunks.lacking(chunk_id)
+    rows, weight, left = head.rows - memory.rows, head.weight - memory.weight, head.gradient_sum - total
+    if not rows:  # nothing, not what rounding left
+        weight, left = 0.0, np.zeros_like(left)
+    geometry, stale = state.metric_for
+    return state._replace(
+        head=head._replace(gradient_sum=frozen(left), weight=weight, rows=rows, diverged=False),
+        stats=stats,
+        metric_for=(geometry, stale + staleness(state.stats, stats, problem)),
+        chunks=chunks,
+        window_ids=state.window_ids.lacking(chunk_id),
+        digest=digest(state.digest, "forget", chunk_id),
+    )
+
+
+def _weighing(stats: Any, weight: float, rows: int) -> Any:
+    """Statistics of unweighted rows, as if their weights were alike and summed to `weight`."""
+    factor = weight / stats.weight
+    products = None if stats.products is None else stats.products * factor
+    return stats._replace(
+        rows=rows, weight=weight, squares=stats.squares * factor, cross=stats.cross * factor, products=products
+    )
+
+
+def replay(
+    stream: Iterable, budget: float = 1.0, *, window: int | None = None, random_state: Any = None
+) -> Iterator[Any]:
+    """Chunks of a stream as they come, and after each some old ones, drawn at random.
+
+    SAGA pays from a chunk's second visit on, when its memory is that of steps. With new data a growing share of
+    the visits goes to data that were seen before (dynaSAGA: Daneshmand, Lucchi, Hofmann 2016, section 3.1;
+    STRSAGA: Jothimurugesan, Tahmasbi, Gibbons, Tirthapura 2018, section 4).
+
+    Parameters
+    ----------
+    stream : iterable
+        Chunks, or what stands for them: they are kept, so rather names of files than their content.
+    budget : float, default=1.0
+        Visits of old chunks for each new one.
+    window : int, default=None
+        Chunks, the newest included, that may come again; None for all.
+    random_state : int, RandomState or None, default=None
+
+    Yields
+    ------
+    object
+        What the stream gave, now or before.
+
+    Examples
+    --------
+    >>> from dask_saga.streams import replay
+    >>> list(replay("abcd", random_state=0))
+    ['a', 'b', 'a', 'a', 'c', 'b', 'd', 'a']
+    """
+    rng, known, owed = check_random_state(random_state), [], 0.0
+    for item in stream:
+        yield item
+        owed += budget
+        while owed >= 1.0 and known:
+            owed -= 1.0
+            yield known[rng.randint(len(known))]
+        known.append(item)
+        if window is not None:
+            del known[: len(known) + 1 - window]
