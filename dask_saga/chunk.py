@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ._kernels import kernels_for
-from .columns import column_stats, merge
+from .columns import ColumnStats, column_stats, merge, typical, without
 from .inputs import Chunk, frozen
 from .mapping import SharedMap
 from .metric import (
@@ -33,7 +33,7 @@ from .state import (
 from .steps import plan_visit, take_steps, weighted_sum
 from .threads import even_slices, sharers, threads
 
-__all__ = ["chunk_gradient", "chunk_saga", "fresh_memory", "split_memory", "visit"]
+__all__ = ["chunk_gradient", "chunk_saga", "counted_stats", "fresh_memory", "split_memory", "visit"]
 
 # How often a step that left finite numbers is cut and tried again.
 RETRIES, RETRY_CUT = 5, 0.1
@@ -192,9 +192,9 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     memory = state.chunks.get(chunk_id)
     head, stats, window_ids, own = state.head, state.stats, state.window_ids, None
     geometry, stale = state.metric_for
-    if memory is None:
+    if memory is None or memory.weights_content != chunk.weights_content:
         own = column_stats(chunk, problem)
-        stats = merge(stats, own)
+        stats = merge(stats if memory is None else without(stats, counted_stats(memory, chunk, stats, problem)), own)
         stale += staleness(state.stats, stats, problem)
     axes = state.metric
     if axes is None or geometry != problem.geometry or stale > STALE:
@@ -205,8 +205,8 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
         head, window_ids = open_window(head, problem, metric), SharedMap()
     seed = visit_seed(state.seed, chunk_id, memory.visits if memory else 0)
     head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
-    if own is not None and _stats_pay(memory):
-        memory = memory._replace(stats=own._replace(products=None))
+    if own is not None:
+        memory = memory._replace(stats=own._replace(products=None) if _stats_pay(memory) else None)
     return SAGAState(
         head,
         stats,
@@ -216,6 +216,23 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
         window_ids.having(chunk_id, None),
         visit_digest(state.digest, chunk_id, memory, problem),
         state.seed,
+    )
+
+
+def counted_stats(memory: ChunkMemory, chunk: Chunk | None, whole: ColumnStats, problem: Problem) -> ColumnStats:
+    """The statistics with which a chunk counts among the whole's, as far as they are known, or its data given."""
+    if memory.stats is not None and (chunk is None or memory.weights_content):
+        return memory.stats
+    if chunk is None:
+        return typical(whole, memory.rows)
+    stats = column_stats(chunk._replace(weights=np.empty(0)), problem)  # of weights only the sum is known
+    factor = memory.weight / stats.weight
+    return stats._replace(
+        rows=memory.rows,
+        weight=memory.weight,
+        squares=stats.squares * factor,
+        cross=stats.cross * factor,
+        products=None if stats.products is None else stats.products * factor,
     )
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from .chunk import weighted_sum
-from .columns import column_stats, typical, without
+from .chunk import counted_stats
+from .columns import without
 from .inputs import Chunk, frozen
 from .metric import staleness
 from .problem import Problem, digest
 from .state import SAGAState
+from .steps import weighted_sum
 
 __all__ = ["forget", "replay"]
 
@@ -49,12 +50,7 @@ def forget(state: SAGAState, chunk_id: Hashable, problem: Problem, chunk: Chunk 
                 "give its data as well: forget(chunk_id, X, y)"
             )
         total = weighted_sum(chunk.rows, memory.gradients.astype(float), problem)
-    part = memory.stats
-    if chunk is not None:
-        part = _weighing(column_stats(chunk, problem), memory.weight, memory.rows)
-    elif part is None:
-        part = typical(state.stats, memory.rows)
-    stats, head, chunks = without(state.stats, part), state.head, state.chunks.lacking(chunk_id)
+    stats, head = without(state.stats, counted_stats(memory, chunk, state.stats, problem)), state.head
     rows, weight, left = head.rows - memory.rows, head.weight - memory.weight, head.gradient_sum - total
     if not rows:  # nothing, not what rounding left
         weight, left = 0.0, np.zeros_like(left)
@@ -63,18 +59,9 @@ def forget(state: SAGAState, chunk_id: Hashable, problem: Problem, chunk: Chunk 
         head=head._replace(gradient_sum=frozen(left), weight=weight, rows=rows, diverged=False),
         stats=stats,
         metric_for=(geometry, stale + staleness(state.stats, stats, problem)),
-        chunks=chunks,
+        chunks=state.chunks.lacking(chunk_id),
         window_ids=state.window_ids.lacking(chunk_id),
         digest=digest(state.digest, "forget", chunk_id),
-    )
-
-
-def _weighing(stats: Any, weight: float, rows: int) -> Any:
-    """Statistics of unweighted rows, as if their weights were alike and summed to `weight`."""
-    factor = weight / stats.weight
-    products = None if stats.products is None else stats.products * factor
-    return stats._replace(
-        rows=rows, weight=weight, squares=stats.squares * factor, cross=stats.cross * factor, products=products
     )
 
 
@@ -106,7 +93,7 @@ def replay(
     --------
     >>> from dask_saga.streams import replay
     >>> list(replay("abcd", random_state=0))
-    ['a', 'b', 'a', 'a', 'c', 'b', 'd', 'a']
+    ['a', 'b', 'a', 'a', 'c', 'a', 'd', 'b']
     """
     rng, known, owed = check_random_state(random_state), [], 0.0
     for item in stream:
