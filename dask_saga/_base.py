@@ -53,6 +53,11 @@ def problem_for(problem: Problem, classes: np.ndarray | None) -> Problem:
     return problem._replace(outputs=outputs)
 
 
+@functools.lru_cache(maxsize=256, typed=True)
+def _problem_of(kind: type, *parameters: Any) -> Problem:
+    return kind(**dict(zip(kind._parameter_constraints, parameters, strict=True)))._checked_problem()
+
+
 class SAGABase(BaseEstimator):
     """What the classifier and the regressor share."""
 
@@ -126,6 +131,15 @@ class SAGABase(BaseEstimator):
             raise
 
     def _problem(self) -> Problem:
+        """The problem of the parameters, which are checked; once for equal ones, as that takes a small chunk's time."""
+        parameters = tuple(getattr(self, name) for name in self._parameter_constraints)
+        try:
+            hash(parameters)
+        except TypeError:
+            return self._checked_problem()
+        return _problem_of(type(self), *parameters)
+
+    def _checked_problem(self) -> Problem:
         self._validate_params()
         loss, penalty = resolve_loss(self.loss), resolve_penalty(self.penalty, self.alpha, self.l1_ratio)
         if bool(getattr(loss, "labels", None)) != self._labelled:

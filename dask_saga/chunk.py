@@ -26,6 +26,7 @@ from .state import (
     Head,
     SAGAState,
     adapt,
+    new_window_is_due,
     open_window,
     visit_seed,
     window_is_due,
@@ -35,6 +36,8 @@ from .threads import even_slices, sharers, threads
 
 __all__ = ["chunk_gradient", "chunk_saga", "counted_stats", "fresh_memory", "split_memory", "visit"]
 
+# In a stream a chunk's first step is its share of the rows; that of each visit more is so many times longer.
+TRUSTED = 3.0
 # How often a step that left finite numbers is cut and tried again.
 RETRIES, RETRY_CUT = 5, 0.1
 
@@ -200,10 +203,17 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     if axes is None or geometry != problem.geometry or stale > STALE:
         axes, stale = choose_metric(stats, problem), 0.0
         head = head._replace(largest_sums=frozen(np.zeros(len(axes.scale))))
-    metric = limit_axes(axes, head.largest_sums, len(state.chunks), stats, problem)
-    if window_is_due(chunk_id, window_ids, len(state.chunks), head.window_count):
+    visits, known = memory.visits if memory else 0, len(state.chunks)
+    metric = limit_axes(axes, head.largest_sums, known, stats, problem)
+    if problem.average:
+        # A new chunk settles where it alone would be: what the others said is to keep its share in x.
+        share = len(chunk.targets) / max(stats.rows, 1)
+        metric = metric._replace(pace=min(metric.pace, share * TRUSTED ** min(visits, 99)))
+    if window_is_due(chunk_id, window_ids, known, head.window_count) or (
+        memory is None and new_window_is_due(known, head.window_count)
+    ):
         head, window_ids = open_window(head, problem, metric), SharedMap()
-    seed = visit_seed(state.seed, chunk_id, memory.visits if memory else 0)
+    seed = visit_seed(state.seed, chunk_id, visits)
     head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
     if own is not None:
         memory = memory._replace(stats=own._replace(products=None) if _stats_pay(memory) else None)

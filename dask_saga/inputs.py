@@ -171,7 +171,9 @@ def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:
     """
     if y is None:
         raise ValueError(NO_TARGET)
-    labels = column_or_1d(np.asarray(y), warn=warn)
+    labels = np.asarray(y)
+    if labels.ndim != 1:
+        labels = column_or_1d(labels, warn=warn)
     if labels.dtype == object and len(labels):
         import pandas as pd
 
@@ -234,12 +236,16 @@ def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
     ValueError
         If a label of `y` is not in `classes`.
     """
-    import pandas as pd
-
     labels = read_labels(y, warn=True)
-    if {labels.dtype.kind, classes.dtype.kind} <= set("biuf") and labels.dtype.kind != classes.dtype.kind:
-        labels, classes = labels.astype(float), classes.astype(float)
-    codes = pd.Index(classes).get_indexer(labels)
+    if {labels.dtype.kind, classes.dtype.kind} <= set("biuf"):
+        if labels.dtype.kind != classes.dtype.kind:
+            labels, classes = labels.astype(float), classes.astype(float)
+        codes = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
+        codes[classes[codes] != labels] = -1
+    else:
+        import pandas as pd
+
+        codes = pd.Index(classes).get_indexer(labels)
     if (codes < 0).any():
         unknown = list(dict.fromkeys(labels[codes < 0].tolist()))[:5]
         raise ValueError(f"y has labels {unknown} that are not among the classes {classes.tolist()}")

@@ -295,6 +295,11 @@ def window_is_due(chunk_id: Hashable, window_ids: Collection, known: int, count:
     return chunk_id in window_ids and window_is_complete(window_ids, known, count)
 
 
+def new_window_is_due(known: int, count: int) -> bool:
+    """Whether a new chunk's arrival opens a new window: in a stream none may come again that would."""
+    return 2 * count >= max(known, 4)
+
+
 def proximal_gradient_step(x: np.ndarray, gradient: np.ndarray, step: float, problem: Problem, metric: Metric) -> Any:
     """One proximal gradient step from x, both of shape (outputs, p + 1) in the solver's coordinates."""
     out = np.empty_like(x)
