@@ -1,10 +1,13 @@
 """Inside dask-ml: Incremental and the four searches, synchronous and asynchronous."""
 
 import asyncio
+import inspect
+import pickle
 
 import dask
 import dask.array as da
 import dask.dataframe as dd
+import dask_ml.model_selection
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +15,7 @@ import scipy.sparse as sp
 import sparse
 from dask.distributed import Client
 from dask_ml.wrappers import Incremental
+from numba.core.dispatcher import Dispatcher
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
@@ -163,3 +167,106 @@ def test_a_search_on_sparse_blocks(client):
     assert np.isfinite(search.best_score_)
     with pytest.raises(TypeError, match="from_scipy_sparse"):
         search_for("HyperbandSearchCV").fit(B.map_blocks(sp.csr_matrix), labels, classes=[-1.0, 1.0])
+
+
+def test_the_searches_are_those_of_dask_ml_but_for_one_coroutine():
+    for name in SEARCHES:
+        ours, theirs = getattr(model_selection, name), getattr(dask_ml.model_selection, name)
+        assert issubclass(ours, theirs)
+        own = {key for kind in ours.__mro__[: ours.__mro__.index(theirs)] for key in vars(kind)}
+        assert {key for key in own if not key.startswith("__")} == {"_fit"}
+        assert inspect.iscoroutinefunction(ours._fit)
+        # Nothing of theirs was replaced.
+        assert all(inspect.getmodule(f).__name__.startswith("dask_ml") for f in (theirs._fit, theirs.fit))
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches_over_all_that_users_search_for(name, client):
+    parameters = {
+        "loss": ["log_loss", "squared_hinge", "modified_huber"],
+        "penalty": ["l2", "l1", "elasticnet", None],
+        "alpha": np.logspace(-6, -1, 30),
+        "step_size_scale": np.logspace(-3, 3, 60),
+    }
+    results = []
+    for _ in range(2):
+        search = search_for(name)
+        search.set_params(parameters=parameters, patience=3)
+        search.fit(X, labels, classes=[-1.0, 1.0])
+        assert np.isfinite(search.cv_results_["test_score"]).all()
+        results.append((search.best_params_, search.best_score_, search.best_estimator_.coef_.tolist()))
+    assert results[0] == results[1]
+    assert results[0][1] > 0.7
+
+
+def test_a_search_on_a_dataframe(client):
+    frame = dd.from_pandas(pd.DataFrame(A, columns=list("abcdefgh")).assign(y=y), npartitions=10)
+    rows = frame.drop(columns="y").to_dask_array(lengths=True)
+    search = search_for("HyperbandSearchCV").fit(rows, frame.y.to_dask_array(lengths=True), classes=[-1.0, 1.0])
+    assert search.best_score_ > 0.75
+
+
+def test_what_a_search_trains_ahead_leaves_no_trace(client):
+    search = search_for("HyperbandSearchCV").fit(X, labels, classes=[-1.0, 1.0])
+    calls = search.model_history_[search.cv_results_["model_id"][search.best_index_]][-1]["partial_fit_calls"]
+    memories = search.best_estimator_.state_.chunks.values()
+    assert sum(memory.visits for memory in memories) == calls
+    assert search.best_estimator_.state_.n_samples == sum(len(memory.gradients) for memory in memories) <= 1600
+
+
+def test_incremental_hands_every_block_the_same_arguments(client):
+    wrapped = Incremental(SAGAClassifier(random_state=0))
+    with pytest.raises(ValueError, match="chunk_id='all' is known with other content"):
+        wrapped.fit(X, labels, classes=[-1.0, 1.0], chunk_id="all")
+    wrapped.fit(X, labels, classes=[-1.0, 1.0], sample_weight=None, check_content=True)
+    assert len(wrapped.state_.chunks) == 20
+
+
+@pytest.mark.parametrize("block", ["read-only", "F-ordered", "empty", "one row"])
+def test_incremental_on_odd_blocks(block, client):
+    def odd(part):
+        part = np.asfortranarray(part) if block == "F-ordered" else np.array(part)
+        part.flags.writeable = block != "read-only"
+        return part
+
+    lengths = {"empty": (100, 0, 1900), "one row": (1, 999, 1000)}.get(block, (500,) * 4)
+    B, c = X.rechunk((lengths, 8)).map_blocks(odd, dtype=float), labels.rechunk((lengths,))
+    wrapped = Incremental(SAGAClassifier(alpha=1e-2, random_state=0), shuffle_blocks=False)
+    for _ in range(40):
+        wrapped.partial_fit(B, c, classes=[-1.0, 1.0])
+    np.testing.assert_allclose(wrapped.coef_, best().coef_, rtol=1e-3, atol=1e-4)
+
+
+def test_incremental_scores_as_it_is_told(client):
+    wrapped = Incremental(SAGAClassifier(alpha=1e-2, random_state=0), scoring="neg_log_loss")
+    wrapped.fit(X, labels, classes=[-1.0, 1.0])
+    assert wrapped.score(X, labels) < 0
+
+
+def test_incremental_predicts_without_the_memory_where_it_is_told_so(client):
+    wrapped = Incremental(SAGAClassifier(random_state=0)).fit(
+        da.tile(X, (50, 1)).rechunk((20_000, 8)), da.tile(labels, 50).rechunk(20_000), classes=[-1.0, 1.0]
+    )
+    expected = wrapped.predict(X).compute()
+    assert len(pickle.dumps(wrapped.estimator_)) > 50_000
+    wrapped.estimator_ = wrapped.estimator_.without_memory()
+    assert len(pickle.dumps(wrapped.estimator_)) < 3000
+    np.testing.assert_array_equal(wrapped.predict(X).compute(), expected)
+    np.testing.assert_array_equal(wrapped.predict_proba(X).compute().argmax(axis=1), (expected > 0).astype(int))
+
+
+def test_no_dispatcher_is_in_a_graph(client, monkeypatch):
+    from dask_saga.executors import ClientExecutor
+
+    sent, submit = [], ClientExecutor.submit
+
+    def noted(self, function, *args, **kwargs):
+        sent.extend([function, *args])
+        return submit(self, function, *args, **kwargs)
+
+    monkeypatch.setattr(ClientExecutor, "submit", noted)
+    model = SAGAClassifier(random_state=0, max_iter=3, tol=0.5).fit(X, labels)
+    graph = dict(model.predict(X).__dask_graph__())
+    sent += [item for task in graph.values() for item in (getattr(task, "func", None), *getattr(task, "args", ()))]
+    assert len(sent) > 100
+    assert not any(isinstance(item, Dispatcher) for item in sent)
