@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from dask.base import tokenize
+from dask.sizeof import sizeof
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.exceptions import NotFittedError
@@ -221,6 +222,59 @@ def test_forget_and_replace_are_the_same_after_a_pickle(binary):
         model.forget(0).partial_fit(A[:200], y[:200], chunk_id=1, replace=True)
     assert tokenize(one) == tokenize(other)
     np.testing.assert_array_equal(one.coef_, other.coef_)
+
+
+def test_a_pickle_ships_memory_out_of_band(binary):
+    A, y = np.tile(binary[0], (100, 1)), np.tile(binary[1], 100)
+    model = classifier().partial_fit(A, y, classes=CLASSES)
+    buffers = []
+    band = pickle.dumps(model, protocol=5, buffer_callback=buffers.append)
+    assert len(band) < 6000
+    assert sum(memoryview(buffer).nbytes for buffer in buffers) > 4 * len(y)
+    other = pickle.loads(band, buffers=buffers).partial_fit(A, y)
+    np.testing.assert_array_equal(other.coef_, model.partial_fit(A, y).coef_)
+
+
+@pytest.mark.parametrize("n", [600, 60_000])
+def test_a_row_takes_at_most_five_bytes_and_a_chunk_little(binary, n):
+    A, y = np.resize(binary[0], (n, 8)), np.resize(binary[1], n)
+    model = classifier().partial_fit(A, y, classes=CLASSES)
+    memory = model.state_.chunks[next(iter(model.state_.chunks))]
+    arrays = [memory.gradients, memory.total, *memory.stats]
+    assert sum(array.nbytes for array in arrays if isinstance(array, np.ndarray)) <= 5 * n
+
+
+def test_a_stream_of_small_batches_takes_less_than_a_kilobyte_each():
+    A, y = make_rows(n=32 * 200, p=20)
+    model = classifier()
+    for k in range(200):
+        model.partial_fit(A[32 * k : 32 * k + 32], y[32 * k : 32 * k + 32], classes=CLASSES)
+        if k == 99:
+            before = len(pickle.dumps(model)), sizeof(model)
+    assert len(pickle.dumps(model)) - before[0] < 100 * 1000
+    assert sizeof(model) - before[1] < 100 * 1000
+
+
+def test_coordinates_are_chosen_anew_only_for_new_data(monkeypatch):
+    from dask_saga import chunk
+
+    chosen, choose = [], chunk.choose_metric
+    monkeypatch.setattr(chunk, "choose_metric", lambda *given_: chosen.append(1) or choose(*given_))
+    A, y = make_rows(n=4000, p=5)
+    model = classifier()
+    for k in range(100):
+        rows = slice(40 * k, 40 * k + 40)
+        model.partial_fit(A[rows], y[rows], classes=CLASSES, chunk_id=k)
+    assert len(chosen) < 60
+    before = len(chosen)
+    model.partial_fit(A[:40], y[:40], chunk_id=0)
+    assert len(chosen) == before
+    B = A[:40].copy()
+    B[3, 2] = 1e5
+    scale = model.state_.metric.scale
+    model.partial_fit(B, y[:40], chunk_id="far off")
+    assert len(chosen) == before + 1
+    assert model.state_.metric.scale.min() < 1e-3 * scale.min()
 
 
 def test_tokens_tell_what_was_forgotten(binary):
