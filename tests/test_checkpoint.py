@@ -52,7 +52,7 @@ def assert_same(one, other):
     assert [row["gradient_norm"] for row in one.history_] == [row["gradient_norm"] for row in other.history_]
     for a, b in zip(one.state_.chunks.values(), other.state_.chunks.values(), strict=True):
         assert a.gradients.tobytes() == b.gradients.tobytes()
-        assert a[1:-1] == b[1:-1]
+        assert a._replace(gradients=0, total=0) == b._replace(gradients=0, total=0)
     block = A[:100], y[:100]
     assert one.partial_fit(*block).coef_.tobytes() == other.partial_fit(*block).coef_.tobytes()
 
