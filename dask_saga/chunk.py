@@ -26,8 +26,8 @@ from .state import (
     Head,
     SAGAState,
     adapt,
-    new_window_is_due,
     open_window,
+    stream_window_is_due,
     visit_seed,
     window_is_due,
 )
@@ -209,9 +209,8 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
         # A new chunk settles where it alone would be: what the others said is to keep its share in x.
         share = len(chunk.targets) / max(stats.rows, 1)
         metric = metric._replace(pace=min(metric.pace, share * TRUSTED ** min(visits, 99)))
-    if window_is_due(chunk_id, window_ids, known, head.window_count) or (
-        memory is None and new_window_is_due(known, head.window_count)
-    ):
+    due = stream_window_is_due(window_ids, known, head.window_count, first=memory is None)
+    if due or window_is_due(chunk_id, window_ids, known, head.window_count):
         head, window_ids = open_window(head, problem, metric), SharedMap()
     seed = visit_seed(state.seed, chunk_id, visits)
     head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
@@ -223,7 +222,7 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
         axes,
         (problem.geometry, stale),
         state.chunks.having(chunk_id, memory),
-        window_ids.having(chunk_id, None),
+        window_ids.having(chunk_id, visits == 0),
         visit_digest(state.digest, chunk_id, memory, problem),
         state.seed,
     )

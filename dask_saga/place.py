@@ -135,7 +135,7 @@ def result(fit: Fit, place: Place, interrupted: bool) -> Result:
         prepared.axes,
         (problem.geometry, 0.0),
         SharedMap(zip(fit.ids, itertools.chain(*memories), strict=True)),
-        SharedMap((fit.ids[k], None) for g in place.window for k in prepared.groups[g]),
+        SharedMap((fit.ids[k], False) for g in place.window for k in prepared.groups[g]),
         place.text,
         fit.seed,
     )

@@ -144,7 +144,7 @@ class SAGAState(NamedTuple):
     chunks : SharedMap of chunk id to ChunkMemory
         In order of arrival.
     window_ids : SharedMap
-        Ids visited in the current averaging window, as keys.
+        Ids visited in the current averaging window, and whether that was their first visit.
     digest : str
         Hash chained over every transition.
     seed : int
@@ -295,9 +295,15 @@ def window_is_due(chunk_id: Hashable, window_ids: Collection, known: int, count:
     return chunk_id in window_ids and window_is_complete(window_ids, known, count)
 
 
-def new_window_is_due(known: int, count: int) -> bool:
-    """Whether a new chunk's arrival opens a new window: in a stream none may come again that would."""
-    return 2 * count >= max(known, 4)
+def stream_window_is_due(window_ids: Mapping[Hashable, bool], known: int, count: int, *, first: bool) -> bool:
+    """Whether a chunk's arrival opens a new window where not all come round.
+
+    A chunk's first arrival, when the window would hold half of the chunks: none may come again that would. Or
+    the first that comes back after new ones only: a window is then to hold one pass.
+    """
+    if first:
+        return 2 * count >= max(known, 4)
+    return count > 1 and all(window_ids.values())
 
 
 def proximal_gradient_step(x: np.ndarray, gradient: np.ndarray, step: float, problem: Problem, metric: Metric) -> Any:

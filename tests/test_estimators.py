@@ -219,7 +219,9 @@ def test_learnt_attributes_are_real(binary):
     assert model.coef_.shape == (1, 8)
     assert model.intercept_.shape == (1,)
     assert len(model.history_) == model.n_iter_
-    assert list(pd.DataFrame(model.history_).columns) == ["epoch", "gradient_norm", "seconds", "visits"]
+    assert list(pd.DataFrame(model.history_).columns) == [
+        "epoch", "objective", "gradient_norm", "seconds", "visits", "bytes_read"
+    ]  # fmt: skip
     assert SAGARegressor().fit(A, y).coef_.shape == (8,)
 
 
