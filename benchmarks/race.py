@@ -7,7 +7,7 @@ none did. Ours is one fit, watched, with one thread and with as many as there ar
 counted. Fits of all solvers take turns, and a cell is the median of its repetitions. Packages that are not
 installed are left out, and solvers that need a matrix of more than 2000 x 2000 columns.
 
-Usage: python benchmarks/race.py [names] [--repeat 3] [--limit 20] [--cache DIR] [--picture FILE]
+Usage: python benchmarks/race.py [names] [--repeat 3] [--limit 20] [--cache DIR] [--picture FILE] [--ours]
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression, SGDClassifier
+from threadpoolctl import threadpool_limits
 from trust_optimum import ALPHA, Objective, Optimum, objective, optimum
 from trust_sets import SETS, DataSet
 
@@ -133,7 +134,8 @@ class Race:
         def watch(info):
             nonlocal unpaid
             now = time.perf_counter()
-            gap = self.gap(info.x, info.intercept)
+            with threadpool_limits(1):  # BLAS threads wait busily for more, and would take ours a core
+                gap = self.gap(info.x, info.intercept)
             for level in LEVELS:
                 if gap <= level:
                     found.setdefault(level, now - began - unpaid)
@@ -159,7 +161,7 @@ class Race:
                 return found
 
 
-def run(name: str, repeat: int, limit: float, cache: Path | None) -> dict[str, list[float | None]]:
+def run(name: str, repeat: int, limit: float, cache: Path | None, peers: dict) -> dict[str, list[float | None]]:
     """Print one table; median seconds by solver and level."""
     race = Race(RACES[name](), cache)
     few = race.data._replace(X=race.data.X[:1000], y=race.data.y[:1000])
@@ -168,7 +170,7 @@ def run(name: str, repeat: int, limit: float, cache: Path | None) -> dict[str, l
     for _ in range(repeat):
         for name, n_threads in OURS.items():
             times[name].append(race.ours(n_threads, limit))
-        for peer, (package, fit) in PEERS.items():
+        for peer, (package, fit) in peers.items():
             too_wide = peer in SECOND_ORDER and race.data.X.shape[1] > MOST_COLUMNS
             if too_wide or not installed(package) or times.get(peer) == []:
                 continue
@@ -229,18 +231,24 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=20.0, help="seconds of one fit")
     parser.add_argument("--cache", type=Path, help="folder that keeps the optima between runs")
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--ours", action="store_true", help="without the others, to compare numbers of threads")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     names = ["dask-saga", "numpy", "numba", *dict.fromkeys(package for package, _ in PEERS.values())]
     packages = ", ".join(f"{name} {version(name)}" for name in names if installed(name))
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}")
-    results = {name: run(name, given.repeat, given.limit, given.cache) for name in given.names or RACES}
+    results = {
+        name: run(name, given.repeat, given.limit, given.cache, {} if given.ours else PEERS)
+        for name in given.names or RACES
+    }
     ratios = []
     for table in results.values():
         mine = fastest(table, -1)
         others = [row[-1] for solver, row in table.items() if solver not in OURS and row[-1] is not None]
         if mine and others:
             ratios.append(min(others) / mine)
+    if not ratios:
+        return
     print(
         f"\n{LEVELS[-1]:.0e}: {statistics.geometric_mean(ratios):.2f} times as fast as the best other, geometric mean."
     )

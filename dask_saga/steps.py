@@ -13,7 +13,7 @@ from .inputs import Chunk, frozen
 from .metric import Metric, RowNorms, row_arrays, row_norms, shift_of, solver_rows, to_solver, to_user
 from .problem import Problem
 from .state import LARGEST_COEFFICIENT, ChunkMemory, Head
-from .threads import LEAST_ENTRIES, even_slices, sharers, threads
+from .threads import even_slices, sharers, threads
 
 __all__ = ["plan_visit", "row_order", "take_steps", "weighted_sum"]
 
@@ -21,6 +21,8 @@ __all__ = ["plan_visit", "row_order", "take_steps", "weighted_sum"]
 ROW_BOUND = 2.0
 # Times that threads bring together what they found in each half of a visit, at most.
 ROUNDS = 8
+# Entries of a thread's rows in a round, at least: starting it, and copies of x, cost as much as some thousands.
+ROUND_ENTRIES = 2**20
 
 
 def row_order(seed: Any, rows: np.ndarray) -> np.ndarray:
@@ -83,7 +85,7 @@ def _orders(seed: int, taken: np.ndarray, times: np.ndarray, count: int) -> list
     """The rows of each thread, drawn at random: no memory gradient has two writers."""
     if count == 1:
         return [row_order(seed, np.repeat(taken, times[taken]))]
-    owner = np.random.default_rng(seed).integers(count, size=len(taken))
+    owner = np.random.default_rng(seed).integers(count, size=len(taken), dtype=np.uint8 if count < 256 else np.int64)
 
     def own(k: int) -> np.ndarray:
         rows = taken[owner == k]
@@ -146,7 +148,7 @@ def _share_steps(orders, x, gradient_sum, *, plan, chunk, **how):
         return
     if how["problem"].automatic:
         plan = plan._replace(step=plan.step * len(orders) ** 0.5)
-    worth = chunk.entries // (len(orders) * max(LEAST_ENTRIES, 4 * x.size))
+    worth = chunk.entries // (len(orders) * max(ROUND_ENTRIES, 32 * x.size))
     with threads(len(orders)) as each, np.errstate(over="ignore", invalid="ignore"):
         for parts in zip(*(np.array_split(order, min(max(worth, 1), ROUNDS)) for order in orders), strict=True):
             copies = [(x.copy(), gradient_sum.copy()) for _ in parts]

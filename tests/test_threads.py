@@ -27,10 +27,10 @@ from .conftest import make_rows
 def _shares_small_chunks(monkeypatch):
     for module in ("steps", "metric", "columns", "chunk"):
         monkeypatch.setattr(f"dask_saga.{module}.sharers", lambda n_threads, entries: n_threads)
-    monkeypatch.setattr("dask_saga.steps.LEAST_ENTRIES", 1)
+    monkeypatch.setattr("dask_saga.steps.ROUND_ENTRIES", 1)
 
 
-def rows_of(kind, n=400, p=6):
+def rows_of(kind, n=1600, p=6):
     A, b = make_rows(n, p)
     A = np.where(np.abs(A) > 0.5, A, 0.0)
     A[3] *= 10.0  # a row that is visited more than once
@@ -59,7 +59,7 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
     w = np.ones(n) if weights is None else weights
     head, memory = new_head(p), None
     x, gradient_sum, gradients = np.zeros((1, p + 1)), np.zeros((1, p + 1)), np.zeros((n, 1), np.float32)
-    rounds = min(ROUNDS, max(1, chunk.entries // (n_threads * 4 * (p + 1))))
+    rounds = min(ROUNDS, max(1, chunk.entries // (n_threads * 32 * (p + 1))))
     assert rounds > 1
     for seed in (3, 4):
         counted = head._replace(weight=w.sum(), rows=np.count_nonzero(w))
