@@ -398,6 +398,11 @@ class SAGABase(BaseEstimator):
                             f"chunk_id={chunk_id!r} is known with other content; give new content a new chunk_id, or "
                             "none, or replace=True"
                         )
+                    if known.total is None:
+                        raise ValueError(
+                            f"chunk_id={chunk_id!r} has so few rows that replace=True needs its old data: first "
+                            f"forget({chunk_id!r}, X_old, y_old), then partial_fit with the new"
+                        )
                     state = forget(state, key, problem)
                 else:
                     chunk = chunk._replace(content=known.content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import time
@@ -40,8 +41,8 @@ class Info(NamedTuple):
         Coefficients as they would be returned now.
     intercept : float, or ndarray of shape (k,)
     objective : float
-        F, estimated: each chunk's loss after its visit in this pass, on a sample of 256 rows, and the penalty at `x`.
-        Exact where a stop was to be confirmed.
+        F, estimated: each chunk's loss after its visit in this pass, on a sample of at most 256 rows, and the
+        penalty at `x`. Exact where a stop was to be confirmed.
     gradient_norm : float
         Estimated norm of the proximal gradient, relative to its value at zero.
     step_size : float
@@ -156,7 +157,9 @@ def run(
         if not place.history:
             raise
         interrupted = True
-    # What an interrupted pass had submitted is released with its references.
+    if interrupted:
+        # What the pass had submitted is released with its references, of which broken calls leave some in cycles.
+        gc.collect()
     return result(fit, place, interrupted)
 
 

@@ -224,7 +224,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
             Names the chunk; None goes by its content.
         replace : bool, default=False
             Whether other content under a known `chunk_id` takes the place of the old, exactly. By default it
-            is an error.
+            is an error. An old chunk of few rows must be forgotten with its data instead.
         check_content : bool, default=True
             False promises that a known `chunk_id` has the content that it had, and saves the hash of it.
 
@@ -468,7 +468,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
             Names the chunk; None goes by its content.
         replace : bool, default=False
             Whether other content under a known `chunk_id` takes the place of the old, exactly. By default it
-            is an error.
+            is an error. An old chunk of few rows must be forgotten with its data instead.
         check_content : bool, default=True
             False promises that a known `chunk_id` has the content that it had, and saves the hash of it.
 

@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 
 from .chunk import chunk_gradient
+from .rounds import penalty_value
 
 __all__ = ["ConvergenceDisplay"]
 
@@ -223,7 +224,7 @@ def _suboptimality(estimator: Any, X: Any, y: Any, sample_weight: Any, optimum: 
     """The history of a clone's fit, with the relative suboptimality after each pass."""
     model, seen = clone(estimator), []
     model.fit(X, y, sample_weight, callback=lambda info: seen.append(_joined(info.x, info.intercept)))
-    seen.insert(0, np.zeros_like(seen[0]))
+    seen.insert(0, np.zeros_like(_joined(model.coef_, model.intercept_)))
     if optimum is None:
         finest = clone(estimator).set_params(tol=OPTIMUM_TOL, max_iter=OPTIMUM_PASSES)
         with warnings.catch_warnings():
@@ -239,7 +240,7 @@ def _suboptimality(estimator: Any, X: Any, y: Any, sample_weight: Any, optimum: 
         seen.append(_joined(finest.coef_, finest.intercept_))
     values = _objectives(model, X, y, sample_weight, seen)
     best = min(values) if optimum is None else optimum
-    gaps = (values[1 : len(model.history_) + 1] - best) / (values[0] - best)
+    gaps = (values[1 : len(model.history_) + 1] - best) / ((values[0] - best) or 1.0)
     return [{**row, "suboptimality": float(gap)} for row, gap in zip(model.history_, gaps, strict=True)]
 
 
@@ -252,8 +253,7 @@ def _objectives(model: Any, X: Any, y: Any, sample_weight: Any, xs: list[np.ndar
     source, problem, _ = model._read(X, y, sample_weight, model._problem(), "auto")
     with source:
         sums = sum(source.executor.gather(source.map(_values_and_weight, xs, problem, name="saga-objective")))
-    penalties = [problem.penalty.value(x[:, :-1]).sum() for x in xs]
-    return sums[:-1] / sums[-1] + np.array(penalties)
+    return sums[:-1] / sums[-1] + np.array([penalty_value(x, problem) for x in xs])
 
 
 def _values_and_weight(chunk: Any, xs: list[np.ndarray], problem: Any) -> np.ndarray:

@@ -151,7 +151,7 @@ def visit_chunk(
 
 def _sampled_loss(chunk: Chunk, x: np.ndarray, problem: Problem) -> float:
     """Sum of the weighted losses over a chunk, from rows at equal distances."""
-    every = slice(None, None, max(1, len(chunk.targets) // SAMPLE))
+    every = slice(None, None, max(1, -(-len(chunk.targets) // SAMPLE)))
     rows, targets, weights = (part[every] if part.shape[0] else part for part in chunk[:3])
     rows = rows if sp.issparse(rows) else np.ascontiguousarray(rows)
     sample = chunk._replace(rows=rows, targets=np.ascontiguousarray(targets), weights=np.ascontiguousarray(weights))

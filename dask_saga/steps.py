@@ -158,7 +158,9 @@ def _share_steps(orders, x, gradient_sum, *, plan, chunk, **how):
 
             list(each(run, parts, copies))
             counts = np.array([len(part) for part in parts])
-            x[:] = sum(count / max(counts.sum(), 1) * own for count, (own, _) in zip(counts, copies, strict=True))
+            if not counts.any():  # no row has weight, or there are fewer rows than rounds
+                continue
+            x[:] = sum(count / counts.sum() * own for count, (own, _) in zip(counts, copies, strict=True))
             gradient_sum += sum(own - gradient_sum for _, own in copies)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
@@ -84,24 +85,35 @@ def replay(
         Chunks, the newest included, that may come again; None for all.
     random_state : int, RandomState or None, default=None
 
-    Yields
+    Returns
+    -------
+    iterator
+        Over what the stream gave, now or before.
+
+    Raises
     ------
-    object
-        What the stream gave, now or before.
+    ValueError
+        If `budget` is negative or `window` below one.
 
     Examples
     --------
     >>> from dask_saga.streams import replay
     >>> list(replay("abcd", random_state=0))
-    ['a', 'b', 'a', 'a', 'c', 'a', 'd', 'b']
+    ['a', 'b', 'a', 'c', 'a', 'd', 'b']
     """
-    rng, known, owed = check_random_state(random_state), [], 0.0
+    if not 0 <= budget < np.inf:
+        raise ValueError(f"budget={budget!r} must be a number of visits, at least 0")
+    if window is not None and window < 1:
+        raise ValueError(f"window={window!r} must be at least 1, or None")
+    return _replayed(stream, budget, window, check_random_state(random_state))
+
+
+def _replayed(stream: Iterable, budget: float, window: int | None, rng: np.random.RandomState) -> Iterator[Any]:
+    known, owed = collections.deque(maxlen=None if window is None else window - 1), 0.0
     for item in stream:
         yield item
-        owed += budget
+        owed += budget if known else 0.0
         while owed >= 1.0 and known:
             owed -= 1.0
             yield known[rng.randint(len(known))]
         known.append(item)
-        if window is not None:
-            del known[: len(known) + 1 - window]

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import warnings
+from typing import NamedTuple
 
 import dask.array as da
 import numpy as np
@@ -141,3 +143,19 @@ def test_matplotlib_is_asked_for_only_to_draw(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         ConvergenceDisplay.from_estimator(fitted())
+
+
+def test_a_penalty_of_ones_own_sees_one_coefficient_at_a_time():
+    class Towards(NamedTuple):
+        def value(self, x):
+            return 0.1 * (x - 1.0) if x > 1.0 else 0.1 * (1.0 - x)
+
+        def prox(self, v, step):
+            return max(v - 0.1 * step, 1.0) if v > 1.0 else min(v + 0.1 * step, 1.0)
+
+    A, b = make_rows(100, 3, classes=False)
+    model = SAGARegressor(penalty=Towards(), random_state=0, tol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        rows = ConvergenceDisplay.from_estimator(model, A, b).histories["SAGARegressor"]
+    assert rows[-1]["suboptimality"] < rows[0]["suboptimality"]

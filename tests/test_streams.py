@@ -78,7 +78,7 @@ def test_the_average_is_always_that_of_the_memory(sequence, n, sparse, float64):
             other = k + 4 if part == k else k
             fresh = A[other * n : other * n + n], y[other * n : other * n + n]
             if model.state_.chunks[k].total is None:
-                with pytest.raises(ValueError, match="give its data"):
+                with pytest.raises(ValueError, match="needs its old data"):
                     model.partial_fit(*fresh, sample_weight=weights, chunk_id=k, replace=True)
                 model.forget(k, *data)
             model.partial_fit(*fresh, sample_weight=weights, chunk_id=k, replace=True)
@@ -410,13 +410,27 @@ def test_a_shared_map_is_an_immutable_dict(changes):
 def test_replay_spends_its_budget_on_old_chunks():
     for budget in (0.0, 0.5, 1.0, 2.5):
         visits = list(replay(range(100), budget, random_state=0))
-        assert len(visits) == 100 + int(100 * budget)
+        assert len(visits) == 100 + int(99 * budget)  # there is none beside the first
         new = [k for n, k in enumerate(visits) if k not in visits[:n]]
         assert new == list(range(100))
-    visits = list(replay(range(50), 3, window=5, random_state=0))
-    newest = 0
-    for k in visits:
-        newest = max(newest, k)
-        assert newest - 5 < k
+    for window in (1, 5, 20):
+        newest, ages = 0, []
+        for k in replay(range(500), 3, window=window, random_state=0):
+            newest = max(newest, k)
+            ages.append(newest - k)
+        assert max(ages) == window - 1
     assert list(replay("abcdef", random_state=1)) == list(replay("abcdef", random_state=1))
     assert list(replay("abc", 0)) == list("abc")
+    for bad, name in (({"budget": -1.0}, "budget"), ({"budget": np.nan}, "budget"), ({"window": 0}, "window")):
+        with pytest.raises(ValueError, match=f"{name}=.* must be"):
+            replay("abc", **bad)
+
+
+def test_replacing_a_chunk_of_few_rows_asks_for_its_old_data(binary):
+    A, b = binary
+    model = SAGAClassifier(random_state=0).partial_fit(A, b, classes=np.unique(b), chunk_id="many")
+    model.partial_fit(A[:20], b[:20], chunk_id="few")
+    with pytest.raises(ValueError, match="replace=True needs its old data: first forget\\('few', X_old, y_old\\)"):
+        model.partial_fit(A[20:40], b[20:40], chunk_id="few", replace=True)
+    model.forget("few", A[:20], b[:20]).partial_fit(A[20:40], b[20:40], chunk_id="few")
+    assert model.state_.n_samples == len(A) + 20

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import dask.array as da
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -160,6 +161,27 @@ def test_threads_of_threads_give_the_bits_of_each_by_itself():
     for _ in range(3):
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(coefficients, range(4))) == alone
+
+
+def test_a_block_without_weight_leaves_x_where_it_is():
+    A, b = rows_of("dense")
+    X, y = da.from_array(A, chunks=(400, -1)), da.from_array(b, chunks=400)
+    weights = da.from_array(np.repeat([1.0, 0.0, 2.0, 1.0], 400), chunks=400)
+    settings = {"tol": 1e-9, "max_iter": 2000, "memory_dtype": "float64", "random_state": 0}
+    one, two = (SAGAClassifier(n_threads=k, **settings).fit(X, y, weights) for k in (1, 2))
+    assert two.converged_
+    np.testing.assert_allclose(two.coef_, one.coef_, rtol=1e-6, atol=1e-7)
+
+
+def test_fewer_rows_than_threads():
+    A, b = make_rows(3, 40)
+    one, four = (
+        SAGARegressor(alpha=0.1, tol=1e-8, max_iter=2000, memory_dtype="float64", n_threads=k, random_state=0)
+        .fit(A, b)
+        .coef_
+        for k in (1, 4)
+    )
+    np.testing.assert_allclose(four, one, rtol=1e-5, atol=1e-7)
 
 
 def test_small_chunks_are_not_shared(monkeypatch):
