@@ -23,13 +23,13 @@ from .checkpoint import Checkpoint
 from .chunk import chunk_gradient, count_outputs, visit
 from .driver import Info, run
 from .executors import LocalExecutor, find_executor
-from .inputs import dask_blocks, most_bytes, read_chunk, read_rows, row_count
+from .inputs import blame, dask_blocks, most_bytes, read_chunk, read_rows, row_count
 from .losses import LOSSES, LogLoss, MultinomialLogLoss, resolve_loss
 from .penalties import PENALTIES, ElasticNet, resolve_penalty
 from .place import Result
 from .prediction import linear
 from .prepare import prepare
-from .problem import CONSTRAINTS, Problem
+from .problem import CONSTRAINTS, Problem, to_float
 from .progress import showing_progress
 from .source import Source
 from .state import SAGAState, anonymous_id, draw_seed, last_of, new_state, shown_x
@@ -141,7 +141,8 @@ class SAGABase(BaseEstimator):
 
     def _checked_problem(self) -> Problem:
         self._validate_params()
-        loss, penalty = resolve_loss(self.loss), resolve_penalty(self.penalty, self.alpha, self.l1_ratio)
+        loss, alpha = resolve_loss(self.loss), to_float("alpha", self.alpha)
+        penalty = resolve_penalty(self.penalty, alpha, self.l1_ratio)
         if bool(getattr(loss, "labels", None)) != self._labelled:
             wanted = "labels = (-1.0, 1.0)" if self._labelled else "no labels"
             raise ValueError(f"loss={self.loss!r} is not for {type(self).__name__}, whose losses have {wanted}")
@@ -149,8 +150,8 @@ class SAGABase(BaseEstimator):
             loss,
             penalty,
             bool(self.fit_intercept),
-            self.step_size if self.step_size == "auto" else float(self.step_size),
-            float(self.step_size_scale),
+            self.step_size if self.step_size == "auto" else to_float("step_size", self.step_size),
+            to_float("step_size_scale", self.step_size_scale),
             bool(self.average),
             bool(self.precondition),
             str(self.memory_dtype),
@@ -490,7 +491,8 @@ class SAGABase(BaseEstimator):
     def _linear(self, X: Any) -> Any:
         """Linear predictions, as ``linear`` gives them: lazy for Dask input."""
         check_is_fitted(self)
-        rows = X if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
+        with blame("X"):
+            rows = X if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
         self._check_columns(X, reset=False)
         return linear(rows, np.atleast_2d(self.coef_), self.intercept_)
 

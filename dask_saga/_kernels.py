@@ -6,6 +6,11 @@ the solver's coordinates, where a row is ``a_i - shift`` and column j takes step
 ones. ``pull`` (n, 2) holds what multiplies a row's change of gradient, so that its visits are an
 unbiased sample of the mean, and the row's squared length, or zero. What is written is named so.
 
+Rows come without replacement. The change of a row's gradient from its memory speaks for rows still to come, of
+which there are ``left - t * less`` at the t-th visit, as a share of all; that from ``anchor`` for those of chunks
+visited before, a share of ``past``; nothing is to be said of those just visited (docs/algorithm.md, "Without
+replacement").
+
 With a length, derivatives are implicit: taken not at the prediction z before the step but near the
 one after it, u = z - h (f'(u) - m) with h = step * pull * length, as in Point-SAGA (Defazio 2016,
 section 2). No row can then be overshot, and at the optimum u = z. Without, the steps are those of
@@ -34,7 +39,7 @@ __all__ = ["Kernels", "kernels_for"]
 
 # Rows between a prefetch and its use, if short; long ones would else push each other out of the cache.
 AHEAD, AHEAD_BYTES = 8, 1024
-# What the sparse loop keeps of a column side by side; then x and gradient_sum of each output. Unsigned, as
+# What the sparse loop keeps of a column side by side; then x, gradient_sum and anchor of each output. Unsigned, as
 # numba would look at a signed index twice.
 SHIFT, STEP, RARITY, SHRINK, FIXED = np.arange(5, dtype=np.uint64)
 
@@ -95,12 +100,12 @@ def _build(sources: int, cache: bool) -> Kernels:
     # loops close over, makes an edited loss or penalty a cache miss as well.
 
     @jit
-    def dense_pass(A, gathered, b, weights, order, pull, x, gradient_sum, gradients, shift, scale, step,
-                   intercept_step, inverse_weight, bound, loss, penalty):  # fmt: skip
+    def dense_pass(A, gathered, b, weights, order, pull, x, anchor, gradient_sum, gradients, shift, scale, step,
+                   intercept_step, inverse_weight, left, less, past, bound, loss, penalty):  # fmt: skip
         """``gathered`` tells that A holds the rows in the order of their visits."""
         sources  # noqa: B018
         p, outputs, visits = A.shape[1], x.shape[0], order.size
-        z, u, m, old = np.empty(outputs), np.empty(outputs), np.empty(outputs), np.empty(outputs)
+        z, u, m, old, base = np.empty((5, outputs))
         row, steps, shrinks = np.empty(p), np.empty(p), np.empty(p)
         for j in range(p):
             steps[j] = step * scale[j]
@@ -127,14 +132,25 @@ def _build(sources: int, cache: bool) -> Kernels:
                 for j in range(p):
                     zk += row[j] * xk[j]
                 z[k], old[k] = zk, gradients[i, k]
-            pulled_by = pull[i, 0]
-            row_gradients(loss, z, u, b[i], w, step * pulled_by * pull[i, 1], old, m, bound)
+                base[k] = old[k]
+            own = left - t * less
+            if past > 0.0:
+                for k in range(outputs):
+                    xk, zk = anchor[k], anchor[k, p]
+                    for j in range(p):
+                        zk += row[j] * xk[j]
+                    u[k] = zk
+                row_derivative(loss, u, b[i], m)
+                for k in range(outputs):
+                    base[k] = (own * old[k] + past * w * m[k]) / (own + past)
+            pulled_by = pull[i, 0] * (own + past)
+            row_gradients(loss, z, u, b[i], w, step * pulled_by * pull[i, 1], base, m, bound)
             for k in range(outputs):
                 gradients[i, k] = m[k]
                 # What is stored, perhaps rounded to float32, is what the sum gets: numba's float() would
                 # keep float32, and round the difference as well.
                 delta = np.float64(gradients[i, k]) - old[k]
-                pulled, xk, sums = pulled_by * delta, x[k], gradient_sum[k]
+                pulled, xk, sums = pulled_by * (np.float64(gradients[i, k]) - base[k]), x[k], gradient_sum[k]
                 for j in range(p):
                     v = xk[j] - steps[j] * (pulled * row[j] + inverse_weight * sums[j])
                     xk[j] = prox(penalty, v, steps[j], shrinks[j])
@@ -143,18 +159,19 @@ def _build(sources: int, cache: bool) -> Kernels:
                 gradient_sum[k, p] += delta
 
     @jit
-    def sparse_pass(data, indices, indptr, b, weights, order, pull, x, gradient_sum, gradients, shift, scale,
-                    rarity, step, intercept_step, inverse_weight, bound, loss, penalty):  # fmt: skip
+    def sparse_pass(data, indices, indptr, b, weights, order, pull, x, anchor, gradient_sum, gradients, shift, scale,
+                    rarity, step, intercept_step, inverse_weight, left, less, past, bound, loss, penalty):  # fmt: skip
         sources  # noqa: B018
         p, outputs, visits = x.shape[1] - 1, x.shape[0], order.size
-        z, u, m, old = np.empty(outputs), np.empty(outputs), np.empty(outputs), np.empty(outputs)
-        width = 4 + 2 * outputs
+        z, u, m, old, base = np.empty((5, outputs))
+        width = 4 + 3 * outputs
         columns = np.empty((p, width))
         for j in range(p):
             s = step * scale[j]
             columns[j, :4] = shift[j], s, rarity[j], shrink(penalty, s * rarity[j])
             columns[j, 4 : 4 + outputs] = x[:, j]
-            columns[j, 4 + outputs :] = gradient_sum[:, j]
+            columns[j, 4 + outputs : 4 + 2 * outputs] = gradient_sum[:, j]
+            columns[j, 4 + 2 * outputs :] = anchor[:, j]
         lines, pulls, targets, table = columns.reshape(-1), pull.reshape(-1), b.reshape(-1), gradients.reshape(-1)
         for t in range(visits):
             i = order[t]
@@ -180,12 +197,25 @@ def _build(sources: int, cache: bool) -> Kernels:
                     c = np.uint64(indices[r]) * np.uint64(width)
                     zk += (data[r] - lines[c + SHIFT]) * lines[c + at_x]
                 z[k], old[k] = zk, gradients[i, k]
-            pulled_by = pull[i, 0]
-            row_gradients(loss, z, u, b[i], w, step * pulled_by * pull[i, 1], old, m, bound)
+                base[k] = old[k]
+            own = left - t * less
+            if past > 0.0:
+                for k in range(outputs):
+                    zk, at_anchor = anchor[k, p], FIXED + np.uint64(2 * outputs + k)
+                    for r in range(start, end):
+                        c = np.uint64(indices[r]) * np.uint64(width)
+                        zk += (data[r] - lines[c + SHIFT]) * lines[c + at_anchor]
+                    u[k] = zk
+                row_derivative(loss, u, b[i], m)
+                for k in range(outputs):
+                    base[k] = (own * old[k] + past * w * m[k]) / (own + past)
+            pulled_by = pull[i, 0] * (own + past)
+            row_gradients(loss, z, u, b[i], w, step * pulled_by * pull[i, 1], base, m, bound)
             for k in range(outputs):
                 gradients[i, k] = m[k]
                 delta = np.float64(gradients[i, k]) - old[k]
-                pulled, at_x, at_sum = pulled_by * delta, FIXED + np.uint64(k), FIXED + np.uint64(outputs + k)
+                pulled = pulled_by * (np.float64(gradients[i, k]) - base[k])
+                at_x, at_sum = FIXED + np.uint64(k), FIXED + np.uint64(outputs + k)
                 for r in range(start, end):
                     c = np.uint64(indices[r]) * np.uint64(width)
                     a, s, D = data[r] - lines[c + SHIFT], lines[c + STEP], lines[c + RARITY]
@@ -196,7 +226,7 @@ def _build(sources: int, cache: bool) -> Kernels:
                 gradient_sum[k, p] += delta
         for j in range(p):
             x[:, j] = columns[j, 4 : 4 + outputs]
-            gradient_sum[:, j] = columns[j, 4 + outputs :]
+            gradient_sum[:, j] = columns[j, 4 + outputs : 4 + 2 * outputs]
 
     @jit
     def dense_gradient(A, b, weights, x, gradient, gradients, loss):
@@ -263,42 +293,35 @@ def _build(sources: int, cache: bool) -> Kernels:
                 out[k, p] += factor
 
     @jit
-    def dense_moments(A, weights, pulls, origin, apart, sums, squares, cross, low, high):
-        """Write rows less their origin to ``apart``; add their weighted sums, squares and products with pulls."""
+    def dense_moments(A, weights, pulls, origin, out):
+        """Add weighted sums, squares and products with pulls of rows less their origin to ``out``; extremes too."""
         for i in range(A.shape[0]):
             w, pull = weights[i], pulls[i]
             for j in range(origin.size):
                 a = np.float64(A[i, j])
-                low[j] = a if a < low[j] else low[j]
-                high[j] = a if a > high[j] else high[j]
+                out[3, j] = a if a < out[3, j] else out[3, j]
+                out[4, j] = a if a > out[4, j] else out[4, j]
                 a -= origin[j]
-                apart[i, j] = a
-                sums[j] += w * a
-                squares[j] += w * a * a
-                cross[j] += pull * a
+                out[0, j] += w * a
+                out[1, j] += w * a * a
+                out[2, j] += pull * a
 
     @jit
-    def dense_norms(A, weights, shift, scale, out, sums):
-        """Write each row's squared length in the solver's coordinates; add w_i a_ij^2, unscaled, to ``sums``."""
+    def dense_norms(A, shift, scale, out):
+        """Write each row's squared length in the solver's coordinates."""
         for i in range(A.shape[0]):
             row, total = A[i], 0.0
-            w = weights[i] if weights.size else 1.0
             for j in range(row.size):
-                square = (row[j] - shift[j]) ** 2
-                total += square * scale[j]
-                sums[j] += w * square
+                total += (row[j] - shift[j]) ** 2 * scale[j]
             out[i] = total
 
     @jit
-    def sparse_norms(data, indices, indptr, weights, shift, scale, out, sums):
+    def sparse_norms(data, indices, indptr, shift, scale, out):
         """As ``dense_norms``."""
         for i in range(indptr.size - 1):
             total = 0.0
-            w = weights[i] if weights.size else 1.0
             for q in range(indptr[i], indptr[i + 1]):
-                square = (data[q] - shift[indices[q]]) ** 2
-                total += square * scale[indices[q]]
-                sums[indices[q]] += w * square
+                total += (data[q] - shift[indices[q]]) ** 2 * scale[indices[q]]
             out[i] = total
 
     @jit

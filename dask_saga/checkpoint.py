@@ -6,6 +6,7 @@ its place and moved there; the one before stays, in case the last one cannot be 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from .inputs import frozen
 from .state import ChunkMemory, Head
@@ -26,7 +29,7 @@ FORMAT = 1
 SECONDS, LEAST_RATIO = 30.0, 10.0
 KEPT = 2
 
-UNREADABLE = (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError)
+UNREADABLE = (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, TypeError, AttributeError)
 
 
 class Saved(NamedTuple):
@@ -58,12 +61,19 @@ class Checkpoint:
     ------
     TypeError
         If it is neither.
+    ValueError
+        If fsspec does not know the URL's protocol.
     """
 
     def __init__(self, path: Any):
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"checkpoint={path!r} must be a folder or an URL")
-        self.files, self.folder = fsspec.core.url_to_fs(str(path))
+        try:
+            # fsspec would take a ~ for the home of a user; only what is an URL is its own to read.
+            is_url = isinstance(path, str) and ("://" in path or "::" in path)
+            self.files, self.folder = fsspec.core.url_to_fs(path if is_url else os.path.abspath(path))
+        except ValueError as error:
+            raise ValueError(f"checkpoint={path!r}: {error}") from error
         self.last, self.took = time.monotonic(), 0.0
 
     def is_due(self) -> bool:
@@ -78,6 +88,11 @@ class Checkpoint:
         identity : dict of str to str
             What a fit that resumes must agree with.
         saved : Saved
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; those before stay.
         """
         began = time.monotonic()
         arrays: dict[str, np.ndarray] = {}
@@ -87,9 +102,14 @@ class Checkpoint:
         arrays["text"] = np.frombuffer(json.dumps(text, default=lambda number: number.item()).encode(), dtype=np.uint8)
         self.files.makedirs(self.folder, exist_ok=True)
         place = f"{self.folder}/saga-{saved.facts['epoch']:08d}.npz"
-        with self.files.open(place + ".part", "wb") as file:
-            np.savez(file, **arrays)
-        self.files.mv(place + ".part", place)
+        try:
+            with self.files.open(place + ".part", "wb") as file:
+                np.savez(file, **arrays)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # else what there is of it would go on filling the disk
+                self.files.rm_file(place + ".part")
+            raise OSError(error.errno, f"checkpoint {place} cannot be written: {error.strerror or error}") from error
+        _move(self.files, place + ".part", place)
         for old in self._names()[:-KEPT]:
             self.files.rm_file(old)
         self.last, self.took = time.monotonic(), time.monotonic() - began
@@ -108,20 +128,18 @@ class Checkpoint:
                 with self.files.open(name, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                     text = json.loads(arrays["text"].tobytes())
                     if text["format"] <= FORMAT:
-                        read = {key: frozen(arrays[key]) for key in arrays.files}
+                        saved = _restored(text, {key: frozen(arrays[key]) for key in arrays.files})
             except UNREADABLE as error:
                 warnings.warn(f"checkpoint {name} cannot be read ({error}); taking the one before", stacklevel=2)
                 continue
             if text["format"] > FORMAT:
                 raise ValueError(f"checkpoint {name} has format {text['format']}; this version knows {FORMAT}")
             for what, value in identity.items():
-                if value is not None and text["identity"][what] != value:
+                if value is not None and text["identity"].get(what) != value:
                     raise ValueError(
                         f"checkpoint {name} is of a fit with other {what}; give another folder, or delete this one"
                     )
-            head = Head(**_filled(text["head"], read))
-            memories = [ChunkMemory(**_filled(fields, read)) for fields in text["memories"]]
-            return Saved(head, memories, text["facts"])
+            return saved
         if names:
             raise ValueError(f"no checkpoint in {self.folder} can be read; delete them to begin anew")
         return None
@@ -132,6 +150,16 @@ class Checkpoint:
         return sorted(str(name) for name in self.files.ls(self.folder, detail=False) if str(name).endswith(".npz"))
 
 
+def _move(files: Any, one: str, other: str) -> None:
+    if isinstance(files, LocalFileSystem):
+        os.replace(one, other)  # older versions of fsspec copy
+    elif type(files).mv is AbstractFileSystem.mv:  # which would take a * in the folder's name for a pattern
+        files.cp_file(one, other)
+        files.rm_file(one)
+    else:
+        files.mv(one, other)
+
+
 def _fields(name: str, values: Any, arrays: dict[str, np.ndarray]) -> dict:
     """The fields of a NamedTuple as JSON; arrays go to `arrays`, and their names remain."""
     fields = values._asdict()
@@ -140,6 +168,14 @@ def _fields(name: str, values: Any, arrays: dict[str, np.ndarray]) -> dict:
             arrays[f"{name}.{key}"] = value
             fields[key] = {"array": f"{name}.{key}"}
     return fields
+
+
+def _restored(text: dict, arrays: dict[str, np.ndarray]) -> Saved:
+    head = Head(**_filled(text["head"], arrays))
+    memories = [ChunkMemory(**_filled(fields, arrays)) for fields in text["memories"]]
+    if not (isinstance(text["identity"], dict) and isinstance(text["facts"], dict)):
+        raise ValueError("it has no identity or facts")
+    return Saved(head, memories, text["facts"])
 
 
 def _filled(fields: dict, arrays: dict[str, np.ndarray]) -> dict:

@@ -14,7 +14,7 @@ from .mapping import SharedMap
 from .metric import (
     STALE,
     Metric,
-    RowNorms,
+    axis_limits,
     choose_metric,
     limit_axes,
     row_arrays,
@@ -26,6 +26,8 @@ from .state import (
     Head,
     SAGAState,
     adapt,
+    end_pass,
+    open_pass,
     open_window,
     stream_window_is_due,
     visit_seed,
@@ -88,7 +90,7 @@ def chunk_saga(
     problem: Problem,
     metric: Metric,
     seed: int,
-    norms: RowNorms | None = None,
+    norms: np.ndarray | None = None,
 ) -> tuple[Head, ChunkMemory]:
     """One pass of SAGA over one chunk.
 
@@ -110,7 +112,7 @@ def chunk_saga(
     metric : Metric
     seed : int
         Of the row order.
-    norms : RowNorms, default=None
+    norms : ndarray of shape (n,), default=None
         ``row_norms`` of the chunk, where they are known.
 
     Returns
@@ -126,7 +128,10 @@ def chunk_saga(
     head = adapt(head, problem)
     if memory is None:
         memory = fresh_memory(chunk, problem)
-        head = head._replace(weight=head.weight + memory.weight, rows=head.rows + memory.rows)
+        head = head._replace(
+            weight=head.weight + memory.weight,
+            rows=head.rows + memory.rows,
+        )
     elif memory.content != chunk.content:
         raise ValueError("memory belongs to a chunk of other content")
     elif memory.weights_content != chunk.weights_content:
@@ -140,7 +145,8 @@ def chunk_saga(
     if memory.visits == 1:
         # The memory is not yet that of steps, or there is none: no variance reduction would allow long ones.
         metric = metric._replace(pace=min(metric.pace, 1.0))
-    head = head._replace(largest_sums=frozen(np.maximum(head.largest_sums, plan.sums)))
+    if memory.weight < head.weight:
+        metric = limit_axes(metric, head.limits, problem, min(head.cut, 1.0))
     for _ in range(RETRIES if problem.automatic else 1):
         moved = take_steps(plan, chunk, head, memory, problem, metric)
         if moved is not None:
@@ -202,16 +208,21 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     axes = state.metric
     if axes is None or geometry != problem.geometry or stale > STALE:
         axes, stale = choose_metric(stats, problem), 0.0
-        head = head._replace(largest_sums=frozen(np.zeros(len(axes.scale))))
-    visits, known = memory.visits if memory else 0, len(state.chunks)
-    metric = limit_axes(axes, head.largest_sums, known, stats, problem)
+        head = head._replace(limits=frozen(np.full(len(axes.scale), np.inf)))
+    if own is not None:
+        head = head._replace(limits=frozen(np.minimum(head.limits, axis_limits(own, axes, problem))))
+    visits, known, metric = memory.visits if memory else 0, len(state.chunks), axes
     if problem.average:
-        # A new chunk settles where it alone would be: what the others said is to keep its share in x.
+        # A new chunk may lie far from the others: x follows it by its share first.
         share = len(chunk.targets) / max(stats.rows, 1)
         metric = metric._replace(pace=min(metric.pace, share * TRUSTED ** min(visits, 99)))
-    due = stream_window_is_due(window_ids, known, head.window_count, first=memory is None)
-    if due or window_is_due(chunk_id, window_ids, known, head.window_count):
-        head, window_ids = open_window(head, problem, metric), SharedMap()
+    returns = window_is_due(chunk_id, window_ids, known, head.window_count)
+    if returns or stream_window_is_due(window_ids, known, head.window_count, first=memory is None):
+        head, window_ids, returns = open_window(head, problem, metric), SharedMap(), memory is not None
+    if returns:
+        head = open_pass(head)
+    elif chunk_id in window_ids or (memory is None and known):
+        head = end_pass(head)
     seed = visit_seed(state.seed, chunk_id, visits)
     head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
     if own is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from ._kernels import kernels_for
-from .inputs import Chunk, frozen
+from .inputs import LARGEST, Chunk, frozen
 from .penalties import ElasticNet
 from .threads import one_blas_thread, sharers, threads
 
@@ -17,6 +16,10 @@ __all__ = ["ColumnStats", "column_stats", "merge", "no_stats", "typical", "wants
 
 # Columns up to which products are collected.
 MOST_ROTATED = 300
+# Rows of a chunk of which products are taken, at least, and rows that are looked at together.
+MOST_MULTIPLIED, MOMENTS = 2**14, 2**12
+# Sums are taken anew about the mean where squares about the origin are so many times larger than those about it.
+FAR = 1e6
 # What is known of a column's rest, in units of what was known before: less is rounding. Products need more.
 ROUNDED, CANCELLED = 1e-13, 1e-5
 # Where the extreme value leaves, the rest is taken to lie within so many standard deviations.
@@ -78,67 +81,117 @@ def no_stats(p: int, full: Any = True) -> ColumnStats:
 
 
 def column_stats(chunk: Chunk, problem: Any) -> ColumnStats:
-    """Statistics of one chunk's columns, in float64 and, if dense, by two passes.
+    """Statistics of one chunk's columns, in float64.
+
+    Products are those of MOST_MULTIPLIED rows where the loss is not quadratic, as they only choose coordinates.
 
     Raises
     ------
     ValueError
-        If squares overflow.
+        If values are so large that squares would overflow.
     """
-    p, kernels = chunk.rows.shape[1], kernels_for(problem.loss, problem.penalty)
-    products = wants_products(p, problem)
-
-    quietly = np.errstate(over="ignore", invalid="ignore")
-
-    @quietly
-    def examine(block: slice) -> ColumnStats:
-        rows = (chunk.rows if sp.issparse(chunk.rows) else chunk.rows[block]).astype(np.float64, copy=False)
-        weights = chunk.weights[block] if chunk.weights.size else np.ones(rows.shape[0])
-        return _block_stats(rows, chunk.targets[block], weights, products, kernels)
-
-    count = sharers(problem.n_threads, chunk.entries)
-    with one_blas_thread(np.inf if products else 0.0), threads(count) as each, quietly:
-        stats = functools.reduce(merge, each(examine, chunk.row_blocks()), no_stats(p))
-    if not np.isfinite(stats.squares).all():
-        raise ValueError(f"X has values too large to be squared in column {np.argmin(np.isfinite(stats.squares))}")
+    p, used = chunk.rows.shape[1], chunk.weights > 0 if chunk.weights.size else np.ones(len(chunk.targets), bool)
+    full = np.bincount(chunk.rows.indices, minlength=p) == len(used) if sp.issparse(chunk.rows) else np.ones(p, bool)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not used.any():
+            stats = no_stats(p, full)._replace(sparse=sp.issparse(chunk.rows))
+        else:
+            stats = (_sparse_stats if sp.issparse(chunk.rows) else _dense_stats)(chunk, used, full, problem)
+    _check_size(np.maximum(stats.high, -stats.low))
+    if not used.all():
+        _check_size(np.maximum(_extremes(chunk.rows, "max"), -_extremes(chunk.rows, "min")))
     return stats
 
 
-def _block_stats(rows: Any, targets: np.ndarray, weights: np.ndarray, products: bool, kernels: Any) -> ColumnStats:
-    used, p = weights > 0, rows.shape[1]
-    full = np.bincount(rows.indices, minlength=p) == len(weights) if sp.issparse(rows) else np.ones(p, bool)
+def _check_size(extremes: np.ndarray) -> None:
+    if (extremes.astype(np.float64) > LARGEST).any():  # which float32 does not hold
+        raise ValueError(f"X has values beyond {LARGEST:.0e} in column {extremes.argmax()}; give it in larger units")
+
+
+def _extremes(rows: Any, name: str) -> np.ndarray:
+    extremes = getattr(rows, name)(axis=0)
+    return (extremes.toarray().ravel() if sp.issparse(rows) else extremes).astype(np.float64)
+
+
+def _pulls(targets: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    """Weighted mean of the targets, and weighted deviations from it."""
+    targets = targets.mean(axis=1)
+    target = float((targets * weights).sum() / weights.sum())
+    return target, (targets - target) * weights
+
+
+def _sparse_stats(chunk: Chunk, used: np.ndarray, full: np.ndarray, problem: Any) -> ColumnStats:
+    rows, p = chunk.rows[used].astype(np.float64, copy=False), len(full)
+    weights = chunk.weights[used] if chunk.weights.size else np.ones(len(used))
+    target, pulls = _pulls(chunk.targets[used], weights)
+    weight = weights.sum()
+    mean = rows.T @ weights / weight
+    squares = np.maximum(rows.multiply(rows).T @ weights - weight * mean**2, 0.0)
+    low, high = _extremes(rows, "min"), _extremes(rows, "max")
+    counts = np.bincount(rows.indices, minlength=p)
+    if full.any():  # the difference of squares would lose the variance of columns far from zero
+        dense = rows[:, np.flatnonzero(full)].toarray() - mean[full]
+        squares[full] = (dense * dense * weights[:, None]).sum(axis=0)
+    n = rows.shape[0]
+    return ColumnStats(n, weight, mean, squares, low, high, counts, full, True, target, rows.T @ pulls, None)
+
+
+def _dense_stats(chunk: Chunk, used: np.ndarray, full: np.ndarray, problem: Any) -> ColumnStats:
+    rows, targets, weights = chunk.rows, chunk.targets, chunk.weights
     if not used.all():
         rows, targets, weights = rows[used], targets[used], weights[used]
-    n = rows.shape[0]
-    if n == 0:
-        return no_stats(p, full)._replace(sparse=sp.issparse(rows))
-    weight = weights.sum()
-    targets = targets.mean(axis=1)
-    target = float((targets * weights).sum() / weight)
-    pulls = (targets - target) * weights
-    if sp.issparse(rows):
-        mean = rows.T @ weights / weight
-        squares = np.maximum(rows.multiply(rows).T @ weights - weight * mean**2, 0.0)
-        low, high = (extreme.toarray().ravel() for extreme in (rows.min(axis=0), rows.max(axis=0)))
-        counts = np.bincount(rows.indices, minlength=p)
-        if full.any():  # the difference of squares would lose the variance of columns far from zero
-            dense = rows[:, np.flatnonzero(full)].toarray() - mean[full]
-            squares[full] = (dense * dense * weights[:, None]).sum(axis=0)
-        return ColumnStats(n, weight, mean, squares, low, high, counts, full, True, target, rows.T @ pulls, None)
-    # Not by BLAS: its sums depend on the alignment of the rows and on its threads.
-    rows, mean, apart = frozen(np.ascontiguousarray(rows)), rows[0].astype(float), np.empty((n, p))
-    for _ in range(2):  # about the first row, so that columns far from zero keep their digits, then about the mean
-        sums, squares, cross = np.zeros((3, p))
-        low, high = np.full(p, np.inf), np.full(p, -np.inf)
-        kernels.dense_moments(
-            rows, frozen(weights), frozen(pulls), frozen(mean), apart, sums, squares, cross, low, high
-        )
-        mean = mean + sums / weight
-    product = None
-    if products:  # by BLAS, as these are rounded before they decide; of a matrix times its transpose it takes half
-        apart *= np.sqrt(weights)[:, None]
-        product = apart.T @ apart
-    return ColumnStats(n, weight, mean, squares, low, high, np.full(p, n), full, False, target, cross, product)
+    weights = weights if weights.size else np.ones(len(targets))
+    (n, p), weight, (target, pulls) = rows.shape, weights.sum(), _pulls(targets, weights)
+    kernels, count = kernels_for(problem.loss, problem.penalty), sharers(problem.n_threads, chunk.entries)
+    blocks = [slice(start, start + MOMENTS) for start in range(0, n, MOMENTS)]
+
+    def moments(origin: np.ndarray) -> tuple[np.ndarray, ...]:
+        # Not by BLAS: its sums depend on the alignment of the rows and on its threads.
+        def add(block: slice) -> np.ndarray:
+            out = np.zeros((5, p))
+            out[3:] = [[np.inf], [-np.inf]]
+            some = (frozen(np.ascontiguousarray(rows[block])), frozen(weights[block]), frozen(pulls[block]))
+            kernels.dense_moments(*some, frozen(origin), out)
+            return out
+
+        with threads(count) as each:
+            parts = np.array(list(each(add, blocks)))
+        return *parts[:, :3].sum(axis=0), parts[:, 3].min(axis=0), parts[:, 4].max(axis=0)
+
+    # About the mean of a few rows, so that columns far from zero keep their digits.
+    few = rows[:: max(1, n // 1000)]
+    origin = few[0] + (few - few[0].astype(np.float64)).mean(axis=0)
+    sums, squares, cross, low, high = moments(origin)
+    if (squares > FAR * (squares - sums**2 / weight)).any():  # these few were unlike the others
+        origin = origin + sums / weight
+        sums, squares, cross, low, high = moments(origin)
+    mean, squares = origin + sums / weight, np.maximum(squares - sums**2 / weight, 0.0)
+    products = _products(rows, weights, mean, squares, problem) if wants_products(p, problem) else None
+    return ColumnStats(n, weight, mean, squares, low, high, np.full(p, n), full, False, target, cross, products)
+
+
+def _products(rows: np.ndarray, weights: np.ndarray, mean: np.ndarray, squares: np.ndarray, problem: Any) -> np.ndarray:
+    """Sums of products of columns, by BLAS, as they are rounded before they decide."""
+    n, p = rows.shape
+    most = n if getattr(problem.loss, "quadratic", False) else max(MOST_MULTIPLIED, 100 * p)
+    if n > most:
+        some = np.sort(np.random.default_rng((n, p)).choice(n, most, replace=False, shuffle=False))
+        rows, weights = rows[some], weights[some]
+    blocks = [slice(start, start + MOMENTS) for start in range(0, len(weights), MOMENTS)]
+
+    def multiply(block: slice) -> np.ndarray:
+        apart = (rows[block] - mean) * np.sqrt(weights[block])[:, None]
+        return apart.T @ apart  # of a matrix times its transpose BLAS takes half
+
+    count = sharers(problem.n_threads, rows.size)
+    with one_blas_thread(), threads(count) as each:
+        products = sum(each(multiply, blocks))
+    # Of the same variances as all rows.
+    lengths = np.sqrt(np.diag(products))
+    factors = np.divide(np.sqrt(squares), lengths, out=np.zeros(p), where=lengths > 0)
+    products *= np.outer(factors, factors)
+    np.fill_diagonal(products, squares)
+    return products
 
 
 def merge(one: ColumnStats, other: ColumnStats) -> ColumnStats:

@@ -30,6 +30,10 @@ logger = logging.getLogger("dask_saga")
 LINEAGE = 10
 
 
+# A gradient this much smaller than those of which it is the mean is zero.
+ROUNDING = 1e-14
+
+
 class Info(NamedTuple):
     """What a callback sees after each epoch.
 
@@ -129,7 +133,7 @@ def run(
     width = saved.facts["n_parallel"] if saved else width
     identity |= {"random_state": seed, "n_parallel": width}
     parts = lanes(len(prepared.groups), width)
-    fit = Fit(source, prepared, problem, *source.executor.put([prepared.metric]), ids, weight, seed, parts)
+    fit = Fit(source, prepared, problem, *source.executor.put([prepared.axes]), ids, weight, seed, parts)
     at_zero = _norm_at_zero(prepared, weight, problem)
     place = resume(fit, saved, tol) if saved else begin(fit, at_zero)
     rng = np.random.default_rng(seed) if shuffle else None
@@ -201,7 +205,7 @@ def _one_pass(fit: Fit, place: Place, rounds: list[list[int]], at_zero: float, b
 
 def _confirm(fit: Fit, place: Place, at_zero: float, tol: float) -> Place:
     """The place with the exact norm, by one parallel pass; after one that was in vain the next waits longer."""
-    source, problem, metric, x = fit.source, fit.problem, fit.prepared.metric, place.summary.x
+    source, problem, metric, x = fit.source, fit.problem, fit.prepared.axes, place.summary.x
     sums = source.executor.gather(source.map(chunk_gradient, x, problem, name="saga-confirm"))
     loss, gradient = (sum(part) / fit.weight for part in zip(*sums, strict=True))
     norm = gradient_mapping_norm(x, gradient, problem, metric) / at_zero
@@ -227,8 +231,12 @@ def _norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
     An intercept that is far from zero would else hide them: centred columns do not feel it.
     """
     gradient = prepared.zero / weight
-    zero, metric = np.zeros_like(gradient), prepared.metric.unshifted
+    zero, metric = np.zeros_like(gradient), prepared.axes.unshifted
     whole = gradient_mapping_norm(zero, gradient, problem, metric)
+    # What rounding leaves where zero is the optimum, as of labels that the columns tell nothing of: a loss's slopes
+    # are no larger than the square root of twice the loss and its curvature.
+    if whole <= ROUNDING * np.sqrt(2.0 * metric.L * abs(prepared.value) / weight):
+        return 0.0
     if not problem.fit_intercept:
         return whole
     inner = gradient[:, :-1] - gradient[:, -1:] * prepared.stats.mean

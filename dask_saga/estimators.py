@@ -190,7 +190,8 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
                 "class_weight='balanced' needs all data, which partial_fit does not see; compute the weights with "
                 "sklearn.utils.class_weight.compute_class_weight('balanced', ...) and give them as a dict"
             )
-        weights = compute_class_weight(self.class_weight, classes=classes, y=classes)
+        with blame("class_weight"):
+            weights = compute_class_weight(self.class_weight, classes=classes, y=classes)
         if not (np.isfinite(weights) & (weights >= 0)).all():
             raise ValueError(f"class_weight={self.class_weight} must hold finite weights that are not negative")
         return weights

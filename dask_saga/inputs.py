@@ -36,6 +36,8 @@ __all__ = [
 BLOCK_BYTES = 2**20
 # Blocks along the columns are put together where the larger blocks take no more.
 MERGED_BYTES = 2**28
+# Beyond these, squares and their sums would leave the range of float64; no data are measured on such scales.
+LARGEST, LEAST_WEIGHT = 1e50, 1e-50
 NO_TARGET = "This estimator requires y to be passed, but the target y is None"
 
 
@@ -84,12 +86,6 @@ class Chunk(NamedTuple):
         """Stored entries of the rows."""
         return self.rows.nnz if sp.issparse(self.rows) else self.rows.size
 
-    def row_blocks(self) -> list[slice]:
-        """Consecutive blocks of rows: of about a megabyte in float64 if dense, one if sparse."""
-        n, p = self.rows.shape
-        step = n or 1 if sp.issparse(self.rows) else max(1, BLOCK_BYTES // (8 * p))
-        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
-
 
 def join_chunks(*chunks: Chunk) -> Chunk:
     """Several chunks, all dense or all sparse, as one."""
@@ -110,8 +106,8 @@ def blame(argument: str, chunk: Any = None) -> Iterator[None]:
     """Errors from inside name the argument and, where there are several, the chunk."""
     try:
         yield
-    except (ValueError, TypeError) as error:
-        kind = ValueError if isinstance(error, ValueError) else TypeError
+    except (ValueError, TypeError, OverflowError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
         text = str(error) if argument in str(error).split() else f"{argument}: {error}"
         raise kind(text if chunk is None else f"chunk {chunk}: {text}") from error
 
@@ -140,15 +136,21 @@ def read_rows(X: Any, *, estimator: str | None = None, empty: bool = False) -> A
         X = X.to_scipy_sparse()
     if sp.issparse(X) and X.dtype == object:
         raise TypeError("X has dtype object; a sparse X must be numeric")
-    X = check_array(
-        X,
-        accept_sparse="csr",
-        dtype=[np.float64, np.float32],
-        order="C",
-        ensure_min_samples=0 if empty else 1,
-        input_name="X",
-        estimator=estimator,
-    )
+    if sp.issparse(X) and hasattr(X, "indptr"):
+        # What points outside of the arrays would be read there. Of a twin, as the check may change what it checks.
+        type(X)((X.data, X.indices, X.indptr), shape=X.shape).check_format(full_check=True)
+        if (np.diff(X.indptr) < 0).any():  # which scipy does not look at where nothing is stored
+            raise ValueError("indptr must be a non-decreasing sequence")
+    with np.errstate(all="ignore"):
+        X = check_array(
+            X,
+            accept_sparse="csr",
+            dtype=[np.float64, np.float32],
+            order="C",
+            ensure_min_samples=0 if empty else 1,
+            input_name="X",
+            estimator=estimator,
+        )
     if sp.issparse(X):
         if not X.has_canonical_format:
             X = X.copy()
@@ -191,7 +193,8 @@ def count_labels(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, n
     """The sorted distinct labels of one block, and the sums of their rows' weights."""
     distinct = sorted_labels(labels)
     if len(labels):
-        check_classification_targets(labels)
+        with np.errstate(all="ignore"):
+            check_classification_targets(labels)
     if weights.size and len(weights) != len(labels):
         raise ValueError(f"y has {len(labels)} rows, but sample_weight has {len(weights)}")
     codes = np.searchsorted(distinct, labels)
@@ -258,19 +261,33 @@ def read_weights(sample_weight: Any, n: int) -> np.ndarray:
     Raises
     ------
     ValueError
-        If they are negative, not finite or of another shape.
+        If they are negative, not finite, of another shape, or so large or small that sums leave float64.
     """
     if sample_weight is None:
         return np.empty(0)
     if isinstance(sample_weight, Number):
         sample_weight = np.full(n, sample_weight)
-    weights = check_array(
-        sample_weight, ensure_2d=False, dtype=np.float64, order="C", ensure_min_samples=0, input_name="sample_weight"
-    )
+    with np.errstate(all="ignore"):
+        weights = check_array(
+            sample_weight,
+            ensure_2d=False,
+            dtype=np.float64,
+            order="C",
+            ensure_min_samples=0,
+            input_name="sample_weight",
+        )
     if weights.ndim != 1:
         raise ValueError(f"sample_weight must be a 1D array or a number, but has {weights.ndim} dimensions")
     if (weights < 0).any():
         raise ValueError("sample_weight must not be negative")
+    return _checked_total(weights)
+
+
+def _checked_total(weights: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        total = weights.sum()
+    if total and not LEAST_WEIGHT <= total <= LARGEST:
+        raise ValueError(f"sample_weight times class_weight sums to {total:.1e}; scale it, as only proportions count")
     return weights
 
 
@@ -283,13 +300,16 @@ def read_targets(y: Any, classes: np.ndarray | None = None, loss: Any = None) ->
         return named[codes][:, None]
     if y is None:
         raise ValueError(NO_TARGET)
-    y = check_array(y, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="y")
+    with np.errstate(all="ignore"):
+        y = check_array(y, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="y")
     if labels is not None or y.ndim != 2 or y.shape[1] == 0 or hasattr(loss, "outputs"):
         y = column_or_1d(y, warn=True)[:, None]
     if labels is not None and not np.isin(y, labels).all():
         raise ValueError(f"y (b) must hold only {_some(labels)} for this loss")
     if y.size and y.min() < getattr(loss, "least_target", -np.inf):
         raise ValueError(f"y must be at least {loss.least_target} for this loss, but has {y.min()}")
+    if y.size and max(y.max(), -y.min()) > LARGEST:
+        raise ValueError(f"y has values beyond {LARGEST:.0e}; give it in larger units")
     return np.ascontiguousarray(y)
 
 
@@ -348,7 +368,8 @@ def read_chunk(
         if weights.size and len(weights) != n:
             raise ValueError(f"X has {n} rows, but sample_weight has {len(weights)}")
     if class_weights is not None:
-        weights = class_weights[encode_labels(y, classes)] * (weights if weights.size else 1.0)
+        with blame("sample_weight", name), np.errstate(over="ignore"):
+            weights = _checked_total(class_weights[encode_labels(y, classes)] * (weights if weights.size else 1.0))
     arrays = (rows.data, rows.indices, rows.indptr) if sp.issparse(rows) else (rows,)
     content = content_hash(*arrays, targets, shape=rows.shape) if hashed else ""
     return Chunk(rows, targets, weights, content, content_hash(weights) if weights.size else "")
@@ -365,6 +386,8 @@ def content_hash(*arrays: np.ndarray, shape: tuple = ()) -> str:
 
 def _split(name: str, collection: Any, lengths: tuple | None) -> tuple[list, tuple | None]:
     """A Dask collection, or an array beside one, as a list of blocks and their known lengths."""
+    if getattr(collection, "ndim", 1) == 0:
+        raise ValueError(f"{name} is a single number; give one for each row of X")
     if hasattr(collection, "numblocks"):
         if collection.ndim > 1 and collection.numblocks[1] > 1:
             size = max(collection.chunks[0]) * collection.shape[1] * collection.dtype.itemsize

@@ -27,17 +27,18 @@ MEAN_CURVATURE, LEAST_CURVATURE = 0.4, 0.03
 FIRST_NOISE, NOISE = 0.7, 1.0 / 3.0
 # What steps may be shortened to.
 SHARES = (1.0, 0.5, 0.25, 0.125)
-# An axis gets shorter steps where step x rows x curvature of one chunk is above the first, and the chunk's
-# share of the axis is above so many times the mean.
-SETTLED, CONCENTRATED = 2.0, 4.0
+# What steps may be, where a chunk limits them: the bound of a loss's curvature is above its mean.
+ACTUAL = 5.0
 # Coordinates are chosen anew where chunks that came or left since make so large a share of the rows or weights.
 STALE = 0.1
+# Mean squares below this are zero: their inverses would leave the range of float64.
+LEAST_SQUARE = 1e-100
 # What is taken for L over the least curvature where the curvature may fall far below its bound.
 ILL_CONDITION = 4500.0
 
 __all__ = [
     "Metric",
-    "axis_sums",
+    "axis_limits",
     "choose_metric",
     "limit_axes",
     "row_norms",
@@ -122,21 +123,25 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
     spread = np.where(centred, stats.squares / weight, moment)
     scale = np.ones(p)
     if not (problem.precondition and stats.rows):
-        mean_square = float(spread.sum()) + problem.fit_intercept
+        mean_square = _above_least(float(spread.sum()) + problem.fit_intercept)
         return Metric(shift, scale, None, rarity, spread, mean_square, curvature, 1.0, stats.rows / 2)
     largest = np.maximum((stats.high - shift) ** 2, (stats.low - shift) ** 2) / LARGEST_ENTRY
     divisor = np.where(centred | (not stats.sparse), np.maximum(spread, largest), moment * np.sqrt(rarity))
     # A column that is constant but for rounding keeps unit steps.
-    varies = divisor > 1e-24 * moment
+    varies = divisor > np.maximum(1e-24 * moment, LEAST_SQUARE)
     scale[varies] = 1.0 / divisor[varies]
-    mean_square = float((spread * scale).sum()) + problem.fit_intercept
+    mean_square = _above_least(float((spread * scale).sum()) + problem.fit_intercept)
 
     pace = _pace(stats.rows, mean_square, problem)
     scaled = Metric(shift, scale, None, rarity, spread, mean_square, curvature, pace, stats.rows / 2)
-    if stats.products is None or not wants_products(p, problem):
+    if stats.products is None or not varies.any() or not wants_products(p, problem):
         return scaled
     products = stats.products / weight + np.outer(stats.mean - shift, stats.mean - shift)
     return _rotated(scaled, stats, products, varies, problem)
+
+
+def _above_least(mean_square: float) -> float:
+    return mean_square if mean_square > LEAST_SQUARE else 0.0
 
 
 def staleness(before: ColumnStats, now: ColumnStats, problem: Any) -> float:
@@ -156,7 +161,9 @@ def staleness(before: ColumnStats, now: ColumnStats, problem: Any) -> float:
         beyond = np.maximum(now.high - before.mean, before.mean - now.low) ** 2 * before.weight
         if (records & (beyond > LARGEST_ENTRY * before.squares)).any():
             return np.inf
-    shares = [abs(now.rows - before.rows) / now.rows, abs(now.weight - before.weight) / now.weight]
+    shares = [abs(now.rows - before.rows) / now.rows]
+    with np.errstate(over="ignore"):
+        shares.append(abs(now.weight - before.weight) / now.weight)
     if problem.loss.curvature is None:
         shares.append(abs(now.target - before.target) / abs(before.target) if before.target else np.inf)
     return max(shares)
@@ -177,6 +184,8 @@ def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, varies: n
     p = len(products)
     # What the penalty adds to the curvature, and enough for the Cholesky factor of columns that depend on each other.
     ridge = problem.penalty.l2 / scaled.curvature
+    if ridge > 1.0 / LEAST_SQUARE:
+        return scaled
     size = np.where(varies, np.sqrt(scaled.spread + ridge), 1.0)
     products = np.where(np.outer(varies, varies), products, 0.0)
     # Rounded, as the last bits of BLAS depend on the alignment of the rows and on its threads.
@@ -191,8 +200,14 @@ def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, varies: n
         if passes + FEWEST_PASSES < FEWEST_PASSES * (1.0 + p / ROTATES_FREELY):
             return _shortened(scaled, curvatures, gains, stats.rows)
         # One-sided Jacobi keeps small axes exact beside columns in large units (Demmel, Veselic 1992).
-        factor = np.asfortranarray(size[:, None] * np.linalg.cholesky(correlation))
+        try:
+            factor = np.asfortranarray(size[:, None] * np.linalg.cholesky(correlation))
+        except np.linalg.LinAlgError:  # rounding, where most of what was known has left again
+            return scaled
         lengths, basis, _, work, _, info = lapack.dgejsv(factor, joba=2, jobu=0, jobv=3)
+        # Orthonormal but for rounding, of which the coefficient of a small column, a large number, would bring much
+        # into the others: one step of Newton and Schulz leaves rounding in each column's own units.
+        basis = basis - 0.5 * (basis @ basis.T - np.eye(p)) @ basis
     if info:
         return scaled
     squares = (lengths * work[0] / work[1]) ** 2
@@ -229,71 +244,77 @@ def _shortened(metric: Metric, curvatures: np.ndarray, gains: np.ndarray, rows: 
     return metric._replace(pace=min(SHARES, key=passes))
 
 
-def axis_sums(stats: ColumnStats, metric: Metric) -> np.ndarray:
-    """Weighted sums of squares of one chunk's rows along the metric's axes, of shape (p,)."""
-    apart = stats.mean - metric.shift
-    if metric.basis is None or not stats.rows:
-        return stats.squares + stats.weight * apart**2
-    products = stats.products + stats.weight * np.outer(apart, apart)
-    with one_blas_thread():
-        return np.maximum(((products @ metric.basis) * metric.basis).sum(axis=0), 0.0)
+def axis_limits(stats: ColumnStats, metric: Metric, problem: Any) -> np.ndarray:
+    """The longest steps along the axes with which visits of a chunk do not overshoot the whole, of shape (p,).
 
-
-def limit_axes(metric: Metric, largest: np.ndarray, chunks: int, stats: ColumnStats, problem: Any) -> Metric:
-    """Shorter steps along axes on which one chunk has most of the curvature and would settle within a visit.
+    With curvature h along an axis, of the chunk h_c, steps s over n rows move x by (1 - exp(-s n h_c)) h / h_c
+    times what it is off: too far where the chunk knows little of the axis. What it cannot tell from the intercept
+    it does not know. Columns of sparse rows move in rows that store them only; there it is what one such row knows.
 
     Parameters
     ----------
-    largest : ndarray of shape (p,)
-        The largest of ``axis_sums`` of all chunks.
-    chunks : int
-        Their number.
+    stats : ColumnStats
+        Of the chunk.
+    metric : Metric
+    problem : Problem
+
+    Returns
+    -------
+    ndarray of shape (p,)
+        Of ``step * scale``; infinite where the chunk tells nothing.
     """
-    if chunks < 2 or not (stats.rows and problem.automatic and problem.average):
+    if not stats.rows:
+        return np.full(len(metric.scale), np.inf)
+    apart = np.zeros_like(metric.shift) if problem.fit_intercept else stats.mean - metric.shift
+    sums, stored = stats.squares + stats.weight * apart**2, stats.counts * metric.rarity / stats.rows
+    if metric.basis is not None:
+        with one_blas_thread():
+            sums = (((stats.products + stats.weight * np.outer(apart, apart)) @ metric.basis) * metric.basis).sum(
+                axis=0
+            )
+        stored = np.ones_like(sums)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        known = np.clip(sums / stats.weight / (stored * metric.spread), 1e-9, 1.0)
+        limits = -np.log1p(-known) / (known * stored * metric.spread) / (stats.rows * metric.curvature)
+    return np.where(np.isnan(limits), np.inf, limits)
+
+
+def limit_axes(metric: Metric, limits: np.ndarray, problem: Any, cut: float = 1.0) -> Metric:
+    """Shorter steps along axes on which visits would overshoot.
+
+    Parameters
+    ----------
+    limits : ndarray of shape (p,)
+        The least of ``axis_limits`` of the chunks.
+    """
+    if not (problem.automatic and problem.average):
         return metric
-    settles = problem.step(metric) * metric.curvature * largest * metric.scale * stats.rows / stats.weight / SETTLED
-    mean = metric.spread * stats.weight / chunks
-    concentrated = largest / np.maximum(mean, np.finfo(float).tiny) / CONCENTRATED
+    with np.errstate(divide="ignore"):
+        shares = np.minimum(1.0, ACTUAL * limits / (problem.step(metric, cut) * metric.scale))
     # Rounded as in ``_rotated``.
-    return metric._replace(scale=metric.scale / np.maximum(1.0, np.round(np.minimum(settles, concentrated), 3)))
+    return metric._replace(scale=metric.scale * np.exp2(np.round(np.log2(shares), 2)))
 
 
-class RowNorms(NamedTuple):
-    """What a visit needs to know of its chunk's rows in the solver's coordinates.
-
-    Parameters
-    ----------
-    squared_lengths : ndarray of shape (n,)
-        The intercept's 1 included.
-    sums : ndarray of shape (p,)
-        Weighted sums of squares, unscaled, as ``axis_sums``.
-    """
-
-    squared_lengths: np.ndarray
-    sums: np.ndarray
-
-
-def row_norms(chunk: Chunk, metric: Metric, problem: Any) -> RowNorms:
-    """Lengths of rows, by one pass over them."""
+def row_norms(chunk: Chunk, metric: Metric, problem: Any) -> np.ndarray:
+    """Squared lengths of rows in the solver's coordinates, the intercept's 1 included, by one pass over them."""
     kernels = kernels_for(problem.loss, problem.penalty)
     measure_rows = kernels.sparse_norms if sp.issparse(chunk.rows) else kernels.dense_norms
-    n, p = chunk.rows.shape
+    n = len(chunk.targets)
     norms = np.empty(n)
 
-    def measure(part: slice) -> np.ndarray:
-        weights, out, sums = chunk.weights[part], norms[part], np.zeros(p)
+    def measure(part: slice) -> None:
+        out = norms[part]
         if sp.issparse(chunk.rows):
             blocks = [(slice(None), row_arrays(chunk.rows, part))]
         else:
             blocks = ((block, [frozen(rows)]) for block, rows, _ in solver_rows(chunk.rows[part], metric))
         for block, arrays in blocks:
-            measure_rows(*arrays, frozen(weights[block]), shift_of(metric), frozen(metric.scale), out[block], sums)
-        return sums
+            measure_rows(*arrays, shift_of(metric), frozen(metric.scale), out[block])
 
     count = sharers(problem.n_threads, chunk.entries)
     with threads(count) as each:
-        sums = sum(each(measure, even_slices(n, count)))
-    return RowNorms(frozen(norms + problem.fit_intercept), frozen(sums))
+        list(each(measure, even_slices(n, count)))
+    return frozen(norms + problem.fit_intercept)
 
 
 def solver_rows(rows: Any, metric: Metric, order: np.ndarray | None = None) -> Iterator[tuple[slice, Any, bool]]:

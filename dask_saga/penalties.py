@@ -107,8 +107,8 @@ def resolve_penalty(penalty: Any, alpha: float = 1.0, l1_ratio: float = 0.15) ->
             "typing.NamedTuple class with value and prox"
         )
     if isinstance(penalty, ElasticNet):
-        if not (penalty.l1 >= 0 and penalty.l2 >= 0 and penalty.lower <= penalty.upper):
-            raise ValueError(f"penalty={penalty} needs l1 >= 0, l2 >= 0 and lower <= upper")
+        if not (0 <= penalty.l1 < math.inf and 0 <= penalty.l2 < math.inf and penalty.lower <= penalty.upper):
+            raise ValueError(f"penalty={penalty} needs finite l1 >= 0 and l2 >= 0, and lower <= upper")
         return ElasticNet(*map(float, penalty))
     return penalty
 

@@ -72,13 +72,15 @@ def begin(fit: Fit, at_zero: float) -> Place:
     prepared, executor = fit.prepared, fit.source.executor
     rows = sum(fact.rows for fact in prepared.facts)
     head = new_head(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows)
-    if prepared.x.any():
+    if at_zero and prepared.x.any():
         sums = executor.gather([executor.submit(_first, pair, name="saga-sum") for pair in prepared.memories])
         head = head._replace(x=prepared.x, gradient_sum=frozen(sum(sums)), window_start=prepared.x)
-    start, own = Visited(adapt(head, fit.problem), None), list(prepared.memories)
+    head = adapt(head, fit.problem)._replace(limits=frozen(prepared.limits))
+    # Where zero is the optimum there is no pass, and nothing to remember.
+    start, own = Visited(head, None), list(prepared.memories) if at_zero else [None] * len(prepared.memories)
     prepared.memories.clear()  # else the first ones would stay beside those of the visits
     text = digest("fit", fit.ids, fit.problem.token(), len(fit.parts))
-    summary = round_summary(fit.problem, prepared.metric, start)
+    summary = round_summary(fit.problem, prepared.axes, start)
     return Place([start], own, summary, frozenset(), 0, text, converged=at_zero == 0)
 
 
@@ -90,7 +92,7 @@ def resume(fit: Fit, saved: Saved, tol: float) -> Place:
     facts = {name: saved.facts[name] for name in FACTS}
     facts["window"], facts["history"] = frozenset(facts["window"]), tuple(facts["history"])
     facts["converged"] = facts["converged"] and facts["history"][-1]["gradient_norm"] <= tol
-    return Place([start], own, round_summary(fit.problem, fit.prepared.metric, start), **facts)
+    return Place([start], own, round_summary(fit.problem, fit.prepared.axes, start), **facts)
 
 
 def gathered(fit: Fit, place: Place) -> Saved:
@@ -128,7 +130,7 @@ def result(fit: Fit, place: Place, interrupted: bool) -> Result:
         memories.append(executor.submit(_memories, *args, name="saga-gather"))
     memories = executor.gather(memories)
     if len(prepared.groups) < len(fit.ids):  # what was found for one chunk does not hold for its parts
-        head = head._replace(largest_sums=frozen(prepared.largest_sums), cut=min(head.cut, 1.0))
+        head = head._replace(cut=min(head.cut, 1.0))
     state = SAGAState(
         head,
         prepared.stats,

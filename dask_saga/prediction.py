@@ -39,7 +39,9 @@ def linear(X: Any, coef: np.ndarray, intercept: np.ndarray) -> Any:
 
 
 def _linear_block(X: Any, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-    return linear(read_rows(X, empty=True), coef, intercept)
+    with blame("X"):
+        rows = read_rows(X, empty=True)
+    return linear(rows, coef, intercept)
 
 
 def elementwise(function: Callable, z: Any) -> Any:
@@ -78,22 +80,27 @@ def _by_block(predict: Callable, X: Any, y: Any, sample_weight: Any, part: Calla
         if hasattr(X, "numblocks") and X.ndim == 2 and X.numblocks[1] > 1:
             X = X.rechunk({1: -1})
         tasks = [delayed(_score_block)(block, predict, part) for block in dask_blocks(X, y, sample_weight)]
-        parts = [row for row in dask.compute(*tasks) if row is not None]
+        parts = dask.compute(*tasks)
+    parts = [row for row in parts if row is not None]
+    if not parts:
+        raise ValueError("X has no rows")
     columns = np.array(parts).reshape(len(parts), -1).T
-    if not parts or not columns[1].sum() > 0:
-        raise ValueError("sample_weight is zero for every row" if parts else "X has no rows")
+    if not columns[1].sum() > 0:
+        raise ValueError("sample_weight is zero for every row")
     return columns
 
 
 def _score_block(block: tuple, predict: Callable, part: Callable) -> Any:
     X, y, sample_weight = block
-    if hasattr(X, "shape") and X.shape[0] == 0:
+    if getattr(X, "shape", ())[:1] == (0,):
         return None
     prediction = predict(X)
-    weights = read_weights(1.0 if sample_weight is None else sample_weight, len(prediction))
+    with blame("sample_weight"):
+        weights = read_weights(1.0 if sample_weight is None else sample_weight, len(prediction))
     for name, other in (("y", y), ("sample_weight", weights)):
-        if other is not None and len(other) != len(prediction):
-            raise ValueError(f"X has {len(prediction)} rows, but {name} has {len(other)}")
+        with blame(name):
+            if other is not None and len(other) != len(prediction):
+                raise ValueError(f"X has {len(prediction)} rows, but {name} has {len(other)}")
     return part(prediction, y, weights)
 
 
@@ -123,7 +130,10 @@ def r2(predict: Callable, X: Any, y: Any, sample_weight: Any) -> float:
 def _r2_part(prediction, y, weights):
     with blame("y"):
         targets = read_targets(y)
+        if prediction.size != targets.size:
+            raise ValueError(f"y has {targets.shape[1]} columns, but the fit had {prediction.size // len(targets)}")
     prediction, total = prediction.reshape(targets.shape), weights.sum()
     mean = weights @ targets / total if total else np.zeros(targets.shape[1])
-    errors, spread = weights @ (targets - prediction) ** 2, weights @ (targets - mean) ** 2
-    return errors[0], total, *errors[1:], *mean, *spread
+    with np.errstate(over="ignore"):  # predictions of rows unlike those of the fit
+        errors = weights @ np.nan_to_num((targets - prediction) ** 2, nan=np.inf)
+    return errors[0], total, *errors[1:], *mean, *(weights @ (targets - mean) ** 2)

@@ -10,10 +10,11 @@ import scipy.sparse as sp
 
 from .chunk import chunk_gradient, count_outputs, fresh_memory
 from .columns import ColumnStats, column_stats, merge
-from .inputs import Chunk, frozen
-from .metric import Metric, axis_sums, choose_metric, limit_axes, row_norms, to_solver, to_user
+from .inputs import Chunk, frozen, join_chunks
+from .metric import Metric, axis_limits, choose_metric, row_norms
 from .problem import Problem
 from .source import Source
+from .start import newton_start, sample_rows, sample_start
 from .state import ChunkMemory
 
 __all__ = ["Prepared", "prepare"]
@@ -32,7 +33,7 @@ class Prepared(NamedTuple):
     groups : list of list of int
         Numbers of the chunks that are visited together.
     norms : list
-        Of each group, a reference to its ``RowNorms``, or None where chunks are not held.
+        Of each group, a reference to its ``row_norms``, or None where chunks are not held.
     memories : list
         Of each group, a reference to (sum of gradients, ChunkMemory) at `x`, or None where x is zero.
     lengths : list of int
@@ -41,13 +42,14 @@ class Prepared(NamedTuple):
         Of each chunk, without gradients.
     stats : ColumnStats
     axes : Metric
-        The coordinates that the columns suggest, and ``metric``, those that also suit the chunks.
-    metric : Metric
+        The coordinates that the columns suggest.
+    value : float
+        Sum of the weighted losses at x = 0.
     zero : ndarray of shape (k, p + 1)
-        Sum of the gradients at x = 0.
+        Sum of the gradients there.
     x : ndarray of shape (k, p + 1)
         Where the passes begin.
-    largest_sums : ndarray of shape (p,)
+    limits : ndarray of shape (p,)
         As in ``Head``, of single chunks.
     """
 
@@ -58,10 +60,10 @@ class Prepared(NamedTuple):
     facts: list[ChunkMemory]
     stats: ColumnStats
     axes: Metric
-    metric: Metric
+    value: float
     zero: np.ndarray
     x: np.ndarray
-    largest_sums: np.ndarray
+    limits: np.ndarray
 
 
 class _Examined(NamedTuple):
@@ -71,31 +73,45 @@ class _Examined(NamedTuple):
     length: int
     nbytes: int
     is_sparse: bool
+    value: float
     stats: ColumnStats
     zero: np.ndarray
+    sample: Chunk | None
 
 
-def _examine(chunk: Chunk, problem: Problem) -> _Examined:
+def _examine(chunk: Chunk, problem: Problem, chunks: int) -> _Examined:
     memory = fresh_memory(chunk, problem)
     zero = np.zeros((count_outputs(chunk, problem), chunk.rows.shape[1] + 1))
     facts = memory._replace(gradients=np.empty((0, len(zero))), total=None)
-    gradient = chunk_gradient(chunk, zero, problem)[1]
+    value, gradient = chunk_gradient(chunk, zero, problem)
     stats = column_stats(chunk, problem)
-    return _Examined(facts, len(chunk.targets), chunk.nbytes, sp.issparse(chunk.rows), stats, gradient)
+    sample = sample_rows(chunk, chunks) if problem.automatic else None
+    return _Examined(facts, len(chunk.targets), chunk.nbytes, sp.issparse(chunk.rows), value, stats, gradient, sample)
 
 
 def _merge(*examined: _Examined) -> _Examined:
     """It carries p x p products, which a client need not see of each."""
     stats, zero = functools.reduce(merge, [one.stats for one in examined]), sum(one.zero for one in examined)
-    return examined[0]._replace(facts=None, stats=stats, zero=zero)
+    value, samples = sum(one.value for one in examined), [one.sample for one in examined]
+    alike = len({None if sample is None else sp.issparse(sample.rows) for sample in samples}) == 1
+    sample = join_chunks(*samples) if alike and samples[0] is not None else None
+    return examined[0]._replace(facts=None, value=value, stats=stats, zero=zero, sample=sample)
+
+
+def _whole(examined: _Examined) -> tuple[float, ColumnStats, np.ndarray]:
+    return examined.value, examined.stats, examined.zero
 
 
 def _brief(examined: _Examined) -> tuple:
     return *examined[:4], len(examined.stats.mean), len(examined.zero)
 
 
-def _axis_sums(examined: _Examined, metric: Metric) -> np.ndarray:
-    return axis_sums(examined.stats, metric)
+def _limits(examined: _Examined, metric: Metric, problem: Problem) -> np.ndarray:
+    return axis_limits(examined.stats, metric, problem)
+
+
+def _sample_start(examined: _Examined, problem: Problem) -> np.ndarray:
+    return np.zeros_like(examined.zero) if examined.sample is None else sample_start(examined.sample, problem)
 
 
 def _remember(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, ChunkMemory]:
@@ -116,7 +132,7 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     joins : bool, default=True
         Whether small chunks are visited together.
     """
-    executor, examined = source.executor, source.map(_examine, problem, name="saga-examine")
+    executor, examined = source.executor, source.map(_examine, problem, len(source), name="saga-examine")
     brief = executor.gather([executor.submit(_brief, one, name="saga-brief") for one in examined])
     facts, lengths, nbytes, sparse, columns, outputs = zip(*brief, strict=True)
     for k in range(len(source)):
@@ -130,34 +146,26 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     while len(merged) > 1:
         parts = [merged[k : k + MERGED] for k in range(0, len(merged), MERGED)]
         merged = [executor.submit(_merge, *part, name="saga-merge") for part in parts]
-    [(*_, stats, zero)] = executor.gather(merged)
+    [(value, stats, zero)] = executor.gather([executor.submit(_whole, merged[0], name="saga-whole")])
     axes = choose_metric(stats, problem)
-    sums = executor.gather([executor.submit(_axis_sums, one, axes, name="saga-axes") for one in examined])
-    groups, largest_sums = [[k] for k in range(len(source))], np.max(sums, axis=0)
+    limits = executor.gather([executor.submit(_limits, one, axes, problem, name="saga-axes") for one in examined])
+    groups, limits = [[k] for k in range(len(source))], np.min(limits, axis=0)
     if joins and len(source) > 1 and sum(nbytes) <= JOINED_BYTES and len(set(sparse)) == 1:
         # Whether `persist` or not: it must not change the bits.
         if not source.holds:
             source.hold()
-        groups, sums = [list(range(len(source)))], [sum(sums)]
+        groups = [list(range(len(source)))]
         source.join()
-    metric = limit_axes(axes, np.max(sums, axis=0), len(groups), stats, problem)
-    x = _start(axes, zero / stats.weight if stats.rows else zero, problem)
+    x = np.zeros_like(zero)
+    if problem.automatic and stats.rows:
+        if axes.basis is not None and getattr(problem.loss, "quadratic", False):
+            x = newton_start(axes, zero / stats.weight, problem)
+        else:
+            [x] = executor.gather([executor.submit(_sample_start, merged[0], problem, name="saga-start")])
+    x = frozen(x)
     norms, memories = [None] * len(groups), [None] * len(groups)
     if source.holds:
-        norms = source.map(row_norms, metric, problem, name="saga-norms")
+        norms = source.map(row_norms, axes, problem, name="saga-norms")
     if x.any():
         memories = source.map(_remember, x, problem, name="saga-memory")
-    return Prepared(groups, norms, memories, list(lengths), list(facts), stats, axes, metric, zero, x, largest_sums)
-
-
-def _start(metric: Metric, gradient: np.ndarray, problem: Problem) -> np.ndarray:
-    """Where the passes begin: at zero, but where the loss is quadratic and the axes are known at its optimum."""
-    x = np.zeros_like(gradient)
-    if metric.basis is None or not (problem.automatic and getattr(problem.loss, "quadratic", False)):
-        return frozen(x)
-    # Newton's step from zero: along the axes the Hessian is diagonal, and the scale its inverse.
-    _, gradient = to_solver(x, gradient, metric)
-    x[:, :-1] = -gradient[:, :-1] * metric.scale / metric.curvature
-    if problem.fit_intercept:
-        x[:, -1] = -gradient[:, -1] / metric.curvature
-    return frozen(to_user(x, gradient, metric)[0])
+    return Prepared(groups, norms, memories, list(lengths), list(facts), stats, axes, value, zero, x, limits)

@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from .losses import LOSSES
 
-__all__ = ["CONSTRAINTS", "Problem", "digest"]
+__all__ = ["CONSTRAINTS", "Problem", "digest", "to_float"]
 
 # What scikit-learn's validation accepts, for the estimators as for ``saga``.
 CONSTRAINTS: dict[str, list] = {
@@ -89,6 +89,14 @@ class Problem(NamedTuple):
         return _hash(*_parts(self.loss, self.penalty), *self[2:])
 
 
+def to_float(name: str, value: Any) -> float:
+    """A parameter as float; Python's integers may be larger than any."""
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is an integer too large for a float") from None
+
+
 def digest(*parts: Any) -> str:
     """Hash of a few short values."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
@@ -105,6 +113,8 @@ def _hash(*parts: Any) -> str:
 
 
 def _identity(kind: type) -> tuple:
+    if kind.__module__.startswith("dask_saga."):
+        return kind.__module__, kind.__qualname__  # its code differs from one Python to the next
     methods = (getattr(kind, name, None) for name in ("value", "derivative", "prox"))
     code = [(m.__code__.co_code, m.__code__.co_consts) for m in methods if hasattr(m, "__code__")]
     return kind.__module__, kind.__qualname__, code

@@ -10,10 +10,10 @@ import scipy.sparse as sp
 
 from .chunk import chunk_gradient, chunk_saga, fresh_memory
 from .inputs import Chunk, frozen
-from .metric import Metric, RowNorms, to_solver, to_user
+from .metric import Metric, to_solver, to_user
 from .penalties import ElasticNet
 from .problem import Problem
-from .state import ChunkMemory, Head, candidate, gradient_mapping_norm, open_window, proximal_gradient_step
+from .state import ChunkMemory, Head, candidate, gradient_mapping_norm, open_pass, open_window, proximal_gradient_step
 
 __all__ = [
     "Summary",
@@ -104,9 +104,11 @@ def merge_round(problem: Problem, metric: Metric, *visits: Visited) -> Head:
         gradient_sum=frozen(total("gradient_sum")),
         cut=min(head.cut for head in heads),
         window_count=start.window_count + 1,
+        past_weight=total("past_weight"),
+        past_sum=frozen(total("past_sum")),
         window_ratio=mean("window_ratio"),
         window_energy=total("window_energy"),
-        largest_sums=frozen(np.max([head.largest_sums for head in heads], axis=0)),
+        limits=frozen(np.min([head.limits for head in heads], axis=0)),
         diverged=any(head.diverged for head in heads),
     )
     if not head.diverged:
@@ -124,7 +126,7 @@ def visit_chunk(
     metric: Metric,
     turn: Turn,
     chunk: Chunk,
-    norms: RowNorms | None,
+    norms: np.ndarray | None,
     own: tuple | None,
     *before: Visited,
 ) -> Visited:
@@ -134,7 +136,7 @@ def visit_chunk(
     ----------
     turn : Turn
     chunk : Chunk
-    norms : RowNorms or None
+    norms : ndarray of shape (n,) or None
     own : tuple or None
         What has this chunk's last memory at 1.
     before : Visited
@@ -142,7 +144,7 @@ def visit_chunk(
     """
     head = merge_round(problem, metric, *before)
     if turn.opens:
-        head = open_window(head, problem, metric)
+        head = open_pass(open_window(head, problem, metric))
     memory = fresh_memory(chunk, problem) if own is None else own[1]
     after, memory = chunk_saga(chunk, head, memory, problem, metric, turn.seed, norms)
     earlier = 0.0 if turn.first else _pass_loss(before)
@@ -152,6 +154,9 @@ def visit_chunk(
 def _sampled_loss(chunk: Chunk, x: np.ndarray, problem: Problem) -> float:
     """Sum of the weighted losses over a chunk, from rows at equal distances."""
     every = slice(None, None, max(1, -(-len(chunk.targets) // SAMPLE)))
+    if chunk.weights.size:  # rows that weigh nothing tell nothing
+        weighty = np.flatnonzero(chunk.weights)
+        every = weighty[:: max(1, -(-len(weighty) // SAMPLE))]
     rows, targets, weights = (part[every] if part.shape[0] else part for part in chunk[:3])
     rows = rows if sp.issparse(rows) else np.ascontiguousarray(rows)
     sample = chunk._replace(rows=rows, targets=np.ascontiguousarray(targets), weights=np.ascontiguousarray(weights))

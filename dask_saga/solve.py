@@ -19,7 +19,7 @@ from .inputs import Chunk, read_chunk
 from .losses import resolve_loss
 from .penalties import resolve_penalty
 from .prepare import prepare
-from .problem import CONSTRAINTS, Problem
+from .problem import CONSTRAINTS, Problem, to_float
 from .source import Source
 from .state import SAGAState, draw_seed
 
@@ -149,8 +149,8 @@ def saga(
         loss=resolve_loss(loss),
         penalty=_penalty_object(penalty),
         fit_intercept=fit_intercept,
-        step_size=step_size,
-        step_size_scale=step_size_scale,
+        step_size=step_size if step_size == "auto" else to_float("step_size", step_size),
+        step_size_scale=to_float("step_size_scale", step_size_scale),
         average=average,
         precondition=precondition,
         memory_dtype=memory_dtype,

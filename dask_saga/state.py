@@ -61,6 +61,9 @@ class Head(NamedTuple):
         x at the opening of the averaging window, and the sum of x at its visits' ends.
     window_count : int
         Visits in the window.
+    past_weight, past_sum : float, ndarray
+        Weight of the rows visited in this pass, and the sum over them of weight and x at their visit. Infinite
+        where chunks come and go, and visits are not of a pass over all.
     window_ratio : float
         Sum of the logarithms of their halves' ratios of squared moves.
     window_energy, last_energy : float
@@ -69,8 +72,8 @@ class Head(NamedTuple):
         The cut in the window before.
     last_move : ndarray
         How far the window before moved x.
-    largest_sums : ndarray of shape (p,)
-        The largest of ``axis_sums`` of the chunks visited with these axes.
+    limits : ndarray of shape (p,)
+        The least of ``axis_limits`` of the chunks visited with these axes.
     geometry : str
         ``Problem.geometry`` for which the cut was found.
     diverged : bool
@@ -85,12 +88,14 @@ class Head(NamedTuple):
     window_start: np.ndarray
     window_sum: np.ndarray
     window_count: int
+    past_weight: float
+    past_sum: np.ndarray
     window_ratio: float
     window_energy: float
     last_energy: float
     last_cut: float
     last_move: np.ndarray
-    largest_sums: np.ndarray
+    limits: np.ndarray
     geometry: str
     diverged: bool
 
@@ -231,9 +236,26 @@ def _sizeof_state(state: SAGAState) -> int:
 
 def new_head(n_columns: int, n_outputs: int = 1, *, weight: float = 0.0, rows: int = 0, geometry: str = "") -> Head:
     """A head at x = 0, before any visit."""
-    zeros = frozen(np.zeros((n_outputs, n_columns + 1)))
+    zeros, no_limits = frozen(np.zeros((n_outputs, n_columns + 1))), frozen(np.full(n_columns, np.inf))
     return Head(
-        zeros, zeros, weight, rows, 1.0, zeros, zeros, 0, 0.0, 0.0, np.inf, 1.0, zeros, zeros[0, 1:], geometry, False
+        x=zeros,
+        gradient_sum=zeros,
+        weight=weight,
+        rows=rows,
+        cut=1.0,
+        window_start=zeros,
+        window_sum=zeros,
+        window_count=0,
+        past_weight=0.0,
+        past_sum=zeros,
+        window_ratio=0.0,
+        window_energy=0.0,
+        last_energy=np.inf,
+        last_cut=1.0,
+        last_move=zeros,
+        limits=no_limits,
+        geometry=geometry,
+        diverged=False,
     )
 
 
@@ -360,6 +382,16 @@ def open_window(head: Head, problem: Problem, metric: Metric) -> Head:
     )
 
 
+def open_pass(head: Head) -> Head:
+    """The head before the first visit of a pass."""
+    return head._replace(past_weight=0.0, past_sum=frozen(np.zeros_like(head.x)))
+
+
+def end_pass(head: Head) -> Head:
+    """The head where chunks came or left: of the others it is not known when they were visited."""
+    return head._replace(past_weight=np.inf)
+
+
 def adapt(head: Head, problem: Problem) -> Head:
     """The head for a problem of other geometry: cut and window start anew."""
     if head.geometry == problem.geometry:
@@ -389,7 +421,7 @@ def _next_cut(head: Head, problem: Problem, metric: Metric, circles: bool) -> fl
         return head.cut * max(1.0 / CUT_BY, AIM / ratio)
     # Of a step just changed, moves must grow by more than the step did.
     grows = min(fell, fell * (head.last_cut / head.cut) ** 2) > GROWS_ABOVE
-    if grows or (circles and fell > STUCK_ABOVE):
+    if grows or (fell > STUCK_ABOVE and (circles or (along < ACROSS and head.cut <= 1.0))):
         return head.cut / UNSTICK_BY
     if ratio > LEAST_RATIO or (circles and fell > LEAST_RATIO):
         return head.cut

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import scipy.sparse as sp
 
 from ._kernels import kernels_for
 from .inputs import Chunk, frozen
-from .metric import Metric, RowNorms, row_arrays, row_norms, shift_of, solver_rows, to_solver, to_user
+from .metric import Metric, row_arrays, row_norms, shift_of, solver_rows, to_solver, to_user
 from .problem import Problem
 from .state import LARGEST_COEFFICIENT, ChunkMemory, Head
 from .threads import even_slices, sharers, threads
@@ -41,14 +42,11 @@ class Plan(NamedTuple):
         As the kernels take it.
     step : float
         What the problem's step is multiplied by.
-    sums : ndarray of shape (p,)
-        As in ``RowNorms``.
     """
 
     orders: list[np.ndarray]
     pull: np.ndarray
     step: float
-    sums: np.ndarray
 
 
 def plan_visit(
@@ -58,7 +56,7 @@ def plan_visit(
     problem: Problem,
     metric: Metric,
     seed: int,
-    norms: RowNorms | None = None,
+    norms: np.ndarray | None = None,
 ) -> Plan:
     """Rows in a new random order, those with large bounds several times."""
     n = len(chunk.targets)
@@ -66,11 +64,10 @@ def plan_visit(
     if chunk.weights.size:
         # Rows without weight take no step, but a gradient from an earlier weight must go.
         taken = np.flatnonzero((chunk.weights > 0) | memory.gradients.any(axis=1))
-    pull, step, sums = np.zeros((n, 2)), 1.0, head.largest_sums
+    pull, step = np.zeros((n, 2)), 1.0
     pull[:, 0] = head.rows / head.weight
     if problem.automatic:
-        norms = norms or row_norms(chunk, metric, problem)
-        pull[:, 1], sums = norms
+        pull[:, 1] = row_norms(chunk, metric, problem) if norms is None else norms
         # Sampling by bounds (Schmidt et al. 2015, section 3): then the largest row does not rule the step.
         bounds = pull[:, 0] * pull[:, 1] * (chunk.weights if chunk.weights.size else 1.0)
         times = np.ceil(bounds / (ROW_BOUND * (metric.mean_square or 1.0)))
@@ -78,7 +75,7 @@ def plan_visit(
         more = max(times[taken].sum(), 1) / max(len(taken), 1)
         pull[:, 0] *= more / times
         step = 1.0 / more
-    return Plan(_orders(seed, taken, times, sharers(problem.n_threads, chunk.entries)), pull, step, sums)
+    return Plan(_orders(seed, taken, times, sharers(problem.n_threads, chunk.entries)), pull, step)
 
 
 def _orders(seed: int, taken: np.ndarray, times: np.ndarray, count: int) -> list[np.ndarray]:
@@ -101,22 +98,28 @@ def take_steps(
     """The head and memory after one visit, or None where it left finite numbers."""
     start, gradient_sum = to_solver(head.x, head.gradient_sum, metric)
     x, gradients = start.copy(), memory.gradients.copy()
+    past, left, end = _shares(head, memory, problem)
+    anchor = to_solver(head.past_sum / head.past_weight, start, metric)[0] if past else start
     share = functools.partial(
-        _share_steps, gradients=gradients, plan=plan, chunk=chunk, head=head, problem=problem, metric=metric
-    )
-    share([order[: len(order) // 2] for order in plan.orders], x, gradient_sum)
+        _share_steps, anchor=frozen(anchor), past=past,
+        gradients=gradients, plan=plan, chunk=chunk, head=head, problem=problem, metric=metric,
+    )  # fmt: skip
+    half = (left + end) / 2
+    share([order[: len(order) // 2] for order in plan.orders], x, gradient_sum, (left, half))
     middle = x.copy()
-    share([order[len(order) // 2 :] for order in plan.orders], x, gradient_sum)
+    share([order[len(order) // 2 :] for order in plan.orders], x, gradient_sum, (half, end))
 
     with np.errstate(invalid="ignore", over="ignore"):
         moves = [_squared_length(middle - start, metric), _squared_length(x - middle, metric)]
+        middle, _ = to_user(middle, gradient_sum, metric)
         x, gradient_sum = to_user(x, gradient_sum, metric)
         if metric.basis is not None:
             # Turned there and back, large columns would leave their rounding in small ones.
             gradient_sum = head.gradient_sum + weighted_sum(
                 chunk.rows, gradients - memory.gradients.astype(float), problem, len(plan.orders)
             )
-        good = np.abs(x).max() < LARGEST_COEFFICIENT and np.isfinite(gradient_sum).all()  # False if NaN
+        largest = np.maximum(np.abs(x), np.abs(middle)).max()  # NaN if any is
+        good = largest < LARGEST_COEFFICIENT and np.isfinite(gradient_sum).all()
     if not good:
         return None
     if memory.total is not None:
@@ -127,34 +130,48 @@ def take_steps(
         gradient_sum=frozen(gradient_sum),
         window_sum=frozen(head.window_sum + x),
         window_count=head.window_count + 1,
-        window_ratio=head.window_ratio + float(np.log((moves[0] + tiny) / (moves[1] + tiny))),
+        past_weight=head.past_weight + memory.weight,
+        past_sum=frozen(head.past_sum + memory.weight * middle),
+        window_ratio=head.window_ratio + float(np.log(max((moves[0] + tiny) / (moves[1] + tiny), tiny))),
         window_energy=head.window_energy + sum(moves),
     )
     return head, memory._replace(gradients=frozen(gradients))
+
+
+def _shares(head: Head, memory: ChunkMemory, problem: Problem) -> tuple[float, float, float]:
+    """Shares of all rows: of other chunks visited in this pass, and not yet visited before and after this visit."""
+    # Slopes without bound, as exp(z), say nothing of those elsewhere.
+    if not problem.automatic or problem.loss.curvature is None or head.past_weight == np.inf:
+        return 0.0, 1.0, 1.0
+    own = memory.weight / head.weight
+    past = max(0.0, min(head.past_weight / head.weight, 1.0 - own))  # rounding may leave less than nothing
+    return past, 1.0 - past, max(0.0, 1.0 - past - own)
 
 
 def _squared_length(move: np.ndarray, metric: Metric) -> float:
     return float((move[:, :-1] ** 2 / metric.scale).sum() + (move[:, -1] ** 2).sum())
 
 
-def _share_steps(orders, x, gradient_sum, *, plan, chunk, **how):
+def _share_steps(orders, x, gradient_sum, left, *, plan, chunk, **how):
     """Steps over the rows of all threads, which write to x, the gradient sum and the gradients.
 
     Threads go on from one x and one sum, each on its own copies, and bring together the mean of the former
     and the changes of the latter, several times. As a mean moves less than its parts, steps are raised.
     """
     if len(orders) == 1:
-        _run_steps(orders[0], x, gradient_sum, plan=plan, chunk=chunk, **how)
+        _run_steps(orders[0], x, gradient_sum, left, plan=plan, chunk=chunk, **how)
         return
     if how["problem"].automatic:
         plan = plan._replace(step=plan.step * len(orders) ** 0.5)
     worth = chunk.entries // (len(orders) * max(ROUND_ENTRIES, 32 * x.size))
     with threads(len(orders)) as each, np.errstate(over="ignore", invalid="ignore"):
-        for parts in zip(*(np.array_split(order, min(max(worth, 1), ROUNDS)) for order in orders), strict=True):
+        rounds = min(max(worth, 1), ROUNDS)
+        shares = itertools.pairwise(np.linspace(*left, rounds + 1).tolist())
+        for share, *parts in zip(shares, *(np.array_split(order, rounds) for order in orders), strict=True):
             copies = [(x.copy(), gradient_sum.copy()) for _ in parts]
 
-            def run(part, copy):
-                _run_steps(part, *copy, plan=plan, chunk=chunk, **how)
+            def run(part, copy, share=share):
+                _run_steps(part, *copy, share, plan=plan, chunk=chunk, **how)
 
             list(each(run, parts, copies))
             counts = np.array([len(part) for part in parts])
@@ -164,20 +181,22 @@ def _share_steps(orders, x, gradient_sum, *, plan, chunk, **how):
             gradient_sum += sum(own - gradient_sum for _, own in copies)
 
 
-def _run_steps(order, x, gradient_sum, *, gradients, plan, chunk, head, problem, metric):
+def _run_steps(order, x, gradient_sum, left, *, anchor, past, gradients, plan, chunk, head, problem, metric):
     """Choose and call the kernel that updates the three arrays in place."""
     kernels = kernels_for(problem.loss, problem.penalty)
     step = problem.step(metric, head.cut) * plan.step
-    rest = (x, gradient_sum, gradients, shift_of(metric), frozen(metric.scale))
+    rest = (x, anchor, gradient_sum, gradients, shift_of(metric), frozen(metric.scale))
     steps = (step, step if problem.fit_intercept else 0.0, 1.0 / head.weight)
-    after = (*steps, float(problem.loss.curvature or 0.0), problem.loss, problem.penalty)
+    after = (float(problem.loss.curvature or 0.0), problem.loss, problem.penalty)
+    less = (left[0] - left[1]) / max(len(order), 1)
     for block, rows, gathered in solver_rows(chunk.rows, metric, order):
+        shares = (left[0] - block.start * less, less, past)
         before = (frozen(chunk.targets), frozen(chunk.weights), frozen(order[block]), frozen(plan.pull))
         if sp.issparse(rows):
             arrays = row_arrays(rows, slice(0, rows.shape[0]))
-            kernels.sparse_pass(*arrays, *before, *rest, frozen(metric.rarity), *after)
+            kernels.sparse_pass(*arrays, *before, *rest, frozen(metric.rarity), *steps, *shares, *after)
         else:
-            kernels.dense_pass(frozen(rows), gathered, *before, *rest, *after)
+            kernels.dense_pass(frozen(rows), gathered, *before, *rest, *steps, *shares, *after)
 
 
 def weighted_sum(rows: Any, factors: np.ndarray, problem: Problem, count: int = 1) -> np.ndarray:

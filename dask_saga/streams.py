@@ -14,7 +14,7 @@ from .columns import without
 from .inputs import Chunk, frozen
 from .metric import staleness
 from .problem import Problem, digest
-from .state import SAGAState
+from .state import SAGAState, end_pass
 from .steps import weighted_sum
 
 __all__ = ["forget", "replay"]
@@ -57,7 +57,7 @@ def forget(state: SAGAState, chunk_id: Hashable, problem: Problem, chunk: Chunk 
         weight, left = 0.0, np.zeros_like(left)
     geometry, stale = state.metric_for
     return state._replace(
-        head=head._replace(gradient_sum=frozen(left), weight=weight, rows=rows, diverged=False),
+        head=end_pass(head)._replace(gradient_sum=frozen(left), weight=weight, rows=rows, diverged=False),
         stats=stats,
         metric_for=(geometry, stale + staleness(state.stats, stats, problem)),
         chunks=state.chunks.lacking(chunk_id),

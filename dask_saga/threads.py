@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,31 +21,46 @@ LEAST_ENTRIES = 2**17
 
 
 class _OneBLASThread:
-    """Limits BLAS to one thread. The limit is the whole process's, and only some threads may change it, so each
-    that leaves restores what was there before the first came."""
+    """Limits BLAS to one thread as long as anyone is inside.
+
+    Where the limit is the whole process's, threadpoolctl lets only that thread change it which set it. So one thread
+    sets it for all: one that leaves must not free it for the others. OpenMP's limit is each thread's own.
+    """
 
     def __init__(self):
-        self.lock, self.inside, self.before = threading.Lock(), 0, None
+        self.lock, self.inside, self.before, self.own = threading.Lock(), 0, None, threading.local()
 
     def __enter__(self) -> None:
+        everywhere, here = _blas()
         with self.lock:
-            limiter = _blas().limit(limits=1)
             if not self.inside:
-                self.before = limiter
+                self.before = _setter(os.getpid()).submit(everywhere.limit, limits=1).result()
             self.inside += 1
+        self.own.__dict__.setdefault("before", []).append(here.limit(limits=1))
 
     def __exit__(self, *error: Any) -> None:
+        self.own.before.pop().restore_original_limits()
         with self.lock:
             self.inside -= 1
-            self.before.restore_original_limits()
+            if not self.inside:
+                _setter(os.getpid()).submit(self.before.restore_original_limits).result()
+
+
+@functools.cache
+def _setter(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "saga-blas")  # of this process: threads do not survive a fork
 
 
 _limited = _OneBLASThread()
 
 
 @functools.cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
+def _blas() -> tuple[ThreadpoolController, ThreadpoolController]:
+    """The libraries whose number of threads is the whole process's, and those where it is the calling thread's."""
+    found = ThreadpoolController()
+    layers = {getattr(library, "threading_layer", None) for library in found.select(user_api="blas").lib_controllers}
+    everywhere = found.select(threading_layer=list(layers - {"openmp"}))
+    return everywhere, found.select(user_api="openmp", threading_layer="openmp")  # where either holds
 
 
 def one_blas_thread(work: float = np.inf) -> Any:

@@ -46,11 +46,18 @@ def implicit_gradient(loss, z, y, w, h, old, m):
     return old + (z - u) / h
 
 
-def saga_pass(A, b, weights, order, pull, norms, x, gradient_sum, memory, metric, step, weight, problem):
-    """One pass in the solver's coordinates, row by row; sparse SAGA where A is sparse. Returns new arrays."""
+def saga_pass(
+    A, b, weights, order, pull, norms, x, gradient_sum, memory, metric, step, weight, problem,
+    left=None, past=0.0, anchor=None,
+):  # fmt: skip
+    """One pass in the solver's coordinates, row by row; sparse SAGA where A is sparse. Returns new arrays.
+
+    `left` is the share of rows still to come before each visit, `past` that of rows seen before the chunk.
+    """
+    left = np.ones(len(order)) if left is None else left
     loss, penalty = problem.loss, problem.penalty
     x, gradient_sum, memory = x.copy(), gradient_sum.copy(), memory.copy()
-    for i in order:
+    for own, i in zip(left, order, strict=True):
         if sp.issparse(A):
             support = A[[i]].indices
             row = A[[i]].toarray().ravel().astype(float) - metric.shift
@@ -63,17 +70,23 @@ def saga_pass(A, b, weights, order, pull, norms, x, gradient_sum, memory, metric
         m = np.empty(len(z))
         row_derivative(loss, z, b[i], m)
         m, old = weights[i] * m, memory[i].astype(float)
+        base, counted = old, own + past
+        if past:
+            there = np.empty(len(z))
+            row_derivative(loss, anchor[:, support] @ row[support] + anchor[:, -1], b[i], there)
+            base = (own * old + past * weights[i] * there) / counted
         if norms is not None:
-            m = implicit_gradient(loss, z, b[i], weights[i], step * pull[i] * norms[i], old, m)
+            m = implicit_gradient(loss, z, b[i], weights[i], step * pull[i] * counted * norms[i], base, m)
         memory[i] = m
-        for k, delta in enumerate(memory[i].astype(float) - old):
+        changes = counted * (memory[i].astype(float) - base)
+        for k, (delta, change) in enumerate(zip(memory[i].astype(float) - old, changes, strict=True)):
             for j in support:
                 s = step * metric.scale[j]
-                v = x[k, j] - s * (pull[i] * delta * row[j] + rarity[j] * gradient_sum[k, j] / weight)
+                v = x[k, j] - s * (pull[i] * change * row[j] + rarity[j] * gradient_sum[k, j] / weight)
                 x[k, j] = penalty.prox(v, s * rarity[j])
                 gradient_sum[k, j] += delta * row[j]
             if problem.fit_intercept:
-                x[k, -1] -= step * (pull[i] * delta + gradient_sum[k, -1] / weight)
+                x[k, -1] -= step * (pull[i] * change + gradient_sum[k, -1] / weight)
             gradient_sum[k, -1] += delta
     return x, gradient_sum, memory
 
@@ -183,6 +196,7 @@ def reference(A, b, loss, penalty, fit_intercept, weights=None):
     columns = np.c_[A, np.ones(len(b))] if fit_intercept else A
     p, q = A.shape[1], columns.shape[1]
     size = np.sqrt((columns**2).mean(axis=0))
+    size[size == 0] = 1.0
     columns = columns / size
 
     def per_coordinate(inner, intercept):

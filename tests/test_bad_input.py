@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from dask_saga import SAGAClassifier, SAGARegressor
+from dask_saga import SAGAClassifier, SAGARegressor, saga
+from dask_saga.penalties import ElasticNet
 
 from .conftest import make_rows
 
@@ -25,13 +26,36 @@ def edited(value, at=(25, 1)):
     return B
 
 
+def malformed(name, at, value):
+    """CSR that scipy makes, and that points outside of its arrays."""
+    B = sp.csr_array(np.where(A > 0, A, 0.0))
+    getattr(B, name)[at] = value
+    return B
+
+
+def no_entries():
+    """Of no entries scipy does not check the pointers."""
+    B = sp.csr_array((60, 3))
+    B.indptr[1] = 10**6
+    return B
+
+
 BAD_DATA = {
+    "index too large": ((malformed("indices", -1, 10**6), y), ValueError, "X: indices must be < 3"),
+    "index negative": ((malformed("indices", 5, -1), y), ValueError, "X: indices must be >= 0"),
+    "pointers fall": ((malformed("indptr", 1, 100), y), ValueError, "X: indptr must be a non-decreasing"),
+    "pointers beyond no entries": ((no_entries(), y), ValueError, "X: indptr must be a non-decreasing"),
+    "long integers": (([[10**400, 1, 2]] * 60, y), ValueError, "X: int too large"),
+    "long weights": ((A, y, [10**400] * 60), ValueError, "sample_weight: int too large"),
+    "huge where weights are zero": ((edited(1e300), y, np.arange(60) != 25.0), ValueError, "X has values beyond 1e.50"),
+    "huge weights": ((A, y, np.full(60, 1e307)), ValueError, "sample_weight.* sums to inf; scale it"),
+    "denormal weights": ((A, y, np.full(60, 5e-324)), ValueError, "sample_weight.* sums to 3.*e-322; scale it"),
     "NaN": ((edited(np.nan), y), ValueError, "X contains NaN"),
     "inf": ((edited(np.inf), y), ValueError, "X contains infinity"),
     "sparse NaN": ((sp.csr_array(edited(np.nan)), y), ValueError, "X contains NaN"),
     "complex": ((A.astype(complex), y), ValueError, "X.*[Cc]omplex"),
     "object": ((np.where(A > 5, "a", A.astype(object)), y), ValueError, "X: could not convert"),
-    "huge": ((edited(1e200), y), ValueError, "X has values too large to be squared in column 1"),
+    "huge": ((edited(1e200), y), ValueError, "X has values beyond 1e\\+50 in column 1"),
     "strings": ((np.full((60, 3), "a"), y), ValueError, "X: could not convert"),
     "1-d X": ((A[:, 0], y), ValueError, "X.*2D"),
     "3-d X": ((A[None], y), ValueError, "X.*dim 3"),
@@ -80,6 +104,37 @@ def test_bad_data(case, method, when, kind):
     extra = {"classes": [-1.0, 1.0]} if method == "partial_fit" and kind is SAGAClassifier else {}
     weights = {"sample_weight": arguments[2]} if len(arguments) > 2 else {}
     check_refused(estimator, lambda: getattr(estimator, method)(*arguments[:2], **weights, **extra), error, match)
+
+
+@pytest.mark.parametrize("targets", [np.where(y > 0, 1e308, -1e308), [10**400] * 60, np.full(60, -1e60)])
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "score"])
+def test_targets_whose_squares_overflow(method, targets):
+    estimator = fitted(SAGARegressor)
+    rows = pd.DataFrame(A, columns=list("abc"))
+    check_refused(estimator, lambda: getattr(estimator, method)(rows, targets), ValueError, r"\by\b.*(large|beyond)")
+
+
+@pytest.mark.parametrize("value", [[[1.0, 2.0, 10**400]], [[1j, 0, 0]], 3.0, np.zeros((2, 0)), [[1.0], [1.0, 2.0]]])
+def test_predict_names_x(value):
+    for model in (SAGAClassifier(max_iter=3, tol=1.0).fit(A, y), SAGARegressor(max_iter=3, tol=1.0).fit(A, y)):
+        check_refused(model, lambda m=model: m.predict(value), (ValueError, TypeError), r"\bX\b")
+
+
+def test_predictions_of_malformed_rows():
+    model = SAGARegressor(max_iter=3, tol=1.0).fit(A, y)
+    for rows in (malformed("indices", -1, 10**6), no_entries()):
+        check_refused(model, lambda r=rows: model.predict(r), ValueError, "X: ind")
+
+
+@pytest.mark.parametrize("name", ["alpha", "step_size", "step_size_scale"])
+def test_parameters_that_no_float_holds(name):
+    for estimator in (SAGAClassifier(**{name: 10**400}), SAGARegressor(**{name: 10**400})):
+        check_refused(estimator, lambda e=estimator: e.fit(A, y), ValueError, f"{name} is an integer too large")
+    if name != "alpha":
+        with pytest.raises(ValueError, match=f"{name} is an integer too large"):
+            saga([(A, y)], **{name: 10**400})
+    with pytest.raises(ValueError, match="finite l1"):
+        SAGAClassifier(penalty=ElasticNet(l1=np.inf)).fit(A, y)
 
 
 @pytest.mark.parametrize("kind", [SAGAClassifier, SAGARegressor])
@@ -151,6 +206,7 @@ BAD_DASK = {
     "zero weights": ((X, labels, da.zeros(60, chunks=20)), "sample_weight is zero"),
     "weight blocks": ((X, labels, da.ones(60, chunks=30)), "X has 3 blocks, but sample_weight has 2"),
     "y only": ((A, labels), "X is not"),
+    "y one number": ((X, labels.sum()), "y is a single number"),
     "1-d": ((X[:, 0], labels), "2D"),
     "empty": ((X[:0], labels[:0]), "y holds 0 class"),
 }  # fmt: skip
@@ -174,6 +230,8 @@ def test_score(kind):
             ((X, part(y[:-1])), "X has 60 rows, but y has 59"),
             ((X, part(y), part(np.zeros(60))), "sample_weight is zero"),
             ((X, part(y), part(-np.ones(60))), "sample_weight must not be negative"),
+            ((X[:0] if X is rows else X, part(y[:0] if X is rows else y[:-1])), "X"),
+            ((X, part(y), part(np.full(60, 1e307))), "sample_weight.*scale it"),
         ):
             check_refused(estimator, lambda a=arguments: estimator.score(*a), ValueError, match)
 

@@ -132,6 +132,32 @@ def test_without_a_readable_file_it_does_not_begin_anew_unasked(tmp_path):
         SAGAClassifier(**SETTINGS).fit(X, labels, checkpoint=tmp_path)
 
 
+def test_a_full_disk(tmp_path, monkeypatch):
+    written = []
+
+    class Full(checkpoint.LocalFileSystem):
+        cachable = False
+
+        def open(self, path, mode="rb", **how):
+            file = super().open(path, mode, **how)
+            if "w" in mode and len(written) >= 2:
+                file.write = lambda data: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            written.append(path)
+            return file
+
+    model = SAGAClassifier(**SETTINGS)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.fsspec.core, "url_to_fs", lambda path: (Full(), str(path)))
+        with pytest.raises(OSError, match=r"checkpoint .*saga-0000000\d.npz cannot be written: No space left"):
+            model.fit(X, labels, checkpoint=tmp_path)
+    assert not hasattr(model, "coef_")
+    assert all(path.suffix == ".npz" for path in saved_files(tmp_path))
+    seen = []
+    model.fit(X, labels, checkpoint=tmp_path, callback=seen.append)
+    assert seen[0].epoch == len(written)
+    assert_same(model, SAGAClassifier(**SETTINGS).fit(X, labels))
+
+
 def test_what_is_kept(tmp_path):
     SAGAClassifier(**SETTINGS).fit(X, labels, checkpoint=tmp_path)
     assert [path.name for path in saved_files(tmp_path)] == ["saga-00000007.npz", "saga-00000008.npz"]
@@ -197,3 +223,5 @@ def test_not_every_pass_is_saved(tmp_path, monkeypatch):
     assert [path.name for path in saved_files(tmp_path)] == ["saga-00000008.npz"]
     with pytest.raises(TypeError, match="checkpoint=3 must be a folder"):
         SAGAClassifier(**SETTINGS).fit(X, labels, checkpoint=3)
+    with pytest.raises(ValueError, match="checkpoint='nosuch://a': Protocol not known"):
+        SAGAClassifier(**SETTINGS).fit(X, labels, checkpoint="nosuch://a")

@@ -338,3 +338,70 @@ def test_class_weights_are_logistic_regressions(classes, class_weight, weighted)
     assert_close(coefficients(model), coefficients(theirs))
     even = SAGAClassifier(alpha=0.02, **TIGHT).fit(A, y, sample_weight=rows)
     assert np.max(np.abs(coefficients(even) - coefficients(model))) > 0.1 * np.max(np.abs(coefficients(model)))
+
+
+@pytest.mark.parametrize("exponent", [-14, -11, 11, 14])
+@pytest.mark.parametrize("loss", ["squared_error", "huber"])
+def test_one_column_in_other_units_than_the_rest(loss, exponent):
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((80, 4)) @ np.triu(np.ones((4, 4))) + rng.standard_normal(4)
+    y = A @ rng.standard_normal(4) + rng.standard_normal(80)
+    B = A * np.array([10.0**exponent, 1, 1, 1])
+    settings = {**TIGHT, "penalty": None, "tol": 1e-10}
+    one, other = (SAGARegressor(loss, **settings).fit(rows, y) for rows in (A, B))
+    assert other.state_.metric.basis is not None
+    assert other.converged_
+    np.testing.assert_allclose(other.coef_ * [10.0**exponent, 1, 1, 1], one.coef_, rtol=1e-6)
+
+
+@pytest.mark.parametrize("fit_intercept", [False, True])
+@pytest.mark.parametrize("value", [0.0, 5e-324, 1e-170, 1.0])
+@pytest.mark.parametrize("layout", [np.asarray, sp.csr_array])
+@pytest.mark.parametrize("precondition", [False, True])
+def test_columns_that_tell_nothing(precondition, layout, value, fit_intercept):
+    A, y = np.full((6, 2), value), np.array([1.0, 2.0, 3.0, 1.0, 2.0, 4.0])
+    model = SAGARegressor(fit_intercept=fit_intercept, precondition=precondition, alpha=0.1, max_iter=2000)
+    model.fit(layout(A), y)
+    assert model.converged_
+    prediction = 0.0 if value < 1 else 13 / 6 * 2 / (2 + 0.1)
+    np.testing.assert_allclose(model.predict(A), 13 / 6 if fit_intercept else prediction, rtol=1e-3, atol=1e-6)
+    labels = SAGAClassifier("squared_hinge", fit_intercept=fit_intercept, precondition=precondition).fit(A, y > 2)
+    assert np.isfinite(labels.decision_function(A)).all()
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_labels_that_columns_tell_nothing_of(k):
+    # Rounding leaves a gradient at zero that is no smaller after any pass.
+    A, y = np.full((45, 2), 0.3), np.arange(45) % 3
+    model = SAGAClassifier(alpha=0.1, random_state=0).fit(da.from_array(A, chunks=(45 // k, 2)), y)
+    assert model.converged_
+    assert model.n_iter_ == 0
+    assert np.abs(model.coef_).max() < 1e-12
+    assert model.partial_fit(A[:9], y[:9]).n_iter_ == 1
+
+
+@pytest.mark.parametrize("layout", [np.asarray, sp.csr_array])
+def test_float32_rows_of_which_some_weigh_nothing(layout):
+    rng = np.random.default_rng(0)
+    A, w = rng.standard_normal((60, 3)).astype("f4"), np.arange(60) % 3.0
+    y = A @ np.arange(3.0) + rng.standard_normal(60)
+    one = SAGARegressor(random_state=0, tol=1e-7, max_iter=500).fit(layout(A), y, w)
+    other = SAGARegressor(random_state=0, tol=1e-7, max_iter=500).fit(
+        layout(np.repeat(A, w.astype(int), axis=0)), np.repeat(y, w.astype(int))
+    )
+    np.testing.assert_allclose(one.coef_, other.coef_, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_weights_whose_sum_is_rounded(seed):
+    # Of one chunk the share may be a little more than all.
+    rng = np.random.default_rng(seed)
+    A, w = rng.standard_normal((40, 3)), rng.random(40) * 10.0 ** rng.integers(-9, 9)
+    y = A @ np.arange(3.0) + rng.standard_normal(40)
+    with np.errstate(divide="raise", invalid="raise", over="raise"):
+        model = SAGARegressor("huber", alpha=0.1, random_state=0).fit(A, y, w)
+        first = SAGARegressor("huber", alpha=0.1, random_state=0)
+        for _ in range(3):
+            first.partial_fit(A, y, w * rng.random(40))
+    assert model.converged_
+    assert not first.diverged_

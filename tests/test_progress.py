@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from dask import delayed
+from sklearn.exceptions import ConvergenceWarning
 
 from dask_saga import SAGAClassifier, saga
 from dask_saga.losses import LogLoss
@@ -117,3 +118,15 @@ def test_what_a_pass_tells(persist, n_parallel):
     np.testing.assert_array_equal(history.bytes_read[:1], read[:1])
     assert (history.bytes_read >= read).all()
     assert (history.bytes_read <= read * 2).all()
+
+
+def test_the_estimated_objective_where_few_rows_weigh_anything():
+    # 256 rows at equal distances would be every fourth, and of these none weighs anything.
+    A, y = make_rows(1024, 4)
+    weights = np.where(np.arange(1024) % 4 == 1, 2.0, 0.0)
+    model = SAGAClassifier(alpha=0.1, tol=0.0, max_iter=30, random_state=0)
+    with pytest.warns(ConvergenceWarning):
+        model.fit(A, y, weights)
+    x = np.append(model.coef_[0], model.intercept_)
+    exact = exact_objective(A, y, x, LogLoss(), ElasticNet(l2=0.1), weights)
+    assert model.history_[-1]["objective"] == pytest.approx(exact, rel=1e-6)

@@ -1,5 +1,7 @@
 """Several threads in one visit: equal to plain Python, reproducible, exact sums, the same optimum."""
 
+import itertools
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import dask.array as da
@@ -56,7 +58,7 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
     chunk = read_chunk(A, b, weights, loss=problem.loss)
     metric = choose_metric(column_stats(chunk, problem), problem)
     assert (metric.basis is not None) == (kind == "rotated")
-    norms = row_norms(chunk, metric, problem).squared_lengths if step_size == "auto" else None
+    norms = row_norms(chunk, metric, problem) if step_size == "auto" else None
     w = np.ones(n) if weights is None else weights
     head, memory = new_head(p), None
     x, gradient_sum, gradients = np.zeros((1, p + 1)), np.zeros((1, p + 1)), np.zeros((n, 1), np.float32)
@@ -73,18 +75,21 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
         x, gradient_sum = to_solver(x, gradient_sum, metric)
         pace = metric._replace(pace=min(metric.pace, 1.0 if seed == 3 else np.inf))
         step = problem.step(pace) * plan.step * (np.sqrt(n_threads) if problem.automatic else 1.0)
+        lefts = iter(np.linspace(1.0, 0.0, 2 * rounds + 1)) if problem.automatic else itertools.repeat(1.0)
+        start = next(lefts)
         for half in (0, 1):
             halves = [(order[: len(order) // 2], order[len(order) // 2 :])[half] for order in plan.orders]
             for parts in zip(*(np.array_split(order, rounds) for order in halves), strict=True):
-                ends = []
+                ends, end = [], next(lefts)
                 for part in parts:
                     own_x, own_sum, gradients = oracles.saga_pass(
                         A, chunk.targets, w, part, plan.pull[:, 0], norms, x, gradient_sum, gradients, metric, step,
-                        w.sum(), problem,
+                        w.sum(), problem, left=np.linspace(start, end, len(part), endpoint=False),
                     )  # fmt: skip
                     ends.append((own_x, own_sum - gradient_sum))
-                x = np.average([end[0] for end in ends], axis=0, weights=[len(part) for part in parts])
-                gradient_sum = gradient_sum + sum(end[1] for end in ends)
+                x = np.average([own_x for own_x, _ in ends], axis=0, weights=[len(part) for part in parts])
+                gradient_sum = gradient_sum + sum(change for _, change in ends)
+                start = end
         x, gradient_sum = to_user(x, gradient_sum, metric)
         np.testing.assert_allclose(head.x, x, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(head.gradient_sum, gradient_sum, rtol=1e-7, atol=1e-7)
@@ -105,7 +110,7 @@ def test_what_is_known_of_the_rows_does_not_depend_on_threads(kind, monkeypatch)
         metric = choose_metric(stats, problem)
         gradients = np.zeros((len(b), 1))
         value, gradient = chunk_gradient(chunk, np.ones((1, A.shape[1] + 1)), problem, gradients)
-        found.append([*stats, *metric, *row_norms(chunk, metric, problem), value, gradient, gradients])
+        found.append([*stats, *metric, row_norms(chunk, metric, problem), value, gradient, gradients])
     for one, three in zip(*found, strict=True):
         if one is not None:
             np.testing.assert_allclose(np.asarray(three, float), np.asarray(one, float), rtol=1e-12, atol=1e-12)
@@ -182,6 +187,36 @@ def test_fewer_rows_than_threads():
         for k in (1, 4)
     )
     np.testing.assert_allclose(four, one, rtol=1e-5, atol=1e-7)
+
+
+def test_one_that_leaves_does_not_free_blas_for_the_others():
+    def counts():
+        controllers = threads_module._blas()[0].lib_controllers
+        return [library.num_threads for library in controllers]
+
+    before = counts()
+    inside, left = threading.Barrier(2), threading.Event()
+    seen = []
+
+    def first():
+        with threads_module.one_blas_thread():
+            inside.wait(10)
+        left.set()
+
+    def second():
+        with threads_module.one_blas_thread():
+            inside.wait(10)
+            assert left.wait(10)
+            seen.append(counts())
+            with threads_module.one_blas_thread():
+                pass
+            seen.append(counts())
+
+    with ThreadPoolExecutor(2) as pool:
+        for task in (pool.submit(first), pool.submit(second)):
+            task.result()
+    assert seen == [[1] * len(before)] * 2
+    assert counts() == before
 
 
 def test_small_chunks_are_not_shared(monkeypatch):

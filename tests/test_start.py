@@ -1,0 +1,118 @@
+"""Where passes begin, and how far the first ones get."""
+
+import dask.array as da
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from dask_saga import SAGAClassifier
+from dask_saga.chunk import chunk_gradient
+from dask_saga.columns import column_stats, merge
+from dask_saga.inputs import join_chunks, read_chunk
+from dask_saga.losses import LogLoss, SquaredError
+from dask_saga.penalties import ElasticNet
+from dask_saga.problem import Problem
+from dask_saga.start import ROWS_A_COLUMN, SAMPLE_SHARE, sample_rows, sample_start
+
+from .conftest import make_rows
+
+PROBLEM = Problem(LogLoss(), ElasticNet(l2=1e-3), True)
+
+
+def norm_at(chunk, x, problem=PROBLEM):
+    gradient = chunk_gradient(chunk, x, problem)[1][0] / chunk.weight
+    return np.linalg.norm(gradient + np.append(problem.penalty.l2 * x[0, :-1], 0.0))
+
+
+def test_a_sample_weighs_as_much_as_its_chunk_and_repeats():
+    A, b = make_rows(4000, 5)
+    w = np.random.default_rng(0).random(4000) * (np.arange(4000) % 3 > 0)
+    for rows in (A, sp.csr_array(A), A.astype(np.float32)):
+        chunk = read_chunk(rows, b, w)
+        sample, again = sample_rows(chunk, 1), sample_rows(chunk, 1)
+        assert len(sample.targets) == 4000 * SAMPLE_SHARE
+        assert sample.weight == pytest.approx(chunk.weight)
+        assert sample.rows.dtype == rows.dtype
+        assert np.array_equal(sample.targets, again.targets)
+        assert len(sample_rows(chunk, 10**6).targets) == 1
+    nothing = sample_rows(read_chunk(A, b, np.zeros(4000)), 1)
+    assert nothing.weight == 0
+    assert not sample_start(nothing, PROBLEM).any()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_start_is_the_optimum_of_the_sample(sparse):
+    A, b = make_rows(40000, 5)
+    chunk = read_chunk(sp.csr_array(A) if sparse else A, b)
+    sample = sample_rows(chunk, 1)
+    x = sample_start(sample, PROBLEM)
+    zero = np.zeros_like(x)
+    assert norm_at(sample, x) < 1e-4 * norm_at(sample, zero)
+    assert norm_at(chunk, x) < 0.1 * norm_at(chunk, zero)
+
+
+def test_too_few_rows_are_no_start():
+    A, b = make_rows(2500, 200)
+    chunk = read_chunk(A, b, np.ones(2500))
+    assert ROWS_A_COLUMN * 200 > 2500
+    assert not sample_start(chunk, PROBLEM).any()
+    A, b = make_rows(4000, 5)
+    few = np.where(np.arange(4000) < 10, 1e6, 1.0)  # ten rows have all the weight
+    assert not sample_start(read_chunk(A, b, few), PROBLEM).any()
+    assert sample_start(read_chunk(A, b, np.ones(4000)), PROBLEM).any()
+
+
+@pytest.mark.parametrize("sort", [False, True])
+def test_one_pass_of_many_rows_is_enough(sort):
+    """With replacement in mind, or from zero, it would leave a hundred times as much and more."""
+    A, b = make_rows(60000, 6)
+    if sort:
+        rows = np.argsort(b, kind="stable")
+        A, b = A[rows], b[rows]
+    X, y = da.from_array(A, chunks=(6000, -1)), da.from_array(b, chunks=6000)
+    best = SAGAClassifier(alpha=1e-3, tol=1e-9, max_iter=100, memory_dtype="float64", random_state=0).fit(A, b)
+    for data, limit in (((A, b), 1e-5), ((X, y), 1e-3)):
+        model = SAGAClassifier(alpha=1e-3, max_iter=1, tol=1e-3, random_state=0).fit(*data)
+        assert model.n_iter_ == 1
+        off = np.append(model.coef_ - best.coef_, model.intercept_ - best.intercept_)
+        assert np.linalg.norm(off) ** 2 < limit * np.linalg.norm(best.coef_) ** 2
+
+
+def test_products_of_some_rows_are_like_those_of_all():
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((50000, 6)) @ rng.standard_normal((6, 6)) + 1e4
+    chunk = read_chunk(A, np.tile([-1.0, 1.0], 25000))
+    some, all_of_them = (
+        column_stats(chunk, Problem(loss, ElasticNet(l2=1e-3))) for loss in (LogLoss(), SquaredError())
+    )
+    size = np.sqrt(np.outer(some.squares, some.squares))
+    np.testing.assert_allclose(all_of_them.products, (A - A.mean(axis=0)).T @ (A - A.mean(axis=0)), rtol=1e-9)
+    np.testing.assert_array_equal(np.diag(some.products), some.squares)
+    np.testing.assert_allclose(some.products / size, all_of_them.products / size, atol=0.05)
+    assert np.linalg.eigvalsh(some.products).min() > 0
+    assert not np.array_equal(some.products, all_of_them.products)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e9])
+def test_variances_keep_their_digits(offset):
+    """Of columns far from zero, of rows sorted, and where the first rows are unlike all others."""
+    rng = np.random.default_rng(0)
+    n = 20000
+    A = np.column_stack([rng.random(n), np.sort(rng.random(n)), np.full(n, 3.0), rng.random(n)]) + offset
+    A[:: n // 1000, 3] = offset + 1e5
+    w = np.where(A[:, 3] > offset + 2, 1e-12, 1.0)
+    problem = Problem(LogLoss(), ElasticNet(l1=1e-3), True)
+    stats = column_stats(read_chunk(A, np.tile([-1.0, 1.0], n // 2), w), problem)
+    mean = np.average(A - offset, axis=0, weights=w)
+    squares = w @ (A - offset - mean) ** 2
+    np.testing.assert_allclose(stats.squares[[0, 1, 3]], squares[[0, 1, 3]], rtol=1e-5)
+    assert stats.squares[2] == 0
+    parts = [column_stats(read_chunk(A[k::3], np.ones(len(A[k::3])), w[k::3]), problem) for k in range(3)]
+    np.testing.assert_allclose(merge(merge(*parts[:2]), parts[2]).squares, stats.squares, rtol=1e-5, atol=1e-9)
+
+
+def test_samples_of_chunks_join():
+    A, b = make_rows(400, 3)
+    one, other = read_chunk(A[:200], b[:200]), read_chunk(A[200:], b[200:], np.full(200, 2.0))
+    joined = join_chunks(sample_rows(one, 2), sample_rows(other, 2))
+    assert joined.weight == pytest.approx(600)
