@@ -61,7 +61,7 @@ path = np.array(
 figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
 for j in range(10):
     ax.semilogx(weights, path[:, j], color="0.7" if new[j] == old[j] else "C3")
-ax.set(
+_ = ax.set(
     xlabel="alpha",
     ylabel="coefficient",
     title="In red those that have changed: they are the last to give in",
