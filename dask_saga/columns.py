@@ -17,7 +17,7 @@ __all__ = ["ColumnStats", "column_stats", "merge", "no_stats", "typical", "wants
 # Columns up to which products are collected.
 MOST_ROTATED = 300
 # Rows of a chunk of which products are taken, at least, and rows that are looked at together.
-MOST_MULTIPLIED, MOMENTS = 2**14, 2**12
+MOST_MULTIPLIED, LEAST_MULTIPLIED, MOMENTS = 2**14, 2**10, 2**12
 # Sums are taken anew about the mean where squares about the origin are so many times larger than those about it.
 FAR = 1e6
 # What is known of a column's rest, in units of what was known before: less is rounding. Products need more.
@@ -80,10 +80,11 @@ def no_stats(p: int, full: Any = True) -> ColumnStats:
     return ColumnStats(0, 0.0, zeros, zeros, low, high, counts, full, False, 0.0, zeros, None)
 
 
-def column_stats(chunk: Chunk, problem: Any) -> ColumnStats:
-    """Statistics of one chunk's columns, in float64.
+def column_stats(chunk: Chunk, problem: Any, chunks: int = 1) -> ColumnStats:
+    """Statistics of the columns of one of so many chunks, in float64.
 
-    Products are those of MOST_MULTIPLIED rows where the loss is not quadratic, as they only choose coordinates.
+    Products are those of MOST_MULTIPLIED rows of all chunks where the loss is not quadratic, as they only choose
+    coordinates.
 
     Raises
     ------
@@ -96,7 +97,7 @@ def column_stats(chunk: Chunk, problem: Any) -> ColumnStats:
         if not used.any():
             stats = no_stats(p, full)._replace(sparse=sp.issparse(chunk.rows))
         else:
-            stats = (_sparse_stats if sp.issparse(chunk.rows) else _dense_stats)(chunk, used, full, problem)
+            stats = (_sparse_stats if sp.issparse(chunk.rows) else _dense_stats)(chunk, used, full, problem, chunks)
     _check_size(np.maximum(stats.high, -stats.low))
     if not used.all():
         _check_size(np.maximum(_extremes(chunk.rows, "max"), -_extremes(chunk.rows, "min")))
@@ -120,7 +121,7 @@ def _pulls(targets: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]
     return target, (targets - target) * weights
 
 
-def _sparse_stats(chunk: Chunk, used: np.ndarray, full: np.ndarray, problem: Any) -> ColumnStats:
+def _sparse_stats(chunk: Chunk, used: np.ndarray, full: np.ndarray, problem: Any, chunks: int) -> ColumnStats:
     rows, p = chunk.rows[used].astype(np.float64, copy=False), len(full)
     weights = chunk.weights[used] if chunk.weights.size else np.ones(len(used))
     target, pulls = _pulls(chunk.targets[used], weights)
@@ -136,7 +137,7 @@ def _sparse_stats(chunk: Chunk, used: np.ndarray, full: np.ndarray, problem: Any
     return ColumnStats(n, weight, mean, squares, low, high, counts, full, True, target, rows.T @ pulls, None)
 
 
-def _dense_stats(chunk: Chunk, used: np.ndarray, full: np.ndarray, problem: Any) -> ColumnStats:
+def _dense_stats(chunk: Chunk, used: np.ndarray, full: np.ndarray, problem: Any, chunks: int) -> ColumnStats:
     rows, targets, weights = chunk.rows, chunk.targets, chunk.weights
     if not used.all():
         rows, targets, weights = rows[used], targets[used], weights[used]
@@ -166,14 +167,17 @@ def _dense_stats(chunk: Chunk, used: np.ndarray, full: np.ndarray, problem: Any)
         origin = origin + sums / weight
         sums, squares, cross, low, high = moments(origin)
     mean, squares = origin + sums / weight, np.maximum(squares - sums**2 / weight, 0.0)
-    products = _products(rows, weights, mean, squares, problem) if wants_products(p, problem) else None
+    products = _products(rows, weights, mean, squares, problem, chunks) if wants_products(p, problem) else None
     return ColumnStats(n, weight, mean, squares, low, high, np.full(p, n), full, False, target, cross, products)
 
 
-def _products(rows: np.ndarray, weights: np.ndarray, mean: np.ndarray, squares: np.ndarray, problem: Any) -> np.ndarray:
+def _products(
+    rows: np.ndarray, weights: np.ndarray, mean: np.ndarray, squares: np.ndarray, problem: Any, chunks: int
+) -> np.ndarray:
     """Sums of products of columns, by BLAS, as they are rounded before they decide."""
     n, p = rows.shape
-    most = n if getattr(problem.loss, "quadratic", False) else max(MOST_MULTIPLIED, 100 * p)
+    most = n if getattr(problem.loss, "quadratic", False) else max(MOST_MULTIPLIED, 100 * p) // chunks
+    most = max(most, LEAST_MULTIPLIED, 20 * p)  # enough for the curvature of the chunk along an axis
     if n > most:
         some = np.sort(np.random.default_rng((n, p)).choice(n, most, replace=False, shuffle=False))
         rows, weights = rows[some], weights[some]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
 import time
@@ -160,10 +159,7 @@ def run(
     except KeyboardInterrupt:
         if not place.history:
             raise
-        interrupted = True
-    if interrupted:
-        # What the pass had submitted is released with its references, of which broken calls leave some in cycles.
-        gc.collect()
+        interrupted = source.interrupted = True
     return result(fit, place, interrupted)
 
 
@@ -183,7 +179,7 @@ def _one_pass(fit: Fit, place: Place, rounds: list[list[int]], at_zero: float, b
             window, count = window | {g}, count + 1
             for k in fit.prepared.groups[g]:
                 text = visit_digest(text, fit.ids[k], facts[k], fit.problem)
-        visits = executor.submit_all(visit_chunk, calls, name="saga-chunk")
+        visits = executor.at_once(visit_chunk, calls, name="saga-chunk")
         for g, visited in zip(members, visits, strict=True):
             own[g] = visited
             source.used(visited)

@@ -169,11 +169,8 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
 
     def _find_classes(self, source: Source) -> tuple:
         weighted = self.class_weight == "balanced"
-        tasks = [
-            source.executor.submit(_block_labels, source.targets(k), source.name(k), weighted, name="saga-classes")
-            for k in range(len(source))
-        ]
-        found = source.executor.gather(tasks)
+        calls = [(source.targets(k), source.name(k), weighted) for k in range(len(source))]
+        found = source.executor.gather(source.executor.map(_block_labels, calls, name="saga-classes"))
         labels, weights = map(np.concatenate, zip(*([one for one in found if len(one[0])] or found[:1]), strict=True))
         classes = check_classes(labels, "y")
         if not weighted:

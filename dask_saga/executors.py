@@ -5,7 +5,10 @@ An executor hands out references, to chunks and to results: values here, futures
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
+import itertools
 import uuid
 import warnings
 from collections import deque
@@ -18,7 +21,7 @@ import numpy as np
 from dask import delayed, is_dask_collection
 from dask.base import get_scheduler
 from dask.system import CPU_COUNT
-from distributed import rejoin, secede, wait
+from distributed import Future, rejoin, secede, wait
 from distributed.system import MEMORY_LIMIT
 
 __all__ = ["ClientExecutor", "LocalExecutor", "find_executor"]
@@ -42,8 +45,12 @@ class LocalExecutor:
     def submit(self, function: Callable, *args: Any, name: str, lane: int | None = None) -> Any:
         return function(*args)
 
-    def submit_all(self, function: Callable, calls: list[tuple], *, name: str) -> list:
-        """References to the function's result for each tuple of arguments, in threads where there are several."""
+    def map(self, function: Callable, calls: list[tuple], *, name: str, lanes: list[int] | None = None) -> list:
+        """References to the function's result for each tuple of arguments."""
+        return [function(*args) for args in calls]
+
+    def at_once(self, function: Callable, calls: list[tuple], *, name: str) -> list:
+        """As ``map``, in threads where there are several."""
         if len(calls) == 1:
             return [function(*calls[0])]
         with ThreadPoolExecutor(len(calls)) as pool:
@@ -75,7 +82,7 @@ class LocalExecutor:
     def throttle(self, task: Any) -> None:
         """Nothing to wait for."""
 
-    def release(self) -> None:
+    def release(self, interrupted: bool = False) -> None:
         """Nothing is kept."""
 
     def memory(self) -> float:
@@ -89,6 +96,7 @@ class ClientExecutor:
         self.client = client
         self.working: deque = deque()
         self.places: list[dict] = []
+        self.token, self.count = uuid.uuid4().hex, itertools.count()
 
     def threads(self) -> int:
         return sum(self.client.nthreads().values()) or 1
@@ -105,12 +113,25 @@ class ClientExecutor:
     def _place(self, lane: int | None) -> dict:
         return self.places[lane] if self.places and lane is not None else {}
 
-    def submit(self, function: Callable, *args: Any, name: str, lane: int | None = None) -> Any:
+    def _key(self, name: str) -> str:
         # The name is what the dashboard groups tasks by; futures of an earlier fit may still be alive.
-        key = f"{name}-{uuid.uuid4().hex}"
-        return self.client.submit(function, *args, key=key, pure=False, **self._place(lane))
+        return f"{name}-{self.token}-{next(self.count)}"
 
-    def submit_all(self, function: Callable, calls: list[tuple], *, name: str) -> list:
+    def submit(self, function: Callable, *args: Any, name: str, lane: int | None = None) -> Any:
+        return self.client.submit(function, *args, key=self._key(name), pure=False, **self._place(lane))
+
+    def map(self, function: Callable, calls: list[tuple], *, name: str, lanes: list[int] | None = None) -> list:
+        """References to the function's result for each tuple of arguments: one message to the scheduler a lane."""
+        lanes, references = lanes if self.places and lanes else [None] * len(calls), {}
+        for lane in dict.fromkeys(lanes):
+            members = [k for k, own in enumerate(lanes) if own == lane]
+            columns = [list(column) for column in zip(*(calls[k] for k in members), strict=True)]
+            keys = [self._key(name) for _ in members]
+            futures = self.client.map(function, *columns, key=keys, pure=False, **self._place(lane))
+            references.update(zip(members, futures, strict=True))
+        return [references[k] for k in range(len(calls))]
+
+    def at_once(self, function: Callable, calls: list[tuple], *, name: str) -> list:
         return [self.submit(function, *args, name=name) for args in calls]
 
     def gather(self, references: list) -> list:
@@ -121,7 +142,7 @@ class ClientExecutor:
         """References to values that are here; the scheduler keeps the values, so no lost worker loses them."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sending large graph")
-            return [self.submit(_itself, value, name="saga-put") for value in values]
+            return self.map(_itself, [(value,) for value in values], name="saga-put")
 
     def forget_lineage(self, size: int) -> bool:
         """Whether results of so many bytes are worth putting anew, so that the tasks before can be forgotten."""
@@ -142,8 +163,18 @@ class ClientExecutor:
             with _seceded(), self.client.as_current():
                 wait(self.working.popleft())
 
-    def release(self) -> None:
+    def release(self, interrupted: bool = False) -> None:
+        """Let go of all tasks."""
         self.working.clear()
+        if not interrupted:
+            return
+        # What the pass had submitted goes with its references, of which broken calls leave some in cycles.
+        gc.collect()
+        # An interrupt within the client may have left tasks to which nobody holds a future any more. The client lets go
+        # in its own thread: what it has not yet let go of must not be cancelled too.
+        self.client.sync(asyncio.sleep, 0)
+        left = [key for key in list(self.client.futures) if self.token in str(key)]
+        self.client.cancel([Future(key, self.client) for key in left])
 
     def memory(self) -> float:
         """Memory limits of all workers in bytes; unbounded while there is none."""

@@ -73,7 +73,7 @@ def begin(fit: Fit, at_zero: float) -> Place:
     rows = sum(fact.rows for fact in prepared.facts)
     head = new_head(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows)
     if at_zero and prepared.x.any():
-        sums = executor.gather([executor.submit(_first, pair, name="saga-sum") for pair in prepared.memories])
+        sums = executor.gather(executor.map(_first, [(pair,) for pair in prepared.memories], name="saga-sum"))
         head = head._replace(x=prepared.x, gradient_sum=frozen(sum(sums)), window_start=prepared.x)
     head = adapt(head, fit.problem)._replace(limits=frozen(prepared.limits))
     # Where zero is the optimum there is no pass, and nothing to remember.
@@ -99,7 +99,7 @@ def gathered(fit: Fit, place: Place) -> Saved:
     """The place as values."""
     executor = fit.source.executor
     [head] = executor.gather([_head(fit, place)])
-    memories = executor.gather([executor.submit(_second, pair, name="saga-gather") for pair in place.own])
+    memories = executor.gather(executor.map(_second, [(pair,) for pair in place.own], name="saga-gather"))
     facts = {name: getattr(place, name) for name in FACTS}
     facts["window"] = sorted(place.window)
     return Saved(head, memories, {**facts, "epoch": len(place.history), "seed": fit.seed, "n_parallel": len(fit.parts)})
@@ -123,12 +123,11 @@ def result(fit: Fit, place: Place, interrupted: bool) -> Result:
     """The result, with the memory of each chunk, joined or not."""
     executor, prepared, problem = fit.source.executor, fit.prepared, fit.problem
     [head] = executor.gather([_head(fit, place)])
-    memories = []
+    calls = []
     for g, group in enumerate(prepared.groups):
         facts, lengths = ([known[k] for k in group] for known in (prepared.facts, prepared.lengths))
-        args = (fit.source.held[g] if len(group) > 1 else None, place.own[g], facts, lengths, problem)
-        memories.append(executor.submit(_memories, *args, name="saga-gather"))
-    memories = executor.gather(memories)
+        calls.append((fit.source.held[g] if len(group) > 1 else None, place.own[g], facts, lengths, problem))
+    memories = executor.gather(executor.map(_memories, calls, name="saga-gather"))
     if len(prepared.groups) < len(fit.ids):  # what was found for one chunk does not hold for its parts
         head = head._replace(cut=min(head.cut, 1.0))
     state = SAGAState(

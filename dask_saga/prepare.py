@@ -84,7 +84,7 @@ def _examine(chunk: Chunk, problem: Problem, chunks: int) -> _Examined:
     zero = np.zeros((count_outputs(chunk, problem), chunk.rows.shape[1] + 1))
     facts = memory._replace(gradients=np.empty((0, len(zero))), total=None)
     value, gradient = chunk_gradient(chunk, zero, problem)
-    stats = column_stats(chunk, problem)
+    stats = column_stats(chunk, problem, chunks)
     sample = sample_rows(chunk, chunks) if problem.automatic else None
     return _Examined(facts, len(chunk.targets), chunk.nbytes, sp.issparse(chunk.rows), value, stats, gradient, sample)
 
@@ -133,7 +133,7 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
         Whether small chunks are visited together.
     """
     executor, examined = source.executor, source.map(_examine, problem, len(source), name="saga-examine")
-    brief = executor.gather([executor.submit(_brief, one, name="saga-brief") for one in examined])
+    brief = executor.gather(executor.map(_brief, [(one,) for one in examined], name="saga-brief"))
     facts, lengths, nbytes, sparse, columns, outputs = zip(*brief, strict=True)
     for k in range(len(source)):
         if columns[k] != columns[0]:
@@ -148,7 +148,8 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
         merged = [executor.submit(_merge, *part, name="saga-merge") for part in parts]
     [(value, stats, zero)] = executor.gather([executor.submit(_whole, merged[0], name="saga-whole")])
     axes = choose_metric(stats, problem)
-    limits = executor.gather([executor.submit(_limits, one, axes, problem, name="saga-axes") for one in examined])
+    [there] = executor.put([axes])
+    limits = executor.gather(executor.map(_limits, [(one, there, problem) for one in examined], name="saga-axes"))
     groups, limits = [[k] for k in range(len(source))], np.min(limits, axis=0)
     if joins and len(source) > 1 and sum(nbytes) <= JOINED_BYTES and len(set(sparse)) == 1:
         # Whether `persist` or not: it must not change the bits.
@@ -165,7 +166,7 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     x = frozen(x)
     norms, memories = [None] * len(groups), [None] * len(groups)
     if source.holds:
-        norms = source.map(row_norms, axes, problem, name="saga-norms")
+        norms = source.map(row_norms, there, problem, name="saga-norms")
     if x.any():
         memories = source.map(_remember, x, problem, name="saga-memory")
     return Prepared(groups, norms, memories, list(lengths), list(facts), stats, axes, value, zero, x, limits)

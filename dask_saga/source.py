@@ -55,6 +55,8 @@ class Source:
         Hashes of content and weights that chunks must have, once they are known.
     sizes : list of int
         Bytes of the chunks, once they are known.
+    interrupted : bool
+        Whether Ctrl-C ended what it was for.
 
     Raises
     ------
@@ -80,7 +82,7 @@ class Source:
         self.expected: list[tuple[str, str]] = []
         self.sizes: list[int] = []
         self.reads = [0] * len(blocks)
-        self.holds = self.decided = False
+        self.holds = self.decided = self.interrupted = False
         self.running: Any = iter(())
         self.n_parallel, most = n_parallel, len(blocks)
         if n_parallel == "auto":
@@ -104,7 +106,7 @@ class Source:
             self.running.close()
         self.held.clear()
         self.blocks = []
-        self.executor.release()
+        self.executor.release(self.interrupted or error[:1] == (KeyboardInterrupt,))
 
     def hold(self) -> None:
         """Hold chunks from now on."""
@@ -149,13 +151,20 @@ class Source:
         """Reference to a chunk."""
         if k in self.held:
             return self.held[k]
-        lane, self.reads[k] = self.lane(k), self.reads[k] + 1
-        block = self.blocks[k] if self.holds else self.executor.load([self.blocks[k]], lane)[0]
-        expected = self.expected[k] if self.expected else None
-        chunk = self.executor.submit(_read, self.read, block, self.name(k), expected, name="saga-read", lane=lane)
-        if self.holds:
-            self.held[k], self.blocks[k] = chunk, None
+        block = self.blocks[k] if self.holds else self.executor.load([self.blocks[k]], self.lane(k))[0]
+        [chunk] = self._chunks([k], [block])
         return chunk
+
+    def _chunks(self, numbers: list[int], blocks: list) -> list:
+        """References to the chunks of blocks."""
+        expected = [self.expected[k] if self.expected else None for k in numbers]
+        calls = [(self.read, b, self.name(k), e) for k, b, e in zip(numbers, blocks, expected, strict=True)]
+        chunks = self.executor.map(_read, calls, name="saga-read", lanes=[self.lane(k) for k in numbers])
+        for k, chunk in zip(numbers, chunks, strict=True):
+            self.reads[k] += 1
+            if self.holds:
+                self.held[k], self.blocks[k] = chunk, None
+        return chunks
 
     def each(self, order: Iterable[int] | None = None) -> Iterator[tuple[int, Any]]:
         """Numbers of chunks and references; what is not held is loaded a little ahead of its turn."""
@@ -170,6 +179,10 @@ class Source:
 
     def map(self, function: Callable, *args: Any, name: str) -> list:
         """References to ``function(chunk, *args)`` of every chunk."""
+        if self.holds:
+            there = [k for k in range(len(self)) if k not in self.held]
+            self._chunks(there, [self.blocks[k] for k in there])
+            return self.executor.map(function, [(self.held[k], *args) for k in sorted(self.held)], name=name)
         tasks = []
         for _, chunk in self.each():
             tasks.append(self.executor.submit(function, chunk, *args, name=name))

@@ -31,6 +31,8 @@ CIRCLES_BELOW = 0.6
 # the squared distances have the ratio e^(step x rows x curvature) of the direction it moves in.
 # The step is kept where the mean logarithm of that ratio is between these.
 LEAST_RATIO, AIM, MOST_RATIO = 0.3, 0.5, 1.0
+# A chunk's largest curvature, at most, in units of the mean square of all rows.
+SETTLES = 2.0
 # Bounds of one change of the step, up and down.
 RAISE_BY, CUT_BY = 2.0, 10.0
 # Where x circles and its squared moves fall by less than the first from window to window, or where
@@ -417,6 +419,9 @@ def _next_cut(head: Head, problem: Problem, metric: Metric, circles: bool) -> fl
     along = _cosine(head.x - head.window_start, head.last_move, metric)
     if head.window_count < 2:
         ratio, circles = 0.0, along < ACROSS  # a chunk alone may settle
+    # Nothing settles faster than step x rows x curvature; more is one row's luck to be in either half.
+    rows = head.rows / max(head.window_count, 1)
+    ratio = min(ratio, SETTLES * problem.step(metric, head.cut) * metric.L * rows)
     if ratio > MOST_RATIO:
         return head.cut * max(1.0 / CUT_BY, AIM / ratio)
     # Of a step just changed, moves must grow by more than the step did.
