@@ -17,7 +17,7 @@ SAMPLE_BYTES, SAMPLE_SHARE = 2**24, 1 / 8
 # It must have so many rows, and so many for each column, else its optimum is too far from that of all rows.
 LEAST_ROWS, ROWS_A_COLUMN = 2000, 20
 # Passes over it.
-PASSES = 6
+PASSES = 4
 
 
 def sample_rows(chunk: Chunk, chunks: int) -> Chunk:

@@ -21,9 +21,9 @@ __all__ = ["plan_visit", "row_order", "take_steps", "weighted_sum"]
 # A row is visited once for every ROW_BOUND times the mean Lipschitz constant that its own has.
 ROW_BOUND = 2.0
 # Times that threads bring together what they found in each half of a visit, at most.
-ROUNDS = 8
+ROUNDS = 16
 # Entries of a thread's rows in a round, at least: starting it, and copies of x, cost as much as some thousands.
-ROUND_ENTRIES = 2**20
+ROUND_ENTRIES = 2**17
 
 
 def row_order(seed: Any, rows: np.ndarray) -> np.ndarray:
