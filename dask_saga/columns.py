@@ -18,6 +18,8 @@ __all__ = ["ColumnStats", "column_stats", "merge", "no_stats", "typical", "wants
 MOST_ROTATED = 300
 # Rows of a chunk of which products are taken, at least, and rows that are looked at together.
 MOST_MULTIPLIED, LEAST_MULTIPLIED, MOMENTS = 2**14, 2**10, 2**12
+# Multiplications of so few are not worth BLAS.
+FEW = 2**15
 # Sums are taken anew about the mean where squares about the origin are so many times larger than those about it.
 FAR = 1e6
 # What is known of a column's rest, in units of what was known before: less is rounding. Products need more.
@@ -182,13 +184,15 @@ def _products(
         some = np.sort(np.random.default_rng((n, p)).choice(n, most, replace=False, shuffle=False))
         rows, weights = rows[some], weights[some]
     blocks = [slice(start, start + MOMENTS) for start in range(0, len(weights), MOMENTS)]
+    few = rows.size * p <= FEW  # to tell BLAS how many threads it may take would cost more than they do
 
     def multiply(block: slice) -> np.ndarray:
         apart = (rows[block] - mean) * np.sqrt(weights[block])[:, None]
-        return apart.T @ apart  # of a matrix times its transpose BLAS takes half
+        # Of a matrix times its transpose BLAS takes half.
+        return np.einsum("ij,ik->jk", apart, apart) if few else apart.T @ apart
 
     count = sharers(problem.n_threads, rows.size)
-    with one_blas_thread(), threads(count) as each:
+    with one_blas_thread(0 if few else np.inf), threads(count) as each:
         products = sum(each(multiply, blocks))
     # Of the same variances as all rows.
     lengths = np.sqrt(np.diag(products))
