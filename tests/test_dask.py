@@ -35,7 +35,6 @@ def emptied():
     return dd.concat([frame().partitions[[0]].query("c0 > 1e9"), frame()])
 
 
-@pytest.mark.filterwarnings("ignore:Running on a single-machine scheduler")  # as we want to
 def test_the_same_bits_in_memory_on_threads_and_on_a_cluster(client):
     fits = [SAGAClassifier(random_state=0).fit(X, labels)]
     for scheduler in ("threads", "sync"):
