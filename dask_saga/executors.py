@@ -22,6 +22,7 @@ from dask import delayed, is_dask_collection
 from dask.base import get_scheduler
 from dask.system import CPU_COUNT
 from distributed import Future, rejoin, secede, wait
+from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.system import MEMORY_LIMIT
 
 __all__ = ["ClientExecutor", "LocalExecutor", "find_executor"]
@@ -89,6 +90,20 @@ class LocalExecutor:
         return MEMORY_LIMIT
 
 
+class _Wishes(SchedulerPlugin):
+    """Makes the scheduler forget wishes for a worker that is lost.
+
+    Where no worker was left, it would wait for that one, though others were allowed, and take no new one.
+    """
+
+    name, idempotent = "saga-wishes", True
+
+    def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
+        for task in scheduler.tasks.values():
+            if task.loose_restrictions and task.worker_restrictions:
+                task.worker_restrictions.discard(worker)
+
+
 class ClientExecutor:
     """Runs tasks on a cluster; references are futures."""
 
@@ -109,6 +124,8 @@ class ClientExecutor:
             first, end = (j * len(workers) // lanes for j in (k, k + 1))
             # A wish: any worker will do where these are lost.
             self.places.append({"workers": workers[first : max(end, first + 1)], "allow_other_workers": True})
+        if self.places:
+            self.client.register_plugin(_Wishes())
 
     def _place(self, lane: int | None) -> dict:
         return self.places[lane] if self.places and lane is not None else {}

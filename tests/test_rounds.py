@@ -185,6 +185,26 @@ def test_visits_that_run_twice_change_nothing(client, tmp_path, n_parallel):
     assert bits(model) == bits(expected)
 
 
+def load(k):
+    return A[75 * k : 75 * k + 75]
+
+
+def test_all_workers_are_lost_while_tasks_wish_for_one(client):
+    blocks = [da.from_delayed(dask.delayed(load, pure=False)(k), (75, 8), A.dtype) for k in range(8)]
+    settings = {**LONG, "n_parallel": 2}
+    expected = SAGAClassifier(**settings).fit(X, labels, callback=lambda info: info.epoch == 5)
+
+    def kill(info):
+        if info.epoch == 2:
+            for pid in client.run(os.getpid).values():
+                os.kill(pid, signal.SIGKILL)
+        return info.epoch == 5
+
+    model = SAGAClassifier(**settings).fit(da.concatenate(blocks), labels, persist=False, callback=kill)
+    client.wait_for_workers(2)
+    assert bits(model) == bits(expected)
+
+
 class Died(Exception):
     pass
 
