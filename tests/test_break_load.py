@@ -8,7 +8,7 @@ from .breaking import LONG
 # The most tasks on the scheduler, for the short and the long form, and MiB of the largest worker.
 BOUNDS = {
     "concurrent fits": ((1000, 600), (8000, 900)),
-    "chunks": ((600, 600), (70_000, 1500)),
+    "chunks": ((600, 600), (100_000, 1500)),
     "rows": ((300, 700), (600, 3500)),
     "columns": ((400, 700), (400, 3500)),
 }
