@@ -12,6 +12,7 @@ import collections
 import contextlib
 import copy
 import faulthandler
+import functools
 import itertools
 import json
 import pickle
@@ -188,7 +189,7 @@ class Case:
 
     def sparse(self, A: np.ndarray) -> Any:
         A = np.where(self.rng.random(A.shape) < self.one(0.0, 0.05, 0.3, 0.9, 1.0), A, 0.0)
-        make = self.one(sp.csr_array, sp.csr_matrix)
+        make = self.one(sp.csr_array, sp.csr_matrix) if _joins_sparse_arrays() else sp.csr_matrix
         A[~np.isfinite(A)] = self.one(0.0, np.nan)
         B = make(A)
         kind = self.one(
@@ -363,6 +364,15 @@ class Case:
             name = self.one(*unusual)
             given[name] = unusual[name][self.rng.integers(len(unusual[name]))]
         return given
+
+
+@functools.cache
+def _joins_sparse_arrays() -> bool:
+    """Whether this Dask joins blocks of scipy's sparse arrays; older ones join matrices only."""
+    try:
+        return bool(da.from_array(sp.csr_array(np.eye(2)), chunks=(2, 1), asarray=False).rechunk((2, 2)).compute().nnz)
+    except ValueError:
+        return False
 
 
 def _state_of(estimator: Any) -> tuple:
@@ -544,6 +554,7 @@ class Scenario:
                 # Predictions of huge rows are infinite, and numpy says so.
                 warnings.simplefilter("error" if method in LEARNING else "ignore")
                 warnings.simplefilter("ignore", UserWarning)  # scikit-learn's and ours are of this kind
+                warnings.simplefilter("ignore", FutureWarning)  # older scikit-learn's, of labels in bytes
                 result = getattr(estimator, method)(*arguments, **keywords)
                 if dask.is_dask_collection(result):
                     result = result.compute()

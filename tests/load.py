@@ -87,7 +87,7 @@ def _sparse_block(_, rows, columns, block_info=None):
     rng = np.random.default_rng(k)
     # A few columns tell the label, the rest are rare.
     indices = np.concatenate([rng.integers(10, size=(rows, 2)), rng.integers(10, columns, size=(rows, 18))], axis=1)
-    B = sp.csr_array(
+    B = sp.csr_matrix(  # older Dask joins no blocks of sparse arrays
         (np.ones(rows * 20, "f4"), indices.ravel(), np.arange(0, rows * 20 + 1, 20)), shape=(rows, columns)
     )
     B.sum_duplicates()
@@ -103,7 +103,7 @@ def many_columns(columns: int, rows: int = 100_000) -> str:
     chunk = rows // 8
     X = da.map_blocks(
         _sparse_block, da.zeros((rows, 1), chunks=(chunk, 1)), rows=chunk, columns=columns, dtype="f4",
-        chunks=(chunk, columns), meta=sp.csr_array((0, columns), dtype="f4"),
+        chunks=(chunk, columns), meta=sp.csr_matrix((0, columns), dtype="f4"),
     )  # fmt: skip
     y = X.map_blocks(_sparse_labels, drop_axis=1, dtype=bool, meta=np.empty(0, bool))
     model = SAGAClassifier(alpha=1e-4, max_iter=3, tol=0.0, random_state=0).fit(X, y)

@@ -127,7 +127,7 @@ def watch(event, args):
         if not ALLOWED(event, args):
             used.append((event, str(args)))
     if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.startfile", "urllib.Request"):
-        if STRICT:
+        if STRICT and "ldconfig" not in str(args):  # how ctypes finds libraries, for some versions of threadpoolctl
             used.append((event, str(args)))
 def work():
     from dask_saga import SAGAClassifier, SAGARegressor, saga
