@@ -126,7 +126,7 @@ class Chaos:
             time.sleep(0.2)
 
     def new_cluster(self) -> LocalCluster:
-        return LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None, memory_limit="1GiB")
+        return LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=":0", memory_limit="1GiB")
 
     def orphans(self) -> list[str]:
         found = []

@@ -151,7 +151,7 @@ def run(names: list[str], long: bool) -> list[dict]:
         function, short_size, long_size = CASES[name]
         joined, prepare.JOINED_BYTES = prepare.JOINED_BYTES, 0
         with (
-            LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit="4GiB") as cluster,
+            LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit="4GiB") as cluster,
             Client(cluster),
             warnings.catch_warnings(),
         ):
