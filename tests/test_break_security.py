@@ -150,7 +150,7 @@ print("clean")
 CLIENT = """
 from dask.distributed import Client, LocalCluster
 if __name__ == "__main__":
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
         ports = {address.rsplit(":", 1)[1] for address in [cluster.scheduler_address,
             *client.scheduler_info()["workers"]]}
         def ALLOWED(event, args):

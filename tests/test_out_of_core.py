@@ -175,7 +175,7 @@ def test_a_cluster_knows_its_memory(client):
 def test_few_blocks_at_a_time_on_a_cluster_and_a_client_that_is_not_the_default():
     source = Counted(blocks=24)
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
         dask.config.set(scheduler=client),
     ):
