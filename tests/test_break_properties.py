@@ -22,7 +22,7 @@ from . import oracles
 from .breaking import PROPERTIES, either
 
 # Beyond what is asserted, so that only the passes end it.
-EXACT = {"tol": 1e-11, "max_iter": 1000, "memory_dtype": "float64", "random_state": 0}
+EXACT = {"tol": 1e-11, "max_iter": 5000, "memory_dtype": "float64", "random_state": 0}
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
