@@ -12,11 +12,12 @@ import numpy as np
 
 from .checkpoint import Checkpoint
 from .chunk import chunk_gradient, visit_digest
-from .place import Fit, Place, Result, begin, gathered, result, resume, without_lineage
-from .prepare import Prepared
+from .place import Fit, Place, Result, arrived, begin, gathered, result, resume, without_lineage
+from .prepare import Prepared, remember
 from .problem import Problem, digest
-from .rounds import Turn, draw_rounds, penalty_value, round_summary, visit_chunk
+from .rounds import Turn, Visited, draw_rounds, penalty_value, round_summary, visit_chunk
 from .source import Source, lanes
+from .start import refine
 from .state import draw_seed, gradient_mapping_norm, number_occurrences, visit_seed, window_is_due
 
 __all__ = ["Info", "run"]
@@ -29,6 +30,10 @@ logger = logging.getLogger("dask_saga")
 LINEAGE = 10
 
 
+# A refinement that leaves more than this share of the gradient is the last one: a pass of steps leaves less.
+SLOW = 0.5
+# Below this norm memory of float32 does not tell its gradient exactly.
+KNOWN_NORM = 1e-6
 # A gradient this much smaller than those of which it is the mean is zero.
 ROUNDING = 1e-14
 
@@ -142,10 +147,13 @@ def run(
     interrupted = False
     try:
         for epoch in range(len(place.history) + 1, 0 if place.converged else max_iter + 1):
-            place = _one_pass(fit, place, draw_rounds(parts, rng), at_zero, began)
+            rounds, refines = draw_rounds(parts, rng), place.refines
+            place = _refined(fit, place) if refines else _one_pass(fit, place, rounds)
+            place = _noted(fit, place, at_zero, began)
             norm = place.history[-1]["gradient_norm"]
             if not place.summary.diverged and norm <= tol and (epoch >= place.next_check or epoch == max_iter):
-                place = _confirm(fit, place, at_zero, tol)
+                known = refines and (tol >= KNOWN_NORM or problem.memory_dtype == "float64")
+                place = place._replace(converged=True) if known else _confirm(fit, place, at_zero, tol)
             stop = place.summary.diverged or place.converged
             if callback is not None:
                 answer = callback(_info(place, given))
@@ -163,7 +171,32 @@ def run(
     return result(fit, place, interrupted)
 
 
-def _one_pass(fit: Fit, place: Place, rounds: list[list[int]], at_zero: float, began: float) -> Place:
+def _refined(fit: Fit, place: Place) -> Place:
+    """The place where the sample leads, with the exact gradient there; the last one where that is no better.
+
+    Refinements end where the next one would gain less than a pass of steps.
+    """
+    source, executor, problem, epoch = fit.source, fit.source.executor, fit.problem, len(place.history) + 1
+    [before] = place.visits
+    x = executor.submit(_refine, fit.prepared.sample[0], before, problem, epoch, name="saga-refine")
+    own = source.map(remember, x, problem, epoch, name="saga-memory")
+    text = place.text
+    for k, fact in enumerate(fit.prepared.facts):
+        text = visit_digest(text, fit.ids[k], fact, problem)
+    there, last = arrived(fit, place._replace(own=own, text=text), x), place.summary.gradient_norm
+    if not there.summary.gradient_norm < last:
+        there = place._replace(in_vain=place.in_vain + 1)
+    goes_on = there.summary.gradient_norm <= SLOW * last
+    if not goes_on:
+        fit.prepared.sample.clear()
+    return there._replace(refines=goes_on)
+
+
+def _refine(sample: Any, before: Visited, problem: Problem, turn: int) -> np.ndarray:
+    return refine(sample, before.head.x, before.head.gradient_average, problem, turn)
+
+
+def _one_pass(fit: Fit, place: Place, rounds: list[list[int]]) -> Place:
     """The place after one more visit of every chunk."""
     source, executor, facts = fit.source, fit.source.executor, fit.prepared.facts
     visits, own, window, count, text = place.visits, list(place.own), place.window, place.count, place.text
@@ -173,7 +206,7 @@ def _one_pass(fit: Fit, place: Place, rounds: list[list[int]], at_zero: float, b
         window, count = (frozenset(), 0) if opens else (window, count)
         calls = []
         for g, chunk in itertools.islice(coming, len(members)):
-            seed = visit_seed(fit.seed, fit.ids[fit.prepared.groups[g][0]], epoch - 1)
+            seed = visit_seed(fit.seed, fit.ids[fit.prepared.groups[g][0]], epoch - 1 - place.in_vain)
             turn = Turn(seed, len(members) == 1, members is rounds[0], opens)
             calls.append((fit.problem, fit.metric, turn, chunk, fit.prepared.norms[g], own[g], *visits))
             window, count = window | {g}, count + 1
@@ -184,19 +217,22 @@ def _one_pass(fit: Fit, place: Place, rounds: list[list[int]], at_zero: float, b
             own[g] = visited
             source.used(visited)
     [summary] = executor.gather([executor.submit(round_summary, fit.problem, fit.metric, *visits, name="saga-summary")])
-    norm, seconds = summary.gradient_norm / at_zero, time.perf_counter() - began
+    return place._replace(visits=visits, own=own, summary=summary, window=window, count=count, text=text)
+
+
+def _noted(fit: Fit, place: Place, at_zero: float, began: float) -> Place:
+    """The place with one more row of history."""
+    epoch, norm, seconds = len(place.history) + 1, place.summary.gradient_norm / at_zero, time.perf_counter() - began
     logger.info("epoch %d: gradient norm %.2e, %.2f s", epoch, norm, seconds)
     row = {
         "epoch": epoch,
-        "objective": summary.objective,
+        "objective": place.summary.objective,
         "gradient_norm": norm,
         "seconds": seconds,
-        "visits": epoch * len(own),
-        "bytes_read": source.bytes_read,
+        "visits": epoch * len(place.own),
+        "bytes_read": fit.source.bytes_read,
     }
-    return place._replace(
-        visits=visits, own=own, summary=summary, window=window, count=count, text=text, history=(*place.history, row)
-    )
+    return place._replace(history=(*place.history, row))
 
 
 def _confirm(fit: Fit, place: Place, at_zero: float, tol: float) -> Place:

@@ -14,13 +14,13 @@ from .checkpoint import Saved
 from .chunk import split_memory
 from .inputs import frozen
 from .mapping import SharedMap
-from .prepare import Prepared
+from .prepare import Prepared, Remembered
 from .problem import Problem, digest
 from .rounds import Summary, Visited, merge_round, round_summary
 from .source import Source
 from .state import ChunkMemory, SAGAState, adapt, new_head
 
-__all__ = ["Fit", "Place", "Result", "begin", "gathered", "result", "resume", "without_lineage"]
+__all__ = ["Fit", "Place", "Result", "arrived", "begin", "gathered", "result", "resume", "without_lineage"]
 
 
 class Result(NamedTuple):
@@ -61,10 +61,12 @@ class Place(NamedTuple):
     next_check: int = 1  # the epoch from which a stop may be confirmed, and how long to wait after one that was not
     wait: int = 1
     converged: bool = False
+    refines: bool = False  # whether the next pass is to tell the exact gradient where the sample leads
+    in_vain: int = 0  # passes that found no better place, and left no trace
 
 
 # What a checkpoint keeps of a place beside head and memories.
-FACTS = ("window", "count", "text", "history", "next_check", "wait", "converged")
+FACTS = ("window", "count", "text", "history", "next_check", "wait", "converged", "refines", "in_vain")
 
 
 def begin(fit: Fit, at_zero: float) -> Place:
@@ -72,16 +74,26 @@ def begin(fit: Fit, at_zero: float) -> Place:
     prepared, executor = fit.prepared, fit.source.executor
     rows = sum(fact.rows for fact in prepared.facts)
     head = new_head(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows)
-    if at_zero and prepared.x.any():
-        sums = executor.gather(executor.map(_first, [(pair,) for pair in prepared.memories], name="saga-sum"))
-        head = head._replace(x=prepared.x, gradient_sum=frozen(sum(sums)), window_start=prepared.x)
     head = adapt(head, fit.problem)._replace(limits=frozen(prepared.limits))
-    # Where zero is the optimum there is no pass, and nothing to remember.
-    start, own = Visited(head, None), list(prepared.memories) if at_zero else [None] * len(prepared.memories)
-    prepared.memories.clear()  # else the first ones would stay beside those of the visits
     text = digest("fit", fit.ids, fit.problem.token(), len(fit.parts))
+    memories = list(prepared.memories)
+    prepared.memories.clear()  # else the first ones would stay beside those of the visits
+    if at_zero and prepared.sample:
+        return arrived(fit, Place([Visited(head, None)], memories, None, frozenset(), 0, text, refines=True), prepared.x)
+    # Where zero is the optimum there is no pass, and nothing to remember.
+    start = Visited(head, None)
     summary = round_summary(fit.problem, prepared.axes, start)
-    return Place([start], own, summary, frozenset(), 0, text, converged=at_zero == 0)
+    return Place([start], [None] * len(memories), summary, frozenset(), 0, text, converged=at_zero == 0)
+
+
+def arrived(fit: Fit, place: Place, x: Any) -> Place:
+    """The place with the head and the summary of an x, a reference, of which all chunks' own tell the gradient."""
+    executor, [before] = fit.source.executor, place.visits
+    told = executor.map(_told, [(one,) for one in place.own], name="saga-sum")
+    head = executor.submit(_arrived, before, x, *told, name="saga-head")
+    calls = [fit.problem, fit.metric, head]
+    [summary] = executor.gather([executor.submit(round_summary, *calls, name="saga-summary")])
+    return place._replace(visits=[head], summary=summary)
 
 
 def resume(fit: Fit, saved: Saved, tol: float) -> Place:
@@ -147,8 +159,14 @@ def result(fit: Fit, place: Place, interrupted: bool) -> Result:
 # Tasks beside those of the rounds.
 
 
-def _first(pair: tuple) -> Any:
-    return pair[0]
+def _told(one: Remembered) -> tuple[np.ndarray, float]:
+    return one.total, one.value
+
+
+def _arrived(before: Visited, x: np.ndarray, *told: tuple[np.ndarray, float]) -> Visited:
+    totals, values = zip(*told, strict=True)
+    head = before.head._replace(x=x, gradient_sum=frozen(sum(totals)), window_start=x)
+    return Visited(head, None, earlier=sum(values))
 
 
 def _second(pair: tuple) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,10 +14,10 @@ from .inputs import Chunk, frozen, join_chunks
 from .metric import Metric, axis_limits, choose_metric, row_norms
 from .problem import Problem
 from .source import Source
-from .start import newton_start, sample_rows, sample_start
+from .start import Sample, is_enough, make_sample, refine, sample_rows
 from .state import ChunkMemory
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "Remembered", "prepare", "remember"]
 
 # Chunks whose statistics one task merges.
 MERGED = 16
@@ -35,7 +35,7 @@ class Prepared(NamedTuple):
     norms : list
         Of each group, a reference to its ``row_norms``, or None where chunks are not held.
     memories : list
-        Of each group, a reference to (sum of gradients, ChunkMemory) at `x`, or None where x is zero.
+        Of each group, a reference to what it is ``Remembered`` by at `x`, or None where passes begin at zero.
     lengths : list of int
         Rows of each chunk.
     facts : list of ChunkMemory
@@ -47,8 +47,10 @@ class Prepared(NamedTuple):
         Sum of the weighted losses at x = 0.
     zero : ndarray of shape (k, p + 1)
         Sum of the gradients there.
-    x : ndarray of shape (k, p + 1)
-        Where the passes begin.
+    x : object
+        Reference to where the passes begin; None for zero.
+    sample : list
+        A reference to what ``refine`` takes, as long as it is needed, if there is one.
     limits : ndarray of shape (p,)
         As in ``Head``, of single chunks.
     """
@@ -62,8 +64,17 @@ class Prepared(NamedTuple):
     axes: Metric
     value: float
     zero: np.ndarray
-    x: np.ndarray
+    x: Any
+    sample: list
     limits: np.ndarray
+
+
+class Remembered(NamedTuple):
+    """What a chunk tells at one x."""
+
+    total: np.ndarray  # sum of the gradients, of shape (k, p + 1)
+    memory: ChunkMemory  # which holds them
+    value: float  # sum of the weighted losses
 
 
 class _Examined(NamedTuple):
@@ -98,8 +109,8 @@ def _merge(*examined: _Examined) -> _Examined:
     return examined[0]._replace(facts=None, value=value, stats=stats, zero=zero, sample=sample)
 
 
-def _whole(examined: _Examined) -> tuple[float, ColumnStats, np.ndarray]:
-    return examined.value, examined.stats, examined.zero
+def _whole(examined: _Examined) -> tuple[float, ColumnStats, np.ndarray, bool]:
+    return examined.value, examined.stats, examined.zero, is_enough(examined.sample)
 
 
 def _brief(examined: _Examined) -> tuple:
@@ -110,16 +121,20 @@ def _limits(examined: _Examined, metric: Metric, problem: Problem) -> np.ndarray
     return axis_limits(examined.stats, metric, problem)
 
 
-def _sample_start(examined: _Examined, problem: Problem) -> np.ndarray:
-    return np.zeros_like(examined.zero) if examined.sample is None else sample_start(examined.sample, problem)
+def _make_sample(examined: _Examined, metric: Metric, problem: Problem) -> Sample:
+    return make_sample(examined.sample, metric, problem)
 
 
-def _remember(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, ChunkMemory]:
-    """The sum of the gradients at x, and the memory of a chunk that holds them."""
+def remember(chunk: Chunk, x: np.ndarray, problem: Problem, visits: int) -> Remembered:
+    """What a chunk tells at x, remembered as after so many visits."""
     memory = fresh_memory(chunk, problem)
     gradients = np.empty_like(memory.gradients)
-    total = frozen(chunk_gradient(chunk, x, problem, gradients)[1])
-    return total, memory._replace(gradients=frozen(gradients), total=None if memory.total is None else total)
+    value, total = chunk_gradient(chunk, x, problem, gradients)
+    total = frozen(total)
+    memory = memory._replace(
+        gradients=frozen(gradients), visits=visits, total=None if memory.total is None else total
+    )
+    return Remembered(total, memory, value)
 
 
 def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared:
@@ -146,7 +161,7 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     while len(merged) > 1:
         parts = [merged[k : k + MERGED] for k in range(0, len(merged), MERGED)]
         merged = [executor.submit(_merge, *part, name="saga-merge") for part in parts]
-    [(value, stats, zero)] = executor.gather([executor.submit(_whole, merged[0], name="saga-whole")])
+    [(value, stats, zero, enough)] = executor.gather([executor.submit(_whole, merged[0], name="saga-whole")])
     axes = choose_metric(stats, problem)
     [there] = executor.put([axes])
     limits = executor.gather(executor.map(_limits, [(one, there, problem) for one in examined], name="saga-axes"))
@@ -157,16 +172,15 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
             source.hold()
         groups = [list(range(len(source)))]
         source.join()
-    x = np.zeros_like(zero)
-    if problem.automatic and stats.rows:
-        if axes.basis is not None and getattr(problem.loss, "quadratic", False):
-            x = newton_start(axes, zero / stats.weight, problem)
-        else:
-            [x] = executor.gather([executor.submit(_sample_start, merged[0], problem, name="saga-start")])
-    x = frozen(x)
+    x, sample, gradient = None, [], None
+    if problem.automatic and axes.basis is not None and getattr(problem.loss, "quadratic", False):
+        sample, gradient = [there], zero / stats.weight
+    elif problem.automatic and enough:
+        sample = [executor.submit(_make_sample, merged[0], there, problem, name="saga-sample")]
     norms, memories = [None] * len(groups), [None] * len(groups)
     if source.holds:
         norms = source.map(row_norms, there, problem, name="saga-norms")
-    if x.any():
-        memories = source.map(_remember, x, problem, name="saga-memory")
-    return Prepared(groups, norms, memories, list(lengths), list(facts), stats, axes, value, zero, x, limits)
+    if sample:
+        x = executor.submit(refine, sample[0], frozen(np.zeros_like(zero)), gradient, problem, 0, name="saga-start")
+        memories = source.map(remember, x, problem, 0, name="saga-memory")
+    return Prepared(groups, norms, memories, list(lengths), list(facts), stats, axes, value, zero, x, sample, limits)

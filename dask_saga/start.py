@@ -1,57 +1,146 @@
-"""Where the passes of a fit begin: at the optimum of a sample of the rows, or of all of them where it is known."""
+"""Where the passes of a fit begin, and how far a sample of the rows brings them: a pass over all rows tells the exact
+gradient, and the sample, which stands for their curvature, what to do about it."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import scipy.sparse as sp
 
-from .chunk import visit
+from .chunk import chunk_gradient, chunk_saga, fresh_memory
 from .inputs import Chunk, frozen
-from .metric import Metric, to_solver, to_user
+from .metric import Metric, row_norms, solver_rows, to_solver, to_user
 from .problem import Problem
-from .state import new_state
+from .state import candidate, new_head, open_pass, open_window
 
-__all__ = ["newton_start", "sample_rows", "sample_start"]
+__all__ = ["Sample", "is_enough", "make_sample", "refine", "sample_rows"]
 
 # The sample holds no more bytes of all chunks, nor a larger share of the rows of one.
 SAMPLE_BYTES, SAMPLE_SHARE = 2**24, 1 / 8
 # It must have so many rows, and so many for each column, else its optimum is too far from that of all rows.
 LEAST_ROWS, ROWS_A_COLUMN = 2000, 20
-# Passes over it.
-PASSES = 4
+# Visits of it for the start, and for a refinement.
+VISITS = 4
+
+
+class Sample(NamedTuple):
+    """Rows that stand for all.
+
+    Parameters
+    ----------
+    chunk : Chunk
+        Turned to the axes where they have a basis. Its rows weigh as much as all do.
+    axes : Metric
+        The solver's coordinates for all rows.
+    metric : Metric
+        Those for the chunk.
+    norms : ndarray of shape (n,)
+        ``row_norms`` of the chunk.
+    """
+
+    chunk: Chunk
+    axes: Metric
+    metric: Metric
+    norms: np.ndarray
 
 
 def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
-    """Rows drawn at random from one of so many chunks, which weigh as much as all of it."""
-    n = len(chunk.targets)
-    fit = int(SAMPLE_BYTES / chunks / max(chunk.nbytes / max(n, 1), 1.0))
+    """Rows drawn at random from one of so many chunks, of those that weigh anything, which weigh as much as all of it.
+
+    Bytes count as float64's, as that is what turned rows are.
+    """
+    weighty = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets))
+    n = len(weighty)
+    itemsize = (chunk.rows.data if sp.issparse(chunk.rows) else chunk.rows).dtype.itemsize
+    fit = int(SAMPLE_BYTES / chunks / max(chunk.nbytes / max(len(chunk.targets), 1) * 8 / itemsize, 1.0))
     count = min(n, max(1, min(fit, int(n * SAMPLE_SHARE))))
     rng = np.random.default_rng(list(chunk.content.encode()))
-    some = np.sort(rng.choice(n, count, replace=False, shuffle=False))
+    some = weighty[np.sort(rng.choice(n, count, replace=False, shuffle=False))] if n else weighty
     weights = chunk.weights[some] if chunk.weights.size else np.ones(count)
-    factor = chunk.weight / weights.sum() if weights.any() else 0.0
-    return Chunk(chunk.rows[some], frozen(chunk.targets[some]), frozen(weights * factor), chunk.content, "sample")
+    weights = weights * (chunk.weight / weights.sum()) if n else weights
+    return Chunk(chunk.rows[some], frozen(chunk.targets[some]), frozen(weights), chunk.content, "sample")
 
 
-def sample_start(sample: Chunk, problem: Problem) -> np.ndarray:
-    """The optimum of a sample, nearly: what is left is small beside its distance to that of all rows.
+def is_enough(sample: Chunk | None) -> bool:
+    """Whether the optimum of a sample is near that of all rows."""
+    if sample is None or not sample.weights.any():
+        return False
+    rows = sample.weights.sum() ** 2 / (sample.weights**2).sum()
+    return bool(rows >= max(LEAST_ROWS, ROWS_A_COLUMN * sample.rows.shape[1]))
 
-    A first stage of growing samples (Daneshmand, Lucchi, Hofmann 2016, section 3): it costs less than one pass,
-    and the passes begin as near as so many rows can tell. Zero where these are too few.
+
+def make_sample(chunk: Chunk, axes: Metric, problem: Problem) -> Sample:
+    """The sample of all rows, given those coordinates."""
+    metric, n = axes, len(chunk.targets)
+    if axes.basis is not None:
+        turned = np.concatenate([rows.copy() for _, rows, _ in solver_rows(chunk.rows, axes)])
+        chunk, metric = chunk._replace(rows=turned), axes.unshifted._replace(basis=None)
+    elif sp.issparse(chunk.rows):
+        counts = np.bincount(chunk.rows.indices, minlength=chunk.rows.shape[1])
+        metric = axes._replace(rarity=n / np.maximum(counts, 1))
+    return Sample(chunk, axes, metric, row_norms(chunk, metric, problem))
+
+
+def refine(
+    sample: Sample | Metric, x: np.ndarray, gradient: np.ndarray | None, problem: Problem, turn: int
+) -> np.ndarray:
+    """The optimum, nearly, of the sample's objective with a linear term that corrects its gradient at x.
+
+    What the sample lacks is then only how the curvature of all rows differs from its own: each refinement leaves a
+    share of the distance that falls with the number of its rows (Shamir, Srebro, Zhang 2014, section 3; Hendrikx,
+    Xiao, Bubeck, Bach, Massoulié 2020, section 2). The linear term needs no code: it is what a gradient sum
+    holds beyond the sum of its rows' memory.
+
+    Parameters
+    ----------
+    sample : Sample or Metric
+        Coordinates alone where they and the gradient tell all: Newton's step for a quadratic loss.
+    x : ndarray of shape (k, p + 1)
+    gradient : ndarray of shape (k, p + 1) or None
+        Mean of the gradients of all rows at x. None for that of the sample: the start of growing samples (Daneshmand,
+        Lucchi, Hofmann 2016, section 3).
+    problem : Problem
+    turn : int
+        Number of the refinement, for the order of the rows.
+
+    Returns
+    -------
+    ndarray of shape (k, p + 1)
+        `x` itself where steps diverged.
     """
-    p, outputs = sample.rows.shape[1], max(problem.outputs, sample.targets.shape[1])
-    state, weights = new_state(p, outputs, 0), sample.weights
-    if not weights.any() or weights.sum() ** 2 / (weights**2).sum() < max(LEAST_ROWS, ROWS_A_COLUMN * p):
-        return state.head.x
-    for _ in range(PASSES):
-        state = visit(state, 0, sample, problem)
-    return np.zeros_like(state.head.x) if state.head.diverged else state.head.x
+    if isinstance(sample, Metric):
+        return _newton_step(x, sample, gradient, problem)
+    chunk, axes, metric, norms = sample
+    weight, turned = chunk.weight, metric.basis is not axes.basis
+    there, total = x, np.zeros_like(x) if gradient is None else gradient * weight
+    if turned:
+        there, total = to_solver(x, total, axes)
+    memory = fresh_memory(chunk, problem)
+    gradients = np.empty_like(memory.gradients)
+    own = chunk_gradient(chunk, there, problem, gradients)[1]
+    memory = memory._replace(gradients=frozen(gradients), total=None)
+    head = new_head(x.shape[1] - 1, len(x), weight=weight, rows=memory.rows, geometry=problem.geometry)
+    head = head._replace(
+        x=frozen(there), window_start=frozen(there), gradient_sum=frozen(own if gradient is None else total)
+    )
+    for visit in range(VISITS):
+        if visit:
+            head = open_pass(open_window(head, problem, metric))
+        head, memory = chunk_saga(chunk, head, memory, problem, metric, VISITS * turn + visit, norms)
+    found = candidate(head, problem, metric)[0]
+    if head.diverged:
+        return x
+    return frozen(to_user(found, found, axes)[0] if turned else found)
 
 
-def newton_start(metric: Metric, gradient: np.ndarray, problem: Problem) -> np.ndarray:
-    """The optimum of a quadratic loss, whose gradient at zero this is: along the axes its Hessian is diagonal."""
-    x = np.zeros_like(gradient)
-    _, gradient = to_solver(x, gradient, metric)
-    x[:, :-1] = -gradient[:, :-1] * metric.scale / metric.curvature
+def _newton_step(x: np.ndarray, metric: Metric, gradient: np.ndarray, problem: Problem) -> np.ndarray:
+    """The optimum of a quadratic loss, whose mean gradient at x this is: along the axes its Hessian is diagonal."""
+    gradient = gradient.copy()
+    gradient[:, :-1] += getattr(problem.penalty, "l2", 0.0) * x[:, :-1]
+    move = np.zeros_like(gradient)
+    _, gradient = to_solver(move, gradient, metric)
+    move[:, :-1] = -gradient[:, :-1] * metric.scale / metric.curvature
     if problem.fit_intercept:
-        x[:, -1] = -gradient[:, -1] / metric.curvature
-    return to_user(x, gradient, metric)[0]
+        move[:, -1] = -gradient[:, -1] / metric.curvature
+    return frozen(x + to_user(move, gradient, metric)[0])

@@ -12,7 +12,8 @@ from dask_saga.inputs import join_chunks, read_chunk
 from dask_saga.losses import LogLoss, SquaredError
 from dask_saga.penalties import ElasticNet
 from dask_saga.problem import Problem
-from dask_saga.start import ROWS_A_COLUMN, SAMPLE_SHARE, sample_rows, sample_start
+from dask_saga.metric import choose_metric
+from dask_saga.start import ROWS_A_COLUMN, SAMPLE_SHARE, is_enough, make_sample, refine, sample_rows
 
 from .conftest import make_rows
 
@@ -24,20 +25,36 @@ def norm_at(chunk, x, problem=PROBLEM):
     return np.linalg.norm(gradient + np.append(problem.penalty.l2 * x[0, :-1], 0.0))
 
 
+def started(sample, stats, problem=PROBLEM):
+    zero = np.zeros((1, sample.rows.shape[1] + 1))
+    return refine(make_sample(sample, choose_metric(stats, problem), problem), zero, None, problem, 0)
+
+
 def test_a_sample_weighs_as_much_as_its_chunk_and_repeats():
     A, b = make_rows(4000, 5)
     w = np.random.default_rng(0).random(4000) * (np.arange(4000) % 3 > 0)
     for rows in (A, sp.csr_array(A), A.astype(np.float32)):
         chunk = read_chunk(rows, b, w)
         sample, again = sample_rows(chunk, 1), sample_rows(chunk, 1)
-        assert len(sample.targets) == 4000 * SAMPLE_SHARE
+        assert len(sample.targets) == int(np.count_nonzero(w) * SAMPLE_SHARE)
         assert sample.weight == pytest.approx(chunk.weight)
         assert sample.rows.dtype == rows.dtype
         assert np.array_equal(sample.targets, again.targets)
         assert len(sample_rows(chunk, 10**6).targets) == 1
     nothing = sample_rows(read_chunk(A, b, np.zeros(4000)), 1)
     assert nothing.weight == 0
-    assert not sample_start(nothing, PROBLEM).any()
+    assert not is_enough(nothing)
+    assert not is_enough(None)
+
+
+def test_rows_without_weight_are_not_drawn():
+    """They would make the sample smaller, or empty, beside rows that count."""
+    A, b = make_rows(8000, 3)
+    w = np.zeros(8000)
+    w[:40] = 2.0
+    sample = sample_rows(read_chunk(A, b, w), 1)
+    assert len(sample.targets) == 5
+    np.testing.assert_allclose(sample.weights, 16.0)
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -45,7 +62,7 @@ def test_the_start_is_the_optimum_of_the_sample(sparse):
     A, b = make_rows(40000, 5)
     chunk = read_chunk(sp.csr_array(A) if sparse else A, b)
     sample = sample_rows(chunk, 1)
-    x = sample_start(sample, PROBLEM)
+    x = started(sample, column_stats(chunk, PROBLEM))
     # What the sample has left is small beside what it cannot know.
     assert norm_at(sample, x) < 0.1 * norm_at(chunk, x)
     assert norm_at(chunk, x) < 0.1 * norm_at(chunk, np.zeros_like(x))
@@ -55,11 +72,11 @@ def test_too_few_rows_are_no_start():
     A, b = make_rows(2500, 200)
     chunk = read_chunk(A, b, np.ones(2500))
     assert ROWS_A_COLUMN * 200 > 2500
-    assert not sample_start(chunk, PROBLEM).any()
+    assert not is_enough(chunk)
     A, b = make_rows(4000, 5)
     few = np.where(np.arange(4000) < 10, 1e6, 1.0)  # ten rows have all the weight
-    assert not sample_start(read_chunk(A, b, few), PROBLEM).any()
-    assert sample_start(read_chunk(A, b, np.ones(4000)), PROBLEM).any()
+    assert not is_enough(read_chunk(A, b, few))
+    assert is_enough(read_chunk(A, b, np.ones(4000)))
 
 
 @pytest.mark.parametrize("sort", [False, True])
