@@ -31,7 +31,7 @@ import numpy as np
 from numba import NumbaWarning, njit
 
 from . import _intrinsics, losses, penalties
-from ._intrinsics import CACHE_LINE, prefetch
+from ._intrinsics import CACHE_LINE, borrowed, prefetch
 from .losses import FASTMATH, curvature, row_derivative, row_value, target
 from .penalties import prox, shrink
 
@@ -59,7 +59,7 @@ class Kernels(NamedTuple):
 
 
 # Compiled into its callers. Global, as a loop that closed over it would miss its cache in every process.
-@njit(nogil=True, fastmath=FASTMATH)
+@njit(nogil=True, fastmath=FASTMATH, inline="always")
 def row_gradients(loss, z, u, y, w, h, old, m, bound):
     """Write w f'(u) to m, with u near the predictions after a step of length h from z; u = z where h is zero."""
     row_derivative(loss, z, y, m)
@@ -104,8 +104,9 @@ def _build(sources: int, cache: bool) -> Kernels:
                    intercept_step, inverse_weight, left, less, past, bound, loss, penalty):  # fmt: skip
         """``gathered`` tells that A holds the rows in the order of their visits."""
         sources  # noqa: B018
-        p, outputs, visits = A.shape[1], x.shape[0], order.size
-        z, u, m, old, base = np.empty((5, outputs))
+        A, b, x, anchor, gradient_sum = borrowed(A), borrowed(b), borrowed(x), borrowed(anchor), borrowed(gradient_sum)
+        p, outputs, visits, scratch = A.shape[1], x.shape[0], order.size, np.empty((5, x.shape[0]))
+        z, u, m, old, base = borrowed(scratch)
         row, steps, shrinks = np.empty(p), np.empty(p), np.empty(p)
         for j in range(p):
             steps[j] = step * scale[j]
@@ -157,13 +158,15 @@ def _build(sources: int, cache: bool) -> Kernels:
                     sums[j] += delta * row[j]
                 x[k, p] -= intercept_step * (pulled + inverse_weight * gradient_sum[k, p])
                 gradient_sum[k, p] += delta
+        scratch[:] = 0.0  # no longer borrowed
 
     @jit
     def sparse_pass(data, indices, indptr, b, weights, order, pull, x, anchor, gradient_sum, gradients, shift, scale,
                     rarity, step, intercept_step, inverse_weight, left, less, past, bound, loss, penalty):  # fmt: skip
         sources  # noqa: B018
-        p, outputs, visits = x.shape[1] - 1, x.shape[0], order.size
-        z, u, m, old, base = np.empty((5, outputs))
+        b, x, gradient_sum = borrowed(b), borrowed(x), borrowed(gradient_sum)
+        p, outputs, visits, scratch = x.shape[1] - 1, x.shape[0], order.size, np.empty((5, x.shape[0]))
+        z, u, m, old, base = borrowed(scratch)
         width = 4 + 3 * outputs
         columns = np.empty((p, width))
         for j in range(p):
@@ -227,6 +230,7 @@ def _build(sources: int, cache: bool) -> Kernels:
         for j in range(p):
             x[:, j] = columns[j, 4 : 4 + outputs]
             gradient_sum[:, j] = columns[j, 4 + outputs : 4 + 2 * outputs]
+        scratch[:] = 0.0
 
     @jit
     def dense_gradient(A, b, weights, x, gradient, gradients, loss):
@@ -235,8 +239,9 @@ def _build(sources: int, cache: bool) -> Kernels:
         ``gradients``, unless empty, gets the factors, and ``gradient`` the sum of what is stored there.
         """
         sources  # noqa: B018
-        p, outputs, total = A.shape[1], x.shape[0], 0.0
-        z, m = np.empty(outputs), np.empty(outputs)
+        A, b, x, gradient = borrowed(A), borrowed(b), borrowed(x), borrowed(gradient)
+        p, outputs, total, scratch = A.shape[1], x.shape[0], 0.0, np.empty((2, x.shape[0]))
+        z, m = borrowed(scratch)
         for i in range(A.shape[0]):
             w = weights[i] if weights.size else 1.0
             for k in range(outputs):
@@ -254,14 +259,16 @@ def _build(sources: int, cache: bool) -> Kernels:
                 for j in range(p):
                     gradient[k, j] += mk * A[i, j]
                 gradient[k, p] += mk
+        scratch[:] = 0.0  # no longer borrowed
         return total
 
     @jit
     def sparse_gradient(data, indices, indptr, b, weights, x, gradient, gradients, loss):
         """As ``dense_gradient``."""
         sources  # noqa: B018
-        p, outputs, total = x.shape[1] - 1, x.shape[0], 0.0
-        z, m = np.empty(outputs), np.empty(outputs)
+        b, x, gradient = borrowed(b), borrowed(x), borrowed(gradient)
+        p, outputs, total, scratch = x.shape[1] - 1, x.shape[0], 0.0, np.empty((2, x.shape[0]))
+        z, m = borrowed(scratch)
         for i in range(indptr.size - 1):
             w = weights[i] if weights.size else 1.0
             for k in range(outputs):
@@ -279,6 +286,7 @@ def _build(sources: int, cache: bool) -> Kernels:
                 for q in range(indptr[i], indptr[i + 1]):
                     gradient[k, indices[q]] += mk * data[q]
                 gradient[k, p] += mk
+        scratch[:] = 0.0
         return total
 
     @jit

@@ -55,16 +55,12 @@ class LogLoss(NamedTuple):
 
     def value(self, z, y):
         margin = y * z
-        if margin > 0:
-            return math.log1p(math.exp(-margin))
-        return -margin + math.log1p(math.exp(margin))
+        return max(-margin, 0.0) + math.log1p(math.exp(-abs(margin)))
 
     def derivative(self, z, y):
         margin = y * z
-        if margin > 0:
-            e = math.exp(-margin)
-            return -y * e / (1.0 + e)
-        return -y / (1.0 + math.exp(margin))
+        e = math.exp(-abs(margin))  # as in `value`: compiled together, they take it once
+        return -y * (e if margin > 0 else 1.0) / (1.0 + e)
 
     def probability(self, z: np.ndarray) -> np.ndarray:
         """Probability of the label 1 at linear predictions ``z``."""
