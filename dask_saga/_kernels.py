@@ -53,6 +53,7 @@ class Kernels(NamedTuple):
     sparse_gradient: Callable
     dense_sum: Callable
     dense_moments: Callable
+    sparse_moments: Callable
     dense_norms: Callable
     sparse_norms: Callable
     proximal_step: Callable
@@ -302,21 +303,62 @@ def _build(sources: int, cache: bool) -> Kernels:
 
     @jit
     def dense_moments(A, weights, pulls, origin, out):
-        """Add weighted sums, squares and products with pulls of rows less their origin to ``out``; extremes too."""
-        for i in range(A.shape[0]):
-            w, pull = weights[i], pulls[i]
-            for j in range(origin.size):
-                a = np.float64(A[i, j])
-                out[3, j] = a if a < out[3, j] else out[3, j]
-                out[4, j] = a if a > out[4, j] else out[4, j]
-                a -= origin[j]
-                out[0, j] += w * a
-                out[1, j] += w * a * a
-                out[2, j] += pull * a
+        """Add weighted sums and squares of rows less their origin to ``out``, their extremes, and products with pulls.
+
+        ``pulls`` is (n, c), ``out`` (4 + c, p). Extremes are those of the rows as they are.
+        """
+        A, out = borrowed(A), borrowed(out)
+        n, p, rest = A.shape[0], origin.size, 4 * (A.shape[0] // 4)
+        sums, squares, low, high = out[0], out[1], out[2], out[3]
+        for i in range(0, rest, 4):  # four rows at a time, as what is added to is read and written for each
+            w0, w1, w2, w3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
+            for j in range(p):
+                o, a0, a1, a2, a3 = origin[j], A[i, j], A[i + 1, j], A[i + 2, j], A[i + 3, j]
+                l0, l1 = a0 if a0 < a1 else a1, a2 if a2 < a3 else a3
+                h0, h1 = a0 if a0 > a1 else a1, a2 if a2 > a3 else a3
+                l0, h0 = l0 if l0 < l1 else l1, h0 if h0 > h1 else h1
+                low[j] = l0 if l0 < low[j] else low[j]
+                high[j] = h0 if h0 > high[j] else high[j]
+                a0, a1, a2, a3 = a0 - o, a1 - o, a2 - o, a3 - o
+                b0, b1, b2, b3 = w0 * a0, w1 * a1, w2 * a2, w3 * a3
+                sums[j] += (b0 + b1) + (b2 + b3)
+                squares[j] += (b0 * a0 + b1 * a1) + (b2 * a2 + b3 * a3)
+            for c in range(pulls.shape[1]):
+                f0, f1, f2, f3, products = pulls[i, c], pulls[i + 1, c], pulls[i + 2, c], pulls[i + 3, c], out[4 + c]
+                for j in range(p):
+                    o = origin[j]
+                    even = f0 * (A[i, j] - o) + f1 * (A[i + 1, j] - o)
+                    products[j] += even + (f2 * (A[i + 2, j] - o) + f3 * (A[i + 3, j] - o))
+        for i in range(rest, n):
+            for j in range(p):
+                a = A[i, j] - origin[j]
+                sums[j] += weights[i] * a
+                squares[j] += weights[i] * a * a
+                low[j], high[j] = min(A[i, j], low[j]), max(A[i, j], high[j])
+                for c in range(pulls.shape[1]):
+                    out[4 + c, j] += pulls[i, c] * a
+
+    @jit
+    def sparse_moments(data, indices, indptr, weights, pulls, origin, out, counts):
+        """As ``dense_moments``, of what is stored and with ``out`` of shape (p, 4 + c); ``counts`` is added to."""
+        out = borrowed(out)
+        for i in range(indptr.size - 1):
+            w = weights[i]
+            for q in range(indptr[i], indptr[i + 1]):
+                j = indices[q]
+                a, line = data[q] - origin[j], out[j]
+                counts[j] += 1
+                line[0] += w * a
+                line[1] += w * a * a
+                line[2] = data[q] if data[q] < line[2] else line[2]
+                line[3] = data[q] if data[q] > line[3] else line[3]
+                for c in range(pulls.shape[1]):
+                    line[4 + c] += pulls[i, c] * a
 
     @jit
     def dense_norms(A, shift, scale, out):
         """Write each row's squared length in the solver's coordinates."""
+        A = borrowed(A)
         for i in range(A.shape[0]):
             row, total = A[i], 0.0
             for j in range(row.size):
@@ -346,6 +388,7 @@ def _build(sources: int, cache: bool) -> Kernels:
         sparse_gradient,
         dense_sum,
         dense_moments,
+        sparse_moments,
         dense_norms,
         sparse_norms,
         proximal_step,

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 from ._kernels import kernels_for
 from .columns import ColumnStats, column_stats, merge, typical, without
-from .inputs import Chunk, frozen
+from .inputs import Chunk, frozen, row_arrays
 from .mapping import SharedMap
 from .metric import (
     STALE,
@@ -17,7 +17,6 @@ from .metric import (
     axis_limits,
     choose_metric,
     limit_axes,
-    row_arrays,
     staleness,
 )
 from .problem import Problem, digest
@@ -36,7 +35,7 @@ from .state import (
 from .steps import plan_visit, take_steps, weighted_sum
 from .threads import even_slices, sharers, threads
 
-__all__ = ["chunk_gradient", "chunk_saga", "counted_stats", "fresh_memory", "split_memory", "visit"]
+__all__ = ["chunk_gradient", "chunk_saga", "counted_stats", "factors_at_zero", "fresh_memory", "split_memory", "visit"]
 
 # In a stream a chunk's first step is its share of the rows; that of each visit more is so many times longer.
 TRUSTED = 3.0
@@ -188,6 +187,24 @@ def chunk_gradient(
     with threads(count) as each:
         values, sums = zip(*each(part, even_slices(len(chunk.targets), count)), strict=True)
     return sum(values), sum(sums)
+
+
+def factors_at_zero(chunk: Chunk, problem: Problem) -> tuple[float, np.ndarray]:
+    """The sum of w_i f(0), and w_i f'(0) of each row, of shape (n, k): of labels all rows know the same few."""
+    outputs, labels = count_outputs(chunk, problem), getattr(problem.loss, "labels", None)
+    targets, weights, which = chunk.targets, chunk.weights, slice(None)
+    if labels is not None:
+        named = labels if outputs == 1 else range(outputs)
+        which = (targets[:, 0] == labels[1] if outputs == 1 else targets[:, 0]).astype(np.intp)
+        weights = np.bincount(which, weights if weights.size else None, minlength=len(named)).astype(float)
+        targets = np.array(named, float)[:, None]
+    few = Chunk(np.zeros((len(targets), 0)), targets, weights, "", "")
+    gradients = np.empty((len(targets), outputs))
+    value, _ = chunk_gradient(few, np.zeros((outputs, 1)), problem, gradients)
+    if labels is None:
+        return value, gradients
+    slopes = gradients / np.where(weights > 0, weights, 1.0)[:, None]
+    return value, slopes[which] * chunk.weights[:, None] if chunk.weights.size else slopes[which]
 
 
 def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) -> SAGAState:

@@ -8,11 +8,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from ._kernels import kernels_for
-from .inputs import LARGEST, Chunk, frozen
+from .inputs import LARGEST, Chunk, frozen, row_arrays
 from .penalties import ElasticNet
 from .threads import one_blas_thread, sharers, threads
 
-__all__ = ["ColumnStats", "column_stats", "merge", "no_stats", "typical", "wants_products", "without"]
+__all__ = ["ColumnStats", "column_stats", "measure", "merge", "no_stats", "typical", "wants_products", "without"]
 
 # Columns up to which products are collected.
 MOST_ROTATED = 300
@@ -82,28 +82,54 @@ def no_stats(p: int, full: Any = True) -> ColumnStats:
     return ColumnStats(0, 0.0, zeros, zeros, low, high, counts, full, False, 0.0, zeros, None)
 
 
-def column_stats(chunk: Chunk, problem: Any, chunks: int = 1) -> ColumnStats:
-    """Statistics of the columns of one of so many chunks, in float64.
+def column_stats(chunk: Chunk, problem: Any) -> ColumnStats:
+    """Statistics of the columns of a chunk, as ``measure`` finds them."""
+    return measure(chunk, problem)[0]
+
+
+def measure(
+    chunk: Chunk, problem: Any, chunks: int = 1, factors: np.ndarray | None = None
+) -> tuple[ColumnStats, np.ndarray]:
+    """Statistics of the columns of one of so many chunks, in float64, by one pass over its rows.
 
     Products are those of MOST_MULTIPLIED rows of all chunks where the loss is not quadratic, as they only choose
     coordinates.
+
+    Parameters
+    ----------
+    chunk : Chunk
+    problem : Problem
+    chunks : int, default=1
+    factors : ndarray of shape (n, k), default=None
+        Of rows whose sum is asked as well; zero where a row weighs nothing.
+
+    Returns
+    -------
+    stats : ColumnStats
+    sums : ndarray of shape (k, p + 1)
+        sum_i factors_i a_i, with 1 for the intercept's column.
 
     Raises
     ------
     ValueError
         If values are so large that squares would overflow.
     """
-    p, used = chunk.rows.shape[1], chunk.weights > 0 if chunk.weights.size else np.ones(len(chunk.targets), bool)
-    full = np.bincount(chunk.rows.indices, minlength=p) == len(used) if sp.issparse(chunk.rows) else np.ones(p, bool)
+    rows, p, sparse = chunk.rows, chunk.rows.shape[1], sp.issparse(chunk.rows)
+    used = chunk.weights > 0 if chunk.weights.size else np.ones(len(chunk.targets), bool)
+    full = np.bincount(rows.indices, minlength=p) == len(used) if sparse else np.ones(p, bool)
+    factors = np.zeros((len(used), 0)) if factors is None else factors
+    if not used.all():
+        # What it does not count must not be too large either.
+        _check_size(np.maximum(_extremes(rows, "max"), -_extremes(rows, "min")))
+        factors, weights = factors[used], chunk.weights[used]
+        chunk = chunk._replace(rows=rows[used], targets=chunk.targets[used], weights=weights)
     with np.errstate(over="ignore", invalid="ignore"):
         if not used.any():
-            stats = no_stats(p, full)._replace(sparse=sp.issparse(chunk.rows))
+            stats, sums = no_stats(p, full)._replace(sparse=sparse), np.zeros((factors.shape[1], p))
         else:
-            stats = (_sparse_stats if sp.issparse(chunk.rows) else _dense_stats)(chunk, used, full, problem, chunks)
+            stats, sums = (_measure_sparse if sparse else _measure_dense)(chunk, full, problem, chunks, factors)
     _check_size(np.maximum(stats.high, -stats.low))
-    if not used.all():
-        _check_size(np.maximum(_extremes(chunk.rows, "max"), -_extremes(chunk.rows, "min")))
-    return stats
+    return stats, np.column_stack([sums, factors.sum(axis=0)])
 
 
 def _check_size(extremes: np.ndarray) -> None:
@@ -123,54 +149,79 @@ def _pulls(targets: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]
     return target, (targets - target) * weights
 
 
-def _sparse_stats(chunk: Chunk, used: np.ndarray, full: np.ndarray, problem: Any, chunks: int) -> ColumnStats:
-    rows, p = chunk.rows[used].astype(np.float64, copy=False), len(full)
-    weights = chunk.weights[used] if chunk.weights.size else np.ones(len(used))
-    target, pulls = _pulls(chunk.targets[used], weights)
-    weight = weights.sum()
-    mean = rows.T @ weights / weight
-    squares = np.maximum(rows.multiply(rows).T @ weights - weight * mean**2, 0.0)
-    low, high = _extremes(rows, "min"), _extremes(rows, "max")
-    counts = np.bincount(rows.indices, minlength=p)
-    if full.any():  # the difference of squares would lose the variance of columns far from zero
-        dense = rows[:, np.flatnonzero(full)].toarray() - mean[full]
-        squares[full] = (dense * dense * weights[:, None]).sum(axis=0)
-    n = rows.shape[0]
-    return ColumnStats(n, weight, mean, squares, low, high, counts, full, True, target, rows.T @ pulls, None)
+def _measure_sparse(chunk, full, problem, chunks, factors):
+    rows, n, p = chunk.rows, len(chunk.targets), len(full)
+    weights = chunk.weights if chunk.weights.size else np.ones(n)
+    (target, pulls), weight = _pulls(chunk.targets, weights), weights.sum()
+    arrays = row_arrays(rows, slice(0, n))
+    rest = frozen(weights), frozen(np.column_stack([pulls, factors]))
+    kernels, some = kernels_for(problem.loss, problem.penalty), np.flatnonzero(full)
+
+    def moments(origin: np.ndarray) -> tuple[np.ndarray, ...]:
+        nonlocal counts
+        counts, out = np.zeros(p, np.int64), np.zeros((p, 5 + factors.shape[1]))
+        out[:, 2:4] = np.inf, -np.inf
+        kernels.sparse_moments(*arrays, *rest, frozen(origin), out, counts)
+        return out[:, 0], out[:, 1], out[:, 2], out[:, 3], out[:, 4:].T
+
+    counts, origin = np.zeros(p, np.int64), np.zeros(p)
+    if full.any():  # only what every row stores has an origin of its own
+        few = rows[:: max(1, n // 1000)][:, some].toarray()
+        origin[full] = _middle(few)
+    origin, mean, squares, low, high, cross, sums = _about(moments, origin, full, weight, factors)
+    empty = counts < n
+    low, high = (np.where(empty, bound(one, 0.0), one) for bound, one in ((np.minimum, low), (np.maximum, high)))
+    return ColumnStats(n, weight, mean, squares, low, high, counts, full, True, target, cross, None), sums
 
 
-def _dense_stats(chunk: Chunk, used: np.ndarray, full: np.ndarray, problem: Any, chunks: int) -> ColumnStats:
-    rows, targets, weights = chunk.rows, chunk.targets, chunk.weights
-    if not used.all():
-        rows, targets, weights = rows[used], targets[used], weights[used]
-    weights = weights if weights.size else np.ones(len(targets))
-    (n, p), weight, (target, pulls) = rows.shape, weights.sum(), _pulls(targets, weights)
+def _measure_dense(chunk, full, problem, chunks, factors):
+    rows, (n, p) = chunk.rows, chunk.rows.shape
+    weights = chunk.weights if chunk.weights.size else np.ones(n)
+    (target, pulls), weight = _pulls(chunk.targets, weights), weights.sum()
+    pulls = np.column_stack([pulls, factors])
     kernels, count = kernels_for(problem.loss, problem.penalty), sharers(problem.n_threads, chunk.entries)
     blocks = [slice(start, start + MOMENTS) for start in range(0, n, MOMENTS)]
 
     def moments(origin: np.ndarray) -> tuple[np.ndarray, ...]:
         # Not by BLAS: its sums depend on the alignment of the rows and on its threads.
         def add(block: slice) -> np.ndarray:
-            out = np.zeros((5, p))
-            out[3:] = [[np.inf], [-np.inf]]
-            some = (frozen(np.ascontiguousarray(rows[block])), frozen(weights[block]), frozen(pulls[block]))
-            kernels.dense_moments(*some, frozen(origin), out)
+            out = np.zeros((4 + pulls.shape[1], p))
+            out[2:4] = [[np.inf], [-np.inf]]
+            kernels.dense_moments(
+                frozen(np.ascontiguousarray(rows[block])),
+                frozen(weights[block]),
+                frozen(pulls[block]),
+                frozen(origin),
+                out,
+            )
             return out
 
         with threads(count) as each:
             parts = np.array(list(each(add, blocks)))
-        return *parts[:, :3].sum(axis=0), parts[:, 3].min(axis=0), parts[:, 4].max(axis=0)
+        return *parts[:, :2].sum(axis=0), parts[:, 2].min(axis=0), parts[:, 3].max(axis=0), parts[:, 4:].sum(axis=0)
 
-    # About the mean of a few rows, so that columns far from zero keep their digits.
-    few = rows[:: max(1, n // 1000)]
-    origin = few[0] + (few - few[0].astype(np.float64)).mean(axis=0)
-    sums, squares, cross, low, high = moments(origin)
-    if (squares > FAR * (squares - sums**2 / weight)).any():  # these few were unlike the others
-        origin = origin + sums / weight
-        sums, squares, cross, low, high = moments(origin)
-    mean, squares = origin + sums / weight, np.maximum(squares - sums**2 / weight, 0.0)
+    origin = _middle(rows[:: max(1, n // 1000)])
+    _, mean, squares, low, high, cross, sums = _about(moments, origin, full, weight, factors)
     products = _products(rows, weights, mean, squares, problem, chunks) if wants_products(p, problem) else None
-    return ColumnStats(n, weight, mean, squares, low, high, np.full(p, n), full, False, target, cross, products)
+    counts = np.full(p, n)
+    return ColumnStats(n, weight, mean, squares, low, high, counts, full, False, target, cross, products), sums
+
+
+def _middle(few: np.ndarray) -> np.ndarray:
+    """The mean of a few rows, about which columns far from zero keep their digits."""
+    return few[0] + (few - few[0].astype(np.float64)).mean(axis=0)
+
+
+def _about(moments, origin, full, weight, factors):
+    """What moments about an origin tell, anew about the mean if the origin's few rows were unlike the others."""
+    sums, squares, *rest = moments(origin)
+    if (full & (squares > FAR * (squares - sums**2 / weight))).any():
+        origin = origin + np.where(full, sums / weight, 0.0)
+        sums, squares, *rest = moments(origin)
+    low, high, products = rest
+    mean, squares = origin + sums / weight, np.maximum(squares - sums**2 / weight, 0.0)
+    sums = products[1:] + factors.sum(axis=0)[:, None] * origin
+    return origin, mean, squares, low, high, products[0], sums
 
 
 def _products(

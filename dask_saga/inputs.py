@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterator
 from numbers import Number
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ __all__ = [
     "read_chunk",
     "read_labels",
     "read_rows",
+    "row_arrays",
 ]
 
 # About a megabyte of float64 rows: what is converted or transformed at once.
@@ -38,6 +40,8 @@ BLOCK_BYTES = 2**20
 MERGED_BYTES = 2**28
 # Beyond these, squares and their sums would leave the range of float64; no data are measured on such scales.
 LARGEST, LEAST_WEIGHT = 1e50, 1e-50
+# Checks change the process's warning filters for a while: threads that did at once would leave them changed.
+_alone = threading.Lock()
 NO_TARGET = "This estimator requires y to be passed, but the target y is None"
 
 
@@ -85,6 +89,13 @@ class Chunk(NamedTuple):
     def entries(self) -> int:
         """Stored entries of the rows."""
         return self.rows.nnz if sp.issparse(self.rows) else self.rows.size
+
+
+def row_arrays(rows: Any, block: slice) -> list[np.ndarray]:
+    """Some consecutive rows as the kernels take them: one array, or three of CSR."""
+    if sp.issparse(rows):
+        return [frozen(array) for array in (rows.data, rows.indices, rows.indptr[block.start : block.stop + 1])]
+    return [frozen(rows[block])]
 
 
 def join_chunks(*chunks: Chunk) -> Chunk:
@@ -141,7 +152,7 @@ def read_rows(X: Any, *, estimator: str | None = None, empty: bool = False) -> A
         type(X)((X.data, X.indices, X.indptr), shape=X.shape).check_format(full_check=True)
         if (np.diff(X.indptr) < 0).any():  # which scipy does not look at where nothing is stored
             raise ValueError("indptr must be a non-decreasing sequence")
-    with np.errstate(all="ignore"):
+    with _alone, np.errstate(all="ignore"):
         X = check_array(
             X,
             accept_sparse="csr",
@@ -191,14 +202,25 @@ def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:
 
 def count_labels(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The sorted distinct labels of one block, and the sums of their rows' weights."""
-    distinct = sorted_labels(labels)
-    if len(labels):
+    distinct, codes = _sorted_codes(labels)
+    if len(labels) and (labels.dtype.kind not in "iub" or len(distinct) > len(labels) / 2):  # integers may be too many
         with np.errstate(all="ignore"):
             check_classification_targets(labels)
     if weights.size and len(weights) != len(labels):
         raise ValueError(f"y has {len(labels)} rows, but sample_weight has {len(weights)}")
-    codes = np.searchsorted(distinct, labels)
     return distinct, np.bincount(codes, weights if weights.size else None, minlength=len(distinct)).astype(float)
+
+
+def _sorted_codes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted distinct labels, and of each label the position among them."""
+    if labels.dtype.kind in "iu" and len(labels) and int(labels.max()) - int(labels.min()) < len(labels):
+        least = labels.min()  # of a small range: a table tells sooner than sorting
+        wide = np.int64 if labels.dtype.kind == "i" else np.uint64
+        offsets = np.subtract(labels, least, dtype=wide).astype(np.intp)
+        there = np.bincount(offsets) > 0
+        return np.flatnonzero(there).astype(labels.dtype) + least, (np.cumsum(there) - 1)[offsets]
+    distinct = sorted_labels(labels)
+    return distinct, np.searchsorted(distinct, labels)
 
 
 def sorted_labels(labels: np.ndarray, argument: str = "y") -> np.ndarray:
@@ -243,8 +265,11 @@ def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
     if {labels.dtype.kind, classes.dtype.kind} <= set("biuf"):
         if labels.dtype.kind != classes.dtype.kind:
             labels, classes = labels.astype(float), classes.astype(float)
-        codes = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
-        codes[classes[codes] != labels] = -1
+        if len(classes) == 2:
+            codes = np.where(labels == classes[1], 1, np.where(labels == classes[0], 0, -1))
+        else:
+            codes = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
+            codes[classes[codes] != labels] = -1
     else:
         import pandas as pd
 

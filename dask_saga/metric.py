@@ -11,7 +11,7 @@ from scipy.linalg import lapack
 
 from ._kernels import kernels_for
 from .columns import ColumnStats, wants_products
-from .inputs import BLOCK_BYTES, Chunk, frozen
+from .inputs import BLOCK_BYTES, Chunk, frozen, row_arrays
 from .threads import even_slices, one_blas_thread, sharers, threads
 
 # Bound of a squared entry in the solver's coordinates, in units of the column's variance.
@@ -357,13 +357,6 @@ def solver_rows(rows: Any, metric: Metric, order: np.ndarray | None = None) -> I
 def shift_of(metric: Metric) -> np.ndarray:
     """The shift that is left to the kernels: none for rotated rows."""
     return frozen(np.zeros_like(metric.shift) if metric.basis is not None else metric.shift)
-
-
-def row_arrays(rows: Any, block: slice) -> list[np.ndarray]:
-    """Some consecutive rows as the kernels take them: one array, or three of CSR."""
-    if sp.issparse(rows):
-        return [frozen(array) for array in (rows.data, rows.indices, rows.indptr[block.start : block.stop + 1])]
-    return [frozen(rows[block])]
 
 
 def to_solver(x: np.ndarray, gradient_sum: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:

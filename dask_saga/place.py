@@ -71,15 +71,17 @@ FACTS = ("window", "count", "text", "history", "next_check", "wait", "converged"
 
 def begin(fit: Fit, at_zero: float) -> Place:
     """Before the first pass."""
-    prepared, executor = fit.prepared, fit.source.executor
+    prepared = fit.prepared
     rows = sum(fact.rows for fact in prepared.facts)
     head = new_head(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows)
     head = adapt(head, fit.problem)._replace(limits=frozen(prepared.limits))
     text = digest("fit", fit.ids, fit.problem.token(), len(fit.parts))
-    memories = list(prepared.memories)
+    start, memories = Visited(head, None), list(prepared.memories)
     prepared.memories.clear()  # else the first ones would stay beside those of the visits
     if at_zero and prepared.sample:
-        return arrived(fit, Place([Visited(head, None)], memories, None, frozenset(), 0, text, refines=True), prepared.x)
+        return arrived(
+            fit, Place([Visited(head, None)], memories, None, frozenset(), 0, text, refines=True), prepared.x
+        )
     # Where zero is the optimum there is no pass, and nothing to remember.
     start = Visited(head, None)
     summary = round_summary(fit.problem, prepared.axes, start)
@@ -101,10 +103,12 @@ def resume(fit: Fit, saved: Saved, tol: float) -> Place:
     start = Visited(saved.head, None)
     own = fit.source.executor.put([Visited(None, memory) for memory in saved.memories])
     fit.prepared.memories.clear()
-    facts = {name: saved.facts[name] for name in FACTS}
+    facts = {name: saved.facts.get(name, Place._field_defaults.get(name)) for name in FACTS}
     facts["window"], facts["history"] = frozenset(facts["window"]), tuple(facts["history"])
     facts["converged"] = facts["converged"] and facts["history"][-1]["gradient_norm"] <= tol
-    return Place([start], own, round_summary(fit.problem, fit.prepared.axes, start), **facts)
+    summary = round_summary(fit.problem, fit.prepared.axes, start)
+    summary = summary._replace(objective=facts["history"][-1]["objective"])
+    return Place([start], own, summary, **facts)
 
 
 def gathered(fit: Fit, place: Place) -> Saved:

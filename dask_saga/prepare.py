@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from .chunk import chunk_gradient, count_outputs, fresh_memory
-from .columns import ColumnStats, column_stats, merge
+from .chunk import chunk_gradient, factors_at_zero, fresh_memory
+from .columns import ColumnStats, measure, merge
 from .inputs import Chunk, frozen, join_chunks
 from .metric import Metric, axis_limits, choose_metric, row_norms
 from .problem import Problem
@@ -92,10 +92,9 @@ class _Examined(NamedTuple):
 
 def _examine(chunk: Chunk, problem: Problem, chunks: int) -> _Examined:
     memory = fresh_memory(chunk, problem)
-    zero = np.zeros((count_outputs(chunk, problem), chunk.rows.shape[1] + 1))
-    facts = memory._replace(gradients=np.empty((0, len(zero))), total=None)
-    value, gradient = chunk_gradient(chunk, zero, problem)
-    stats = column_stats(chunk, problem, chunks)
+    facts = memory._replace(gradients=np.empty((0, memory.gradients.shape[1])), total=None)
+    value, factors = factors_at_zero(chunk, problem)
+    stats, gradient = measure(chunk, problem, chunks, factors)
     sample = sample_rows(chunk, chunks) if problem.automatic else None
     return _Examined(facts, len(chunk.targets), chunk.nbytes, sp.issparse(chunk.rows), value, stats, gradient, sample)
 
@@ -131,9 +130,7 @@ def remember(chunk: Chunk, x: np.ndarray, problem: Problem, visits: int) -> Reme
     gradients = np.empty_like(memory.gradients)
     value, total = chunk_gradient(chunk, x, problem, gradients)
     total = frozen(total)
-    memory = memory._replace(
-        gradients=frozen(gradients), visits=visits, total=None if memory.total is None else total
-    )
+    memory = memory._replace(gradients=frozen(gradients), visits=visits, total=None if memory.total is None else total)
     return Remembered(total, memory, value)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from ._kernels import kernels_for
-from .inputs import Chunk, frozen
-from .metric import Metric, row_arrays, row_norms, shift_of, solver_rows, to_solver, to_user
+from .inputs import Chunk, frozen, row_arrays
+from .metric import Metric, row_norms, shift_of, solver_rows, to_solver, to_user
 from .problem import Problem
 from .state import LARGEST_COEFFICIENT, ChunkMemory, Head
 from .threads import even_slices, sharers, threads

@@ -23,6 +23,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.fixes import parse_version
 
 from dask_saga import SAGAClassifier, SAGARegressor
+from dask_saga.inputs import count_labels
 
 from .conftest import make_rows
 
@@ -349,3 +350,22 @@ def test_raw_columns_converge_with_default_settings():
     model = SAGAClassifier(penalty=None, tol=0.0, random_state=0)
     model.fit(A, y, callback=lambda info: info.epoch == 50)
     assert log_loss(y, model.predict_proba(A)) - best < 1e-6 * (np.log(2) - best)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([-128, 127, -128, 0] * 100, np.int8),
+        np.array([2**64 - 1, 2**64 - 3] * 5, np.uint64),
+        np.array([-(2**63), -(2**63) + 4] * 5, np.int64),
+        np.array([5, 3, 10**9]),
+        np.array([True, False, True]),
+        np.array([], np.int64),
+    ],
+)
+def test_labels_are_counted_whatever_their_range(labels):
+    distinct, counts = count_labels(labels, np.empty(0))
+    expected, numbers = np.unique(labels, return_counts=True)
+    np.testing.assert_array_equal(distinct, expected)
+    assert distinct.dtype == labels.dtype
+    np.testing.assert_array_equal(counts, numbers)

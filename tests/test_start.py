@@ -10,9 +10,9 @@ from dask_saga.chunk import chunk_gradient
 from dask_saga.columns import column_stats, merge
 from dask_saga.inputs import join_chunks, read_chunk
 from dask_saga.losses import LogLoss, SquaredError
+from dask_saga.metric import choose_metric
 from dask_saga.penalties import ElasticNet
 from dask_saga.problem import Problem
-from dask_saga.metric import choose_metric
 from dask_saga.start import ROWS_A_COLUMN, SAMPLE_SHARE, is_enough, make_sample, refine, sample_rows
 
 from .conftest import make_rows
