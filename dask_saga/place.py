@@ -14,11 +14,12 @@ from .checkpoint import Saved
 from .chunk import split_memory
 from .inputs import frozen
 from .mapping import SharedMap
+from .metric import row_norms
 from .prepare import Prepared, Remembered
 from .problem import Problem, digest
 from .rounds import Summary, Visited, merge_round, round_summary
 from .source import Source
-from .state import ChunkMemory, SAGAState, adapt, new_head
+from .state import ChunkMemory, Head, SAGAState, adapt, new_head
 
 __all__ = ["Fit", "Place", "Result", "arrived", "begin", "gathered", "result", "resume", "without_lineage"]
 
@@ -46,6 +47,17 @@ class Fit(NamedTuple):
     weight: float
     seed: int
     parts: list[range]
+    norms: list  # as ``row_norms`` gives them
+
+    def row_norms(self) -> list:
+        """Of each group a reference to its rows' norms, or None where chunks are not held; once visits ask for them."""
+        if not self.norms:
+            held, asked = self.source.holds, (self.metric, self.problem)
+            there = (
+                self.source.map(row_norms, *asked, name="saga-norms") if held else [None] * len(self.prepared.groups)
+            )
+            self.norms.extend(there)
+        return self.norms
 
 
 class Place(NamedTuple):
@@ -65,6 +77,8 @@ class Place(NamedTuple):
     in_vain: int = 0  # passes that found no better place, and left no trace
 
 
+# Memories up to this share of the rows, and this size, go to where their sums are added up: a task less for each chunk.
+TRAVELS, MOST_TRAVELS = 0.05, 2**25
 # What a checkpoint keeps of a place beside head and memories.
 FACTS = ("window", "count", "text", "history", "next_check", "wait", "converged", "refines", "in_vain")
 
@@ -73,25 +87,24 @@ def begin(fit: Fit, at_zero: float) -> Place:
     """Before the first pass."""
     prepared = fit.prepared
     rows = sum(fact.rows for fact in prepared.facts)
-    head = new_head(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows)
-    head = adapt(head, fit.problem)._replace(limits=frozen(prepared.limits))
+    head = adapt(new_head(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows), fit.problem)
     text = digest("fit", fit.ids, fit.problem.token(), len(fit.parts))
-    start, memories = Visited(head, None), list(prepared.memories)
-    prepared.memories.clear()  # else the first ones would stay beside those of the visits
+    start, memories = fit.source.executor.submit(_limited, head, prepared.limits, name="saga-head"), prepared.memories
+    there = Place([start], list(memories), None, frozenset(), 0, text)
+    memories.clear()  # else the first ones would stay beside those of the visits
     if at_zero and prepared.sample:
-        return arrived(
-            fit, Place([Visited(head, None)], memories, None, frozenset(), 0, text, refines=True), prepared.x
-        )
+        return arrived(fit, there._replace(refines=True), prepared.x)
     # Where zero is the optimum there is no pass, and nothing to remember.
-    start = Visited(head, None)
-    summary = round_summary(fit.problem, prepared.axes, start)
-    return Place([start], [None] * len(memories), summary, frozenset(), 0, text, converged=at_zero == 0)
+    summary = round_summary(fit.problem, prepared.axes, Visited(head, None))
+    return there._replace(own=[None] * len(there.own), summary=summary, converged=at_zero == 0)
 
 
 def arrived(fit: Fit, place: Place, x: Any) -> Place:
     """The place with the head and the summary of an x, a reference, of which all chunks' own tell the gradient."""
-    executor, [before] = fit.source.executor, place.visits
-    told = executor.map(_told, [(one,) for one in place.own], name="saga-sum")
+    executor, told, [before] = fit.source.executor, place.own, place.visits
+    memory = sum(fit.prepared.lengths) * len(fit.prepared.zero) * np.dtype(fit.problem.memory_dtype).itemsize
+    if memory > min(TRAVELS * sum(fit.source.sizes), MOST_TRAVELS):
+        told = executor.map(_told, [(one,) for one in told], name="saga-sum")
     head = executor.submit(_arrived, before, x, *told, name="saga-head")
     calls = [fit.problem, fit.metric, head]
     [summary] = executor.gather([executor.submit(round_summary, *calls, name="saga-summary")])
@@ -163,14 +176,17 @@ def result(fit: Fit, place: Place, interrupted: bool) -> Result:
 # Tasks beside those of the rounds.
 
 
-def _told(one: Remembered) -> tuple[np.ndarray, float]:
-    return one.total, one.value
+def _limited(head: Head, limits: np.ndarray) -> Visited:
+    return Visited(head._replace(limits=limits), None)
 
 
-def _arrived(before: Visited, x: np.ndarray, *told: tuple[np.ndarray, float]) -> Visited:
-    totals, values = zip(*told, strict=True)
-    head = before.head._replace(x=x, gradient_sum=frozen(sum(totals)), window_start=x)
-    return Visited(head, None, earlier=sum(values))
+def _told(one: Remembered) -> Remembered:
+    return one._replace(memory=None)
+
+
+def _arrived(before: Visited, x: np.ndarray, *told: Remembered) -> Visited:
+    head = before.head._replace(x=x, gradient_sum=frozen(sum(one.total for one in told)), window_start=x)
+    return Visited(head, None, earlier=sum(one.value for one in told))
 
 
 def _second(pair: tuple) -> Any:

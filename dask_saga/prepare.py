@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import scipy.sparse as sp
 from .chunk import chunk_gradient, factors_at_zero, fresh_memory
 from .columns import ColumnStats, measure, merge
 from .inputs import Chunk, frozen, join_chunks
-from .metric import Metric, axis_limits, choose_metric, row_norms
+from .metric import Metric, axis_limits, choose_metric
 from .problem import Problem
 from .source import Source
 from .start import Sample, is_enough, make_sample, refine, sample_rows
@@ -32,8 +33,6 @@ class Prepared(NamedTuple):
     ----------
     groups : list of list of int
         Numbers of the chunks that are visited together.
-    norms : list
-        Of each group, a reference to its ``row_norms``, or None where chunks are not held.
     memories : list
         Of each group, a reference to what it is ``Remembered`` by at `x`, or None where passes begin at zero.
     lengths : list of int
@@ -51,12 +50,11 @@ class Prepared(NamedTuple):
         Reference to where the passes begin; None for zero.
     sample : list
         A reference to what ``refine`` takes, as long as it is needed, if there is one.
-    limits : ndarray of shape (p,)
-        As in ``Head``, of single chunks.
+    limits : object
+        Reference to what is so named in ``Head``, of single chunks.
     """
 
     groups: list[list[int]]
-    norms: list
     memories: list
     lengths: list[int]
     facts: list[ChunkMemory]
@@ -66,7 +64,7 @@ class Prepared(NamedTuple):
     zero: np.ndarray
     x: Any
     sample: list
-    limits: np.ndarray
+    limits: Any
 
 
 class Remembered(NamedTuple):
@@ -77,13 +75,19 @@ class Remembered(NamedTuple):
     value: float  # sum of the weighted losses
 
 
-class _Examined(NamedTuple):
-    """What one chunk tells, or several as one, which have no facts."""
-
-    facts: ChunkMemory | None
+class _Shape(NamedTuple):
     length: int
     nbytes: int
     is_sparse: bool
+    columns: int
+    outputs: int
+
+
+class _Examined(NamedTuple):
+    """What one chunk tells, or several as one."""
+
+    facts: list[ChunkMemory]
+    shapes: list[_Shape]
     value: float
     stats: ColumnStats
     zero: np.ndarray
@@ -96,28 +100,32 @@ def _examine(chunk: Chunk, problem: Problem, chunks: int) -> _Examined:
     value, factors = factors_at_zero(chunk, problem)
     stats, gradient = measure(chunk, problem, chunks, factors)
     sample = sample_rows(chunk, chunks) if problem.automatic else None
-    return _Examined(facts, len(chunk.targets), chunk.nbytes, sp.issparse(chunk.rows), value, stats, gradient, sample)
+    shape = _Shape(len(chunk.targets), chunk.nbytes, sp.issparse(chunk.rows), chunk.rows.shape[1], len(gradient))
+    return _Examined([facts], [shape], value, stats, gradient, sample)
 
 
 def _merge(*examined: _Examined) -> _Examined:
     """It carries p x p products, which a client need not see of each."""
+    facts, shapes = (list(itertools.chain(*parts)) for parts in list(zip(*examined, strict=True))[:2])
+    if len({shape[-2:] for shape in shapes}) > 1:  # which an error will tell
+        return examined[0]._replace(facts=facts, shapes=shapes)
     stats, zero = functools.reduce(merge, [one.stats for one in examined]), sum(one.zero for one in examined)
     value, samples = sum(one.value for one in examined), [one.sample for one in examined]
-    alike = len({None if sample is None else sp.issparse(sample.rows) for sample in samples}) == 1
+    alike = len({shape.is_sparse for shape in shapes}) == 1
     sample = join_chunks(*samples) if alike and samples[0] is not None else None
-    return examined[0]._replace(facts=None, value=value, stats=stats, zero=zero, sample=sample)
+    return _Examined(facts, shapes, value, stats, zero, sample)
 
 
-def _whole(examined: _Examined) -> tuple[float, ColumnStats, np.ndarray, bool]:
-    return examined.value, examined.stats, examined.zero, is_enough(examined.sample)
-
-
-def _brief(examined: _Examined) -> tuple:
-    return *examined[:4], len(examined.stats.mean), len(examined.zero)
+def _whole(examined: _Examined) -> tuple[_Examined, bool]:
+    return examined._replace(sample=None), is_enough(examined.sample)
 
 
 def _limits(examined: _Examined, metric: Metric, problem: Problem) -> np.ndarray:
     return axis_limits(examined.stats, metric, problem)
+
+
+def _least(*limits: np.ndarray) -> np.ndarray:
+    return frozen(np.min(limits, axis=0))
 
 
 def _make_sample(examined: _Examined, metric: Metric, problem: Problem) -> Sample:
@@ -145,25 +153,25 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
         Whether small chunks are visited together.
     """
     executor, examined = source.executor, source.map(_examine, problem, len(source), name="saga-examine")
-    brief = executor.gather(executor.map(_brief, [(one,) for one in examined], name="saga-brief"))
-    facts, lengths, nbytes, sparse, columns, outputs = zip(*brief, strict=True)
-    for k in range(len(source)):
-        if columns[k] != columns[0]:
-            raise ValueError(f"chunk {k}: X has {columns[k]} features, but chunk 0 has {columns[0]}")
-        if outputs[k] != outputs[0]:
-            raise ValueError(f"chunk {k}: y has {outputs[k]} columns, but chunk 0 has {outputs[0]}")
-    source.sizes = list(nbytes)
-    source.expected = [(fact.content, fact.weights_content) for fact in facts]
     merged = examined
     while len(merged) > 1:
         parts = [merged[k : k + MERGED] for k in range(0, len(merged), MERGED)]
         merged = [executor.submit(_merge, *part, name="saga-merge") for part in parts]
-    [(value, stats, zero, enough)] = executor.gather([executor.submit(_whole, merged[0], name="saga-whole")])
+    [(whole, enough)] = executor.gather([executor.submit(_whole, merged[0], name="saga-whole")])
+    facts, shapes, value, stats, zero, _ = whole
+    for k, shape in enumerate(shapes):
+        if shape.columns != shapes[0].columns:
+            raise ValueError(f"chunk {k}: X has {shape.columns} features, but chunk 0 has {shapes[0].columns}")
+        if shape.outputs != shapes[0].outputs:
+            raise ValueError(f"chunk {k}: y has {shape.outputs} columns, but chunk 0 has {shapes[0].outputs}")
+    source.sizes = [shape.nbytes for shape in shapes]
+    source.expected = [(fact.content, fact.weights_content) for fact in facts]
     axes = choose_metric(stats, problem)
     [there] = executor.put([axes])
-    limits = executor.gather(executor.map(_limits, [(one, there, problem) for one in examined], name="saga-axes"))
-    groups, limits = [[k] for k in range(len(source))], np.min(limits, axis=0)
-    if joins and len(source) > 1 and sum(nbytes) <= JOINED_BYTES and len(set(sparse)) == 1:
+    limits = executor.map(_limits, [(one, there, problem) for one in examined], name="saga-axes")
+    limits = executor.submit(_least, *limits, name="saga-limits")
+    groups, nbytes = [[k] for k in range(len(source))], sum(source.sizes)
+    if joins and len(source) > 1 and nbytes <= JOINED_BYTES and len({shape.is_sparse for shape in shapes}) == 1:
         # Whether `persist` or not: it must not change the bits.
         if not source.holds:
             source.hold()
@@ -174,10 +182,9 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
         sample, gradient = [there], zero / stats.weight
     elif problem.automatic and enough:
         sample = [executor.submit(_make_sample, merged[0], there, problem, name="saga-sample")]
-    norms, memories = [None] * len(groups), [None] * len(groups)
-    if source.holds:
-        norms = source.map(row_norms, there, problem, name="saga-norms")
+    memories = [None] * len(groups)
     if sample:
         x = executor.submit(refine, sample[0], frozen(np.zeros_like(zero)), gradient, problem, 0, name="saga-start")
         memories = source.map(remember, x, problem, 0, name="saga-memory")
-    return Prepared(groups, norms, memories, list(lengths), list(facts), stats, axes, value, zero, x, sample, limits)
+    lengths = [shape.length for shape in shapes]
+    return Prepared(groups, memories, lengths, facts, stats, axes, value, zero, x, sample, limits)
