@@ -50,9 +50,9 @@ class Info(NamedTuple):
     intercept : float, or ndarray of shape (k,)
     objective : float
         F, estimated: each chunk's loss after its visit in this pass, on a sample of at most 256 rows, and the
-        penalty at `x`. Exact where a stop was to be confirmed.
+        penalty at `x`. Exact in refinements, and where a stop was to be confirmed.
     gradient_norm : float
-        Estimated norm of the proximal gradient, relative to its value at zero.
+        Norm of the proximal gradient, relative to its value at zero; exact and estimated as `objective` is.
     step_size : float
     seconds : float
         Since the first pass began.

@@ -442,15 +442,11 @@ from dask_saga import saga
 pairs = [dask.delayed(make_chunk)(k) for k in range(CHUNKS)]
 with get_task_stream(client) as stream:
     result = saga(pairs, max_iter=PASSES, random_state=0)
-draw(
-    [bar for bar in to_bars(stream) if bar[0] == "saga-chunk"],
-    "dask_saga.saga, its visits",
-)
+draw(to_bars(stream), "dask_saga.saga")
 
 # %%
-# It also goes further in as many passes than stages 2 to 5, and as far as stage 1. The norms printed above are those
-# of the *remembered* gradients. With few, long chunks these may cancel while ``x`` is still some way off, as each visit
-# ends near an optimum of its own chunk. The mean loss of all rows tells:
+# There is no chain. A sample of the rows leads, one small task at a time, and all chunks at once tell the exact
+# gradient where it led: visits in a chain, as above, come only where the sample is of no more use. How far did each get?
 
 
 def total_loss(x, A, b):
