@@ -119,6 +119,8 @@ def resume(fit: Fit, saved: Saved, tol: float) -> Place:
     facts = {name: saved.facts.get(name, Place._field_defaults.get(name)) for name in FACTS}
     facts["window"], facts["history"] = frozenset(facts["window"]), tuple(facts["history"])
     facts["converged"] = facts["converged"] and facts["history"][-1]["gradient_norm"] <= tol
+    if not facts["refines"]:
+        fit.prepared.sample.clear()
     summary = round_summary(fit.problem, fit.prepared.axes, start)
     summary = summary._replace(objective=facts["history"][-1]["objective"])
     return Place([start], own, summary, **facts)

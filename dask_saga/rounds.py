@@ -177,6 +177,8 @@ def penalty_value(x: np.ndarray, problem: Problem) -> float:
 def round_summary(problem: Problem, metric: Metric, *visits: Visited) -> Summary:
     """The summary of a pass whose last round these are."""
     head = merge_round(problem, metric, *visits)
-    norm, x = gradient_mapping_norm(head.x, head.gradient_average, problem, metric), candidate(head, problem, metric)[0]
+    with np.errstate(over="ignore", invalid="ignore"):  # where a refinement went astray
+        norm = gradient_mapping_norm(head.x, head.gradient_average, problem, metric)
+    x = candidate(head, problem, metric)[0]
     objective = _pass_loss(visits) / (head.weight or 1.0) + penalty_value(x, problem)
     return Summary(x, objective, norm, problem.step(metric, head.cut), head.diverged)

@@ -21,7 +21,7 @@ SAMPLE_BYTES, SAMPLE_SHARE = 2**24, 1 / 8
 # It must have so many rows, and so many for each column, else its optimum is too far from that of all rows.
 LEAST_ROWS, ROWS_A_COLUMN = 2000, 20
 # Visits of it for the start, and for a refinement.
-VISITS = 4
+VISITS = 3
 
 
 class Sample(NamedTuple):
