@@ -12,7 +12,7 @@ from .chunk import chunk_gradient, chunk_saga, fresh_memory
 from .inputs import Chunk, frozen
 from .metric import Metric, row_norms, solver_rows, to_solver, to_user
 from .problem import Problem
-from .state import candidate, new_head, open_pass, open_window
+from .state import Head, candidate, gradient_mapping_norm, new_head, open_pass, open_window
 
 __all__ = ["Sample", "is_enough", "make_sample", "refine", "sample_rows"]
 
@@ -20,8 +20,8 @@ __all__ = ["Sample", "is_enough", "make_sample", "refine", "sample_rows"]
 SAMPLE_BYTES, SAMPLE_SHARE = 2**24, 1 / 8
 # It must have so many rows, and so many for each column, else its optimum is too far from that of all rows.
 LEAST_ROWS, ROWS_A_COLUMN = 2000, 20
-# Visits of it for the start, and for a refinement.
-VISITS = 3
+# It is visited until this share of what it cannot tell is left of the gradient, and so often at least and at most.
+SOLVED, LEAST_VISITS, MOST_VISITS = 0.2, 2, 8
 
 
 class Sample(NamedTuple):
@@ -124,14 +124,21 @@ def refine(
     head = head._replace(
         x=frozen(there), window_start=frozen(there), gradient_sum=frozen(own if gradient is None else total)
     )
-    for visit in range(VISITS):
+    enough = SOLVED * (x.size / len(norms)) ** 0.5 * _left(head, problem, metric)
+    for visit in range(MOST_VISITS):
         if visit:
             head = open_pass(open_window(head, problem, metric))
-        head, memory = chunk_saga(chunk, head, memory, problem, metric, VISITS * turn + visit, norms)
+        head, memory = chunk_saga(chunk, head, memory, problem, metric, MOST_VISITS * turn + visit, norms)
+        if visit + 1 >= LEAST_VISITS and _left(head, problem, metric) <= enough:
+            break
     found = candidate(head, problem, metric)[0]
     if head.diverged:
         return x
     return frozen(to_user(found, found, axes)[0] if turned else found)
+
+
+def _left(head: Head, problem: Problem, metric: Metric) -> float:
+    return gradient_mapping_norm(head.x, head.gradient_average, problem, metric)
 
 
 def _newton_step(x: np.ndarray, metric: Metric, gradient: np.ndarray, problem: Problem) -> np.ndarray:

@@ -72,10 +72,9 @@ def test_edited_loss_is_a_miss(tmp_path, copied):
     run(FIT, tmp_path, copied, NUMBA_CACHE_DIR=cache)
     losses = copied / "dask_saga" / "losses.py"
     text = losses.read_text()
-    assert text.count("return -y / (1.0 + math.exp(margin))") == 1
-    losses.write_text(
-        text.replace("return -y / (1.0 + math.exp(margin))", "return -y * 1.0 / (1.0 + math.exp(margin))")
-    )
+    line = "return -y * (e if margin > 0 else 1.0) / (1.0 + e)"
+    assert text.count(line) == 1
+    losses.write_text(text.replace(line, line.replace("-y", "-y * 1.0")))
     assert all(misses and not hits for hits, misses in run(FIT, tmp_path, copied, NUMBA_CACHE_DIR=cache))
 
 
