@@ -137,7 +137,7 @@ def run(
     width = saved.facts["n_parallel"] if saved else width
     identity |= {"random_state": seed, "n_parallel": width}
     parts = lanes(len(prepared.groups), width)
-    fit = Fit(source, prepared, problem, *source.executor.put([prepared.axes]), ids, weight, seed, parts, [])
+    fit = Fit(source, prepared, problem, ids, weight, seed, parts, [])
     at_zero = _norm_at_zero(prepared, weight, problem)
     place = resume(fit, saved, tol) if saved else begin(fit, at_zero)
     rng = np.random.default_rng(seed) if shuffle else None
@@ -209,7 +209,7 @@ def _one_pass(fit: Fit, place: Place, rounds: list[list[int]]) -> Place:
         for g, chunk in itertools.islice(coming, len(members)):
             seed = visit_seed(fit.seed, fit.ids[fit.prepared.groups[g][0]], epoch - 1 - place.in_vain)
             turn = Turn(seed, len(members) == 1, members is rounds[0], opens)
-            calls.append((fit.problem, fit.metric, turn, chunk, norms[g], own[g], *visits))
+            calls.append((fit.problem, fit.prepared.metric, turn, chunk, norms[g], own[g], *visits))
             window, count = window | {g}, count + 1
             for k in fit.prepared.groups[g]:
                 text = visit_digest(text, fit.ids[k], facts[k], fit.problem)
@@ -217,7 +217,9 @@ def _one_pass(fit: Fit, place: Place, rounds: list[list[int]]) -> Place:
         for g, visited in zip(members, visits, strict=True):
             own[g] = visited
             source.used(visited)
-    [summary] = executor.gather([executor.submit(round_summary, fit.problem, fit.metric, *visits, name="saga-summary")])
+    [summary] = executor.gather(
+        [executor.submit(round_summary, fit.problem, fit.prepared.metric, *visits, name="saga-summary")]
+    )
     return place._replace(visits=visits, own=own, summary=summary, window=window, count=count, text=text)
 
 

@@ -42,7 +42,6 @@ class Fit(NamedTuple):
     source: Source
     prepared: Prepared
     problem: Problem
-    metric: Any  # a reference, as it may be large
     ids: list
     weight: float
     seed: int
@@ -52,7 +51,7 @@ class Fit(NamedTuple):
     def row_norms(self) -> list:
         """Of each group a reference to its rows' norms, or None where chunks are not held; once visits ask for them."""
         if not self.norms:
-            held, asked = self.source.holds, (self.metric, self.problem)
+            held, asked = self.source.holds, (self.prepared.metric, self.problem)
             there = (
                 self.source.map(row_norms, *asked, name="saga-norms") if held else [None] * len(self.prepared.groups)
             )
@@ -106,7 +105,7 @@ def arrived(fit: Fit, place: Place, x: Any) -> Place:
     if memory > min(TRAVELS * sum(fit.source.sizes), MOST_TRAVELS):
         told = executor.map(_told, [(one,) for one in told], name="saga-sum")
     head = executor.submit(_arrived, before, x, *told, name="saga-head")
-    calls = [fit.problem, fit.metric, head]
+    calls = [fit.problem, fit.prepared.metric, head]
     [summary] = executor.gather([executor.submit(round_summary, *calls, name="saga-summary")])
     return place._replace(visits=[head], summary=summary)
 
@@ -137,7 +136,7 @@ def gathered(fit: Fit, place: Place) -> Saved:
 
 
 def _head(fit: Fit, place: Place) -> Any:
-    return fit.source.executor.submit(merge_round, fit.problem, fit.metric, *place.visits, name="saga-head")
+    return fit.source.executor.submit(merge_round, fit.problem, fit.prepared.metric, *place.visits, name="saga-head")
 
 
 def without_lineage(fit: Fit, place: Place) -> Place:

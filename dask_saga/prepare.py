@@ -42,6 +42,8 @@ class Prepared(NamedTuple):
     stats : ColumnStats
     axes : Metric
         The coordinates that the columns suggest.
+    metric : object
+        Reference to them, as they may be large.
     value : float
         Sum of the weighted losses at x = 0.
     zero : ndarray of shape (k, p + 1)
@@ -60,6 +62,7 @@ class Prepared(NamedTuple):
     facts: list[ChunkMemory]
     stats: ColumnStats
     axes: Metric
+    metric: Any
     value: float
     zero: np.ndarray
     x: Any
@@ -91,7 +94,7 @@ class _Examined(NamedTuple):
     value: float
     stats: ColumnStats
     zero: np.ndarray
-    sample: Chunk | None
+    samples: list[Chunk]
 
 
 def _examine(chunk: Chunk, problem: Problem, chunks: int) -> _Examined:
@@ -99,25 +102,23 @@ def _examine(chunk: Chunk, problem: Problem, chunks: int) -> _Examined:
     facts = memory._replace(gradients=np.empty((0, memory.gradients.shape[1])), total=None)
     value, factors = factors_at_zero(chunk, problem)
     stats, gradient = measure(chunk, problem, chunks, factors)
-    sample = sample_rows(chunk, chunks) if problem.automatic else None
+    samples = [sample_rows(chunk, chunks)] if problem.automatic else []
     shape = _Shape(len(chunk.targets), chunk.nbytes, sp.issparse(chunk.rows), chunk.rows.shape[1], len(gradient))
-    return _Examined([facts], [shape], value, stats, gradient, sample)
+    return _Examined([facts], [shape], value, stats, gradient, samples)
 
 
 def _merge(*examined: _Examined) -> _Examined:
     """It carries p x p products, which a client need not see of each."""
-    facts, shapes = (list(itertools.chain(*parts)) for parts in list(zip(*examined, strict=True))[:2])
+    parts = zip(*((one.facts, one.shapes, one.samples) for one in examined), strict=True)
+    facts, shapes, samples = (list(itertools.chain(*part)) for part in parts)
     if len({shape[-2:] for shape in shapes}) > 1:  # which an error will tell
         return examined[0]._replace(facts=facts, shapes=shapes)
     stats, zero = functools.reduce(merge, [one.stats for one in examined]), sum(one.zero for one in examined)
-    value, samples = sum(one.value for one in examined), [one.sample for one in examined]
-    alike = len({shape.is_sparse for shape in shapes}) == 1
-    sample = join_chunks(*samples) if alike and samples[0] is not None else None
-    return _Examined(facts, shapes, value, stats, zero, sample)
+    return _Examined(facts, shapes, sum(one.value for one in examined), stats, zero, samples)
 
 
 def _whole(examined: _Examined) -> tuple[_Examined, bool]:
-    return examined._replace(sample=None), is_enough(examined.sample)
+    return examined._replace(samples=[]), is_enough(examined.samples)
 
 
 def _limits(examined: _Examined, metric: Metric, problem: Problem) -> np.ndarray:
@@ -129,7 +130,7 @@ def _least(*limits: np.ndarray) -> np.ndarray:
 
 
 def _make_sample(examined: _Examined, metric: Metric, problem: Problem) -> Sample:
-    return make_sample(examined.sample, metric, problem)
+    return make_sample(join_chunks(*examined.samples), metric, problem)
 
 
 def remember(chunk: Chunk, x: np.ndarray, problem: Problem, visits: int) -> Remembered:
@@ -187,4 +188,4 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
         x = executor.submit(refine, sample[0], frozen(np.zeros_like(zero)), gradient, problem, 0, name="saga-start")
         memories = source.map(remember, x, problem, 0, name="saga-memory")
     lengths = [shape.length for shape in shapes]
-    return Prepared(groups, memories, lengths, facts, stats, axes, value, zero, x, sample, limits)
+    return Prepared(groups, memories, lengths, facts, stats, axes, there, value, zero, x, sample, limits)

@@ -62,12 +62,12 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     return Chunk(chunk.rows[some], frozen(chunk.targets[some]), frozen(weights), chunk.content, "sample")
 
 
-def is_enough(sample: Chunk | None) -> bool:
-    """Whether the optimum of a sample is near that of all rows."""
-    if sample is None or not sample.weights.any():
+def is_enough(samples: list[Chunk]) -> bool:
+    """Whether the optimum of the samples of all chunks is near that of all rows."""
+    weight, squares = (sum((chunk.weights**power).sum() for chunk in samples) for power in (1, 2))
+    if not weight or len({sp.issparse(chunk.rows) for chunk in samples}) > 1:
         return False
-    rows = sample.weights.sum() ** 2 / (sample.weights**2).sum()
-    return bool(rows >= max(LEAST_ROWS, ROWS_A_COLUMN * sample.rows.shape[1]))
+    return bool(weight**2 / squares >= max(LEAST_ROWS, ROWS_A_COLUMN * samples[0].rows.shape[1]))
 
 
 def make_sample(chunk: Chunk, axes: Metric, problem: Problem) -> Sample:

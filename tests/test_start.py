@@ -43,8 +43,8 @@ def test_a_sample_weighs_as_much_as_its_chunk_and_repeats():
         assert len(sample_rows(chunk, 10**6).targets) == 1
     nothing = sample_rows(read_chunk(A, b, np.zeros(4000)), 1)
     assert nothing.weight == 0
-    assert not is_enough(nothing)
-    assert not is_enough(None)
+    assert not is_enough([nothing])
+    assert not is_enough([])
 
 
 def test_rows_without_weight_are_not_drawn():
@@ -72,11 +72,11 @@ def test_too_few_rows_are_no_start():
     A, b = make_rows(2500, 200)
     chunk = read_chunk(A, b, np.ones(2500))
     assert ROWS_A_COLUMN * 200 > 2500
-    assert not is_enough(chunk)
+    assert not is_enough([chunk])
     A, b = make_rows(4000, 5)
     few = np.where(np.arange(4000) < 10, 1e6, 1.0)  # ten rows have all the weight
-    assert not is_enough(read_chunk(A, b, few))
-    assert is_enough(read_chunk(A, b, np.ones(4000)))
+    assert not is_enough([read_chunk(A, b, few)])
+    assert is_enough([read_chunk(A, b, np.ones(4000))])
 
 
 @pytest.mark.parametrize("sort", [False, True])
