@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Number
 from typing import Any, NamedTuple
 
@@ -40,8 +40,6 @@ BLOCK_BYTES = 2**20
 MERGED_BYTES = 2**28
 # Beyond these, squares and their sums would leave the range of float64; no data are measured on such scales.
 LARGEST, LEAST_WEIGHT = 1e50, 1e-50
-# Checks change the process's warning filters for a while: threads that did at once would leave them changed.
-_alone = threading.Lock()
 NO_TARGET = "This estimator requires y to be passed, but the target y is None"
 
 
@@ -123,6 +121,16 @@ def blame(argument: str, chunk: Any = None) -> Iterator[None]:
         raise kind(text if chunk is None else f"chunk {chunk}: {text}") from error
 
 
+# scikit-learn's checks change the process's warning filters for a while.
+_alone = threading.RLock()
+
+
+def _checked(check: Callable, *given: Any, **how: Any) -> Any:
+    """What a check of scikit-learn's returns: one thread at a time, as several would leave warning filters changed."""
+    with _alone, np.errstate(all="ignore"):
+        return check(*given, **how)
+
+
 def read_rows(X: Any, *, estimator: str | None = None, empty: bool = False) -> Any:
     """Rows as the kernels see them: C-ordered float32 or float64, or canonical CSR.
 
@@ -152,16 +160,16 @@ def read_rows(X: Any, *, estimator: str | None = None, empty: bool = False) -> A
         type(X)((X.data, X.indices, X.indptr), shape=X.shape).check_format(full_check=True)
         if (np.diff(X.indptr) < 0).any():  # which scipy does not look at where nothing is stored
             raise ValueError("indptr must be a non-decreasing sequence")
-    with _alone, np.errstate(all="ignore"):
-        X = check_array(
-            X,
-            accept_sparse="csr",
-            dtype=[np.float64, np.float32],
-            order="C",
-            ensure_min_samples=0 if empty else 1,
-            input_name="X",
-            estimator=estimator,
-        )
+    X = _checked(
+        check_array,
+        X,
+        accept_sparse="csr",
+        dtype=[np.float64, np.float32],
+        order="C",
+        ensure_min_samples=0 if empty else 1,
+        input_name="X",
+        estimator=estimator,
+    )
     if sp.issparse(X):
         if not X.has_canonical_format:
             X = X.copy()
@@ -186,7 +194,7 @@ def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:
         raise ValueError(NO_TARGET)
     labels = np.asarray(y)
     if labels.ndim != 1:
-        labels = column_or_1d(labels, warn=warn)
+        labels = _checked(column_or_1d, labels, warn=warn)
     if labels.dtype == object and len(labels):
         import pandas as pd
 
@@ -204,8 +212,7 @@ def count_labels(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, n
     """The sorted distinct labels of one block, and the sums of their rows' weights."""
     distinct, codes = _sorted_codes(labels)
     if len(labels) and (labels.dtype.kind not in "iub" or len(distinct) > len(labels) / 2):  # integers may be too many
-        with np.errstate(all="ignore"):
-            check_classification_targets(labels)
+        _checked(check_classification_targets, labels)
     if weights.size and len(weights) != len(labels):
         raise ValueError(f"y has {len(labels)} rows, but sample_weight has {len(weights)}")
     return distinct, np.bincount(codes, weights if weights.size else None, minlength=len(distinct)).astype(float)
@@ -292,15 +299,8 @@ def read_weights(sample_weight: Any, n: int) -> np.ndarray:
         return np.empty(0)
     if isinstance(sample_weight, Number):
         sample_weight = np.full(n, sample_weight)
-    with np.errstate(all="ignore"):
-        weights = check_array(
-            sample_weight,
-            ensure_2d=False,
-            dtype=np.float64,
-            order="C",
-            ensure_min_samples=0,
-            input_name="sample_weight",
-        )
+    how = {"ensure_2d": False, "dtype": np.float64, "order": "C", "ensure_min_samples": 0}
+    weights = _checked(check_array, sample_weight, **how, input_name="sample_weight")
     if weights.ndim != 1:
         raise ValueError(f"sample_weight must be a 1D array or a number, but has {weights.ndim} dimensions")
     if (weights < 0).any():
@@ -325,10 +325,9 @@ def read_targets(y: Any, classes: np.ndarray | None = None, loss: Any = None) ->
         return named[codes][:, None]
     if y is None:
         raise ValueError(NO_TARGET)
-    with np.errstate(all="ignore"):
-        y = check_array(y, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="y")
+    y = _checked(check_array, y, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="y")
     if labels is not None or y.ndim != 2 or y.shape[1] == 0 or hasattr(loss, "outputs"):
-        y = column_or_1d(y, warn=True)[:, None]
+        y = _checked(column_or_1d, y, warn=True)[:, None]
     if labels is not None and not np.isin(y, labels).all():
         raise ValueError(f"y (b) must hold only {_some(labels)} for this loss")
     if y.size and y.min() < getattr(loss, "least_target", -np.inf):

@@ -1,7 +1,9 @@
 """Several threads in one visit: equal to plain Python, reproducible, exact sums, the same optimum."""
 
 import itertools
+import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import dask.array as da
@@ -233,3 +235,17 @@ def test_n_threads_must_be_a_positive_integer():
     for bad in (0, -1, 1.5, "auto"):
         with pytest.raises(ValueError, match="n_threads"):
             SAGAClassifier(n_threads=bad).fit(A, b)
+
+
+def test_threads_that_read_leave_the_warning_filters():
+    """scikit-learn's checks change them for a while, and what one thread restores another may have changed."""
+    A, y, w = [[1.0, 2.0]] * 3, [1.0, 2.0, 3.0], [1.0, 1.0, 1.0]
+    before, interval = list(warnings.filters), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(lambda _: read_chunk(A, y, w).content, range(1000)))) == 1
+        assert list(warnings.filters) == before
+    finally:
+        sys.setswitchinterval(interval)
+        warnings.filters[:] = before
