@@ -88,14 +88,17 @@ def begin(fit: Fit, at_zero: float) -> Place:
     rows = sum(fact.rows for fact in prepared.facts)
     head = adapt(new_head(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows), fit.problem)
     text = digest("fit", fit.ids, fit.problem.token(), len(fit.parts))
-    start, memories = fit.source.executor.submit(_limited, head, prepared.limits, name="saga-head"), prepared.memories
+    start, memories = fit.source.executor.submit(_limited, head, *prepared.limits, name="saga-head"), prepared.memories
     there = Place([start], list(memories), None, frozenset(), 0, text)
-    memories.clear()  # else the first ones would stay beside those of the visits
+    # Else these would stay beside those of the visits, and the cluster would remember the tasks before.
+    memories.clear()
+    prepared.limits.clear()
     if at_zero and prepared.sample:
         return arrived(fit, there._replace(refines=True), prepared.x)
     # Where zero is the optimum there is no pass, and nothing to remember.
-    summary = round_summary(fit.problem, prepared.axes, Visited(head, None))
-    return there._replace(own=[None] * len(there.own), summary=summary, converged=at_zero == 0)
+    visits, own = fit.source.executor.gather([start]), [None] * len(there.own)
+    summary = round_summary(fit.problem, prepared.axes, *visits)
+    return there._replace(visits=visits, own=own, summary=summary, converged=at_zero == 0)
 
 
 def arrived(fit: Fit, place: Place, x: Any) -> Place:
@@ -106,7 +109,8 @@ def arrived(fit: Fit, place: Place, x: Any) -> Place:
         told = executor.map(_told, [(one,) for one in told], name="saga-sum")
     head = executor.submit(_arrived, before, x, *told, name="saga-head")
     calls = [fit.problem, fit.prepared.metric, head]
-    [summary] = executor.gather([executor.submit(round_summary, *calls, name="saga-summary")])
+    # The head as a value: the cluster would else remember all tasks that led to it.
+    head, summary = executor.gather([head, executor.submit(round_summary, *calls, name="saga-summary")])
     return place._replace(visits=[head], summary=summary)
 
 

@@ -52,8 +52,8 @@ class Prepared(NamedTuple):
         Reference to where the passes begin; None for zero.
     sample : list
         A reference to what ``refine`` takes, as long as it is needed, if there is one.
-    limits : object
-        Reference to what is so named in ``Head``, of single chunks.
+    limits : list
+        A reference to what is so named in ``Head``, of single chunks, until that has it.
     """
 
     groups: list[list[int]]
@@ -67,7 +67,7 @@ class Prepared(NamedTuple):
     zero: np.ndarray
     x: Any
     sample: list
-    limits: Any
+    limits: list
 
 
 class Remembered(NamedTuple):
@@ -170,7 +170,7 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     axes = choose_metric(stats, problem)
     [there] = executor.put([axes])
     limits = executor.map(_limits, [(one, there, problem) for one in examined], name="saga-axes")
-    limits = executor.submit(_least, *limits, name="saga-limits")
+    limits = [executor.submit(_least, *limits, name="saga-limits")]
     groups, nbytes = [[k] for k in range(len(source))], sum(source.sizes)
     if joins and len(source) > 1 and nbytes <= JOINED_BYTES and len({shape.is_sparse for shape in shapes}) == 1:
         # Whether `persist` or not: it must not change the bits.
