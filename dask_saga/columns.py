@@ -17,7 +17,7 @@ __all__ = ["ColumnStats", "column_stats", "measure", "merge", "no_stats", "typic
 # Columns up to which products are collected.
 MOST_ROTATED = 300
 # Rows of a chunk of which products are taken, at least, and rows that are looked at together.
-MOST_MULTIPLIED, LEAST_MULTIPLIED, MOMENTS = 2**14, 2**10, 2**12
+MOST_MULTIPLIED, LEAST_MULTIPLIED, MOMENTS = 2**13, 2**10, 2**12
 # Multiplications of so few are not worth BLAS.
 FEW = 2**15
 # Sums are taken anew about the mean where squares about the origin are so many times larger than those about it.
@@ -229,7 +229,7 @@ def _products(
 ) -> np.ndarray:
     """Sums of products of columns, by BLAS, as they are rounded before they decide."""
     n, p = rows.shape
-    most = n if getattr(problem.loss, "quadratic", False) else max(MOST_MULTIPLIED, 100 * p) // chunks
+    most = n if getattr(problem.loss, "quadratic", False) else max(MOST_MULTIPLIED, 50 * p) // chunks
     most = max(most, LEAST_MULTIPLIED, 20 * p)  # enough for the curvature of the chunk along an axis
     if n > most:
         some = np.sort(np.random.default_rng((n, p)).choice(n, most, replace=False, shuffle=False))

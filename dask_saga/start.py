@@ -112,6 +112,7 @@ def refine(
     if isinstance(sample, Metric):
         return _newton_step(x, sample, gradient, problem)
     chunk, axes, metric, norms = sample
+    problem = problem._replace(n_threads=1)  # so few rows are not worth more
     weight, turned = chunk.weight, metric.basis is not axes.basis
     there, total = x, np.zeros_like(x) if gradient is None else gradient * weight
     if turned:
