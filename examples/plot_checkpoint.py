@@ -23,12 +23,12 @@ y = da.from_array(late, chunks=15_000)
 folder = tempfile.mkdtemp()
 
 # %%
-# Let this one end after four passes, as if time was up.
+# Let this one end after two passes, as if time was up.
 
 settings = {"tol": 1e-8, "random_state": 0}
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", ConvergenceWarning)
-    first = SAGAClassifier(max_iter=4, **settings).fit(X, y, checkpoint=folder)
+    first = SAGAClassifier(max_iter=2, **settings).fit(X, y, checkpoint=folder)
 print(
     f"{first.n_iter_} passes, gradient norm {first.history_[-1]['gradient_norm']:.1e}"
 )
@@ -54,7 +54,7 @@ figure, ax = plt.subplots(layout="constrained")
 ConvergenceDisplay.from_histories(
     {
         "undisturbed": whole.history_,
-        "the first four passes": first.history_,
+        "the first two passes": first.history_,
         "with the rest": second.history_,
     },
     ax=ax,
