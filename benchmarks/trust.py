@@ -108,8 +108,8 @@ def most_passes(data: DataSet, solver: str) -> int:
 
 
 def compile_for(data: DataSet, k: int) -> None:
-    """One pass over a few rows, so that no run's seconds hold what is compiled or imported once."""
-    few = np.linspace(0, len(data.y) - 1, 200).astype(int)
+    """Two passes over some rows, so that no run's seconds hold what is compiled or imported once."""
+    few = np.linspace(0, len(data.y) - 1, min(len(data.y), 20_000)).astype(int)
     some = data._replace(X=data.X[few], y=data.y[few])
     ours(data, max_iter=2, tol=0.0).fit(*in_chunks(some, min(k, 2)))
 
