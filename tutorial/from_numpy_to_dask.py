@@ -442,11 +442,17 @@ from dask_saga import saga
 pairs = [dask.delayed(make_chunk)(k) for k in range(CHUNKS)]
 with get_task_stream(client) as stream:
     result = saga(pairs, max_iter=PASSES, random_state=0)
-draw(to_bars(stream), "dask_saga.saga")
+steps = ("saga-start", "saga-refine", "saga-memory", "saga-chunk")
+draw(
+    [bar for bar in to_bars(stream) if bar[0] in steps],
+    "dask_saga.saga, its passes",
+    seconds=1,
+)
 
 # %%
-# There is no chain. A sample of the rows leads, one small task at a time, and all chunks at once tell the exact
-# gradient where it led: visits in a chain, as above, come only where the sample is of no more use. How far did each get?
+# There is no chain. A sample of the rows leads (``saga-refine``), one small task at a time, and all chunks at once tell
+# the exact gradient where it led (``saga-memory``). Visits in a chain, as above, come only where the sample is of no more
+# use. How far did each get?
 
 
 def total_loss(x, A, b):
