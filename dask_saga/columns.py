@@ -168,7 +168,7 @@ def _measure_sparse(chunk, full, problem, chunks, factors):
     if full.any():  # only what every row stores has an origin of its own
         few = rows[:: max(1, n // 1000)][:, some].toarray()
         origin[full] = _middle(few)
-    origin, mean, squares, low, high, cross, sums = _about(moments, origin, full, weight, factors)
+    mean, squares, low, high, cross, sums = _about(moments, origin, full, weight, factors)
     empty = counts < n
     low, high = (np.where(empty, bound(one, 0.0), one) for bound, one in ((np.minimum, low), (np.maximum, high)))
     return ColumnStats(n, weight, mean, squares, low, high, counts, full, True, target, cross, None), sums
@@ -201,7 +201,7 @@ def _measure_dense(chunk, full, problem, chunks, factors):
         return *parts[:, :2].sum(axis=0), parts[:, 2].min(axis=0), parts[:, 3].max(axis=0), parts[:, 4:].sum(axis=0)
 
     origin = _middle(rows[:: max(1, n // 1000)])
-    _, mean, squares, low, high, cross, sums = _about(moments, origin, full, weight, factors)
+    mean, squares, low, high, cross, sums = _about(moments, origin, full, weight, factors)
     products = _products(rows, weights, mean, squares, problem, chunks) if wants_products(p, problem) else None
     counts = np.full(p, n)
     return ColumnStats(n, weight, mean, squares, low, high, counts, full, False, target, cross, products), sums
@@ -221,7 +221,7 @@ def _about(moments, origin, full, weight, factors):
     low, high, products = rest
     mean, squares = origin + sums / weight, np.maximum(squares - sums**2 / weight, 0.0)
     sums = products[1:] + factors.sum(axis=0)[:, None] * origin
-    return origin, mean, squares, low, high, products[0], sums
+    return mean, squares, low, high, products[0], sums
 
 
 def _products(

@@ -59,7 +59,7 @@ class LogLoss(NamedTuple):
 
     def derivative(self, z, y):
         margin = y * z
-        e = math.exp(-abs(margin))  # as in `value`: compiled together, they take it once
+        e = math.exp(-abs(margin))  # never beyond 1, and no branch around it
         return -y * (e if margin > 0 else 1.0) / (1.0 + e)
 
     def probability(self, z: np.ndarray) -> np.ndarray:
