@@ -270,6 +270,7 @@ class SAGABase(BaseEstimator):
         source.begin(functools.partial(
             _read_block,
             classes=classes, class_weights=class_weights, loss=problem.loss, estimator=type(self).__name__, empty=lazy,
+            finite=not fits,
         ))  # fmt: skip
         if not lazy:
             source.chunk(0)  # what is wrong with its values is told before what is with its columns

@@ -32,7 +32,7 @@ from numba import NumbaWarning, njit
 
 from . import _intrinsics, losses, penalties
 from ._intrinsics import CACHE_LINE, borrowed, prefetch
-from .losses import FASTMATH, curvature, row_derivative, row_value, target
+from .losses import FASTMATH, curvature, row_derivative, row_value_and_derivative, target
 from .penalties import prox, shrink
 
 __all__ = ["Kernels", "kernels_for"]
@@ -250,8 +250,7 @@ def _build(sources: int, cache: bool) -> Kernels:
                 for j in range(p):
                     zk += A[i, j] * x[k, j]
                 z[k] = zk
-            total += w * row_value(loss, z, b[i])
-            row_derivative(loss, z, b[i], m)
+            total += w * row_value_and_derivative(loss, z, b[i], m)
             for k in range(outputs):
                 mk = w * m[k]
                 if gradients.size:
@@ -277,8 +276,7 @@ def _build(sources: int, cache: bool) -> Kernels:
                 for q in range(indptr[i], indptr[i + 1]):
                     zk += data[q] * x[k, indices[q]]
                 z[k] = zk
-            total += w * row_value(loss, z, b[i])
-            row_derivative(loss, z, b[i], m)
+            total += w * row_value_and_derivative(loss, z, b[i], m)
             for k in range(outputs):
                 mk = w * m[k]
                 if gradients.size:

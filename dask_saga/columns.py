@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ._kernels import kernels_for
-from .inputs import LARGEST, Chunk, frozen, row_arrays
+from .inputs import LARGEST, Chunk, check_finite, frozen, row_arrays
 from .penalties import ElasticNet
 from .threads import one_blas_thread, sharers, threads
 
@@ -112,7 +112,7 @@ def measure(
     Raises
     ------
     ValueError
-        If values are so large that squares would overflow.
+        If values are not finite, or so large that squares would overflow.
     """
     rows, p, sparse = chunk.rows, chunk.rows.shape[1], sp.issparse(chunk.rows)
     used = chunk.weights > 0 if chunk.weights.size else np.ones(len(chunk.targets), bool)
@@ -120,7 +120,7 @@ def measure(
     factors = np.zeros((len(used), 0)) if factors is None else factors
     if not used.all():
         # What it does not count must not be too large either.
-        _check_size(np.maximum(_extremes(rows, "max"), -_extremes(rows, "min")))
+        _check_values(rows, *(_extremes(rows, name) for name in ("min", "max")))
         factors, weights = factors[used], chunk.weights[used]
         chunk = chunk._replace(rows=rows[used], targets=chunk.targets[used], weights=weights)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -128,12 +128,15 @@ def measure(
             stats, sums = no_stats(p, full)._replace(sparse=sparse), np.zeros((factors.shape[1], p))
         else:
             stats, sums = (_measure_sparse if sparse else _measure_dense)(chunk, full, problem, chunks, factors)
-    _check_size(np.maximum(stats.high, -stats.low))
+    _check_values(chunk.rows, stats.low, stats.high, stats.mean)
     return stats, np.column_stack([sums, factors.sum(axis=0)])
 
 
-def _check_size(extremes: np.ndarray) -> None:
-    if (extremes.astype(np.float64) > LARGEST).any():  # which float32 does not hold
+def _check_values(rows: Any, low: np.ndarray, high: np.ndarray, *sums: np.ndarray) -> None:
+    if not all(np.isfinite(one).all() for one in (low, high, *sums)):
+        check_finite(rows)
+    extremes = np.maximum(high, -low)
+    if (extremes > LARGEST).any():
         raise ValueError(f"X has values beyond {LARGEST:.0e} in column {extremes.argmax()}; give it in larger units")
 
 

@@ -19,11 +19,12 @@ import scipy.sparse as sp
 import xxhash
 from dask import is_dask_collection
 from dask.delayed import Delayed
-from sklearn.utils import check_array, column_or_1d
+from sklearn.utils import assert_all_finite, check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
 __all__ = [
     "Chunk",
+    "check_finite",
     "dask_blocks",
     "encode_labels",
     "join_chunks",
@@ -131,7 +132,7 @@ def _checked(check: Callable, *given: Any, **how: Any) -> Any:
         return check(*given, **how)
 
 
-def read_rows(X: Any, *, estimator: str | None = None, empty: bool = False) -> Any:
+def read_rows(X: Any, *, estimator: str | None = None, empty: bool = False, finite: bool = True) -> Any:
     """Rows as the kernels see them: C-ordered float32 or float64, or canonical CSR.
 
     Parameters
@@ -142,6 +143,8 @@ def read_rows(X: Any, *, estimator: str | None = None, empty: bool = False) -> A
         Name for error messages.
     empty : bool, default=False
         Whether zero rows are allowed.
+    finite : bool, default=True
+        Whether values are looked at. ``measure`` does so too.
 
     Raises
     ------
@@ -166,6 +169,7 @@ def read_rows(X: Any, *, estimator: str | None = None, empty: bool = False) -> A
         accept_sparse="csr",
         dtype=[np.float64, np.float32],
         order="C",
+        ensure_all_finite=finite,
         ensure_min_samples=0 if empty else 1,
         input_name="X",
         estimator=estimator,
@@ -178,6 +182,11 @@ def read_rows(X: Any, *, estimator: str | None = None, empty: bool = False) -> A
         arrays = X.data, X.indices.astype(index, copy=False), X.indptr.astype(index, copy=False)
         X = type(X)(tuple(map(np.ascontiguousarray, arrays)), shape=X.shape)
     return X
+
+
+def check_finite(rows: Any) -> None:
+    """Raise ValueError for NaN or infinity, which a fit need not look for unless sums are not finite."""
+    _checked(assert_all_finite, rows, estimator_name="dask_saga", input_name="X")
 
 
 def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:
@@ -352,6 +361,7 @@ def read_chunk(
     name: Any = None,
     estimator: str | None = None,
     empty: bool = True,
+    finite: bool = True,
     hashed: bool = True,
 ) -> Chunk:
     """One block of the user's data as a ``Chunk``.
@@ -372,6 +382,8 @@ def read_chunk(
         Names the estimator in error messages.
     empty : bool, default=True
         Whether zero rows are allowed.
+    finite : bool, default=True
+        Whether NaN and infinity in X are looked for.
     hashed : bool, default=True
         Whether its content is hashed, and else "".
 
@@ -381,7 +393,7 @@ def read_chunk(
         Naming the argument at fault, and the chunk where `name` is given.
     """
     with blame("X", name):
-        rows = read_rows(X, estimator=estimator, empty=empty)
+        rows = read_rows(X, estimator=estimator, empty=empty, finite=finite)
     n = rows.shape[0]
     with blame("y", name):
         targets = read_targets(y, classes, loss)

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from .chunk import chunk_gradient, factors_at_zero, fresh_memory
 from .columns import ColumnStats, measure, merge
-from .inputs import Chunk, frozen, join_chunks
+from .inputs import Chunk, blame, frozen, join_chunks
 from .metric import Metric, axis_limits, choose_metric
 from .problem import Problem
 from .source import Source
@@ -97,11 +97,12 @@ class _Examined(NamedTuple):
     samples: list[Chunk]
 
 
-def _examine(chunk: Chunk, problem: Problem, chunks: int) -> _Examined:
+def _examine(chunk: Chunk, problem: Problem, chunks: int, name: int | None) -> _Examined:
     memory = fresh_memory(chunk, problem)
     facts = memory._replace(gradients=np.empty((0, memory.gradients.shape[1])), total=None)
     value, factors = factors_at_zero(chunk, problem)
-    stats, gradient = measure(chunk, problem, chunks, factors)
+    with blame("X", name):
+        stats, gradient = measure(chunk, problem, chunks, factors)
     samples = [sample_rows(chunk, chunks)] if problem.automatic else []
     shape = _Shape(len(chunk.targets), chunk.nbytes, sp.issparse(chunk.rows), chunk.rows.shape[1], len(gradient))
     return _Examined([facts], [shape], value, stats, gradient, samples)
@@ -153,7 +154,7 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     joins : bool, default=True
         Whether small chunks are visited together.
     """
-    executor, examined = source.executor, source.map(_examine, problem, len(source), name="saga-examine")
+    executor, examined = source.executor, source.map(_examine, problem, len(source), name="saga-examine", named=True)
     merged = examined
     while len(merged) > 1:
         parts = [merged[k : k + MERGED] for k in range(0, len(merged), MERGED)]

@@ -177,15 +177,19 @@ class Source:
         if not self.holds:
             self.executor.throttle(task)
 
-    def map(self, function: Callable, *args: Any, name: str) -> list:
-        """References to ``function(chunk, *args)`` of every chunk."""
+    def map(self, function: Callable, *args: Any, name: str, named: bool = False) -> list:
+        """References to ``function(chunk, *args)`` of every chunk; if `named`, it gets the chunk's name as well."""
+
+        def call(k: int, chunk: Any) -> tuple:
+            return (chunk, *args, self.name(k)) if named else (chunk, *args)
+
         if self.holds:
             there = [k for k in range(len(self)) if k not in self.held]
             self._chunks(there, [self.blocks[k] for k in there])
-            return self.executor.map(function, [(self.held[k], *args) for k in sorted(self.held)], name=name)
+            return self.executor.map(function, [call(k, self.held[k]) for k in sorted(self.held)], name=name)
         tasks = []
-        for _, chunk in self.each():
-            tasks.append(self.executor.submit(function, chunk, *args, name=name))
+        for k, chunk in self.each():
+            tasks.append(self.executor.submit(function, *call(k, chunk), name=name))
             self.used(tasks[-1])
         return tasks
 
