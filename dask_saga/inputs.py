@@ -282,7 +282,8 @@ def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
         if labels.dtype.kind != classes.dtype.kind:
             labels, classes = labels.astype(float), classes.astype(float)
         if len(classes) == 2:
-            codes = np.where(labels == classes[1], 1, np.where(labels == classes[0], 0, -1))
+            codes = (labels == classes[1]).astype(np.intp)
+            codes[(labels != classes[0]) & (codes == 0)] = -1
         else:
             codes = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
             codes[classes[codes] != labels] = -1

@@ -193,7 +193,7 @@ def _penalty_object(penalty: Any) -> Any:
 
 
 def _read_pair(pair: Any, name: int | None, loss: Any) -> Chunk:
-    name = name or 0
+    lone, name = name is None, name or 0
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"chunk {name}: chunks must hold pairs (A, b), not {type(pair).__name__}")
-    return read_chunk(*pair, loss=loss, name=name, finite=False)
+    return read_chunk(*pair, loss=loss, name=name, finite=lone)  # later nobody names a lone one

@@ -187,11 +187,12 @@ class Source:
             there = [k for k in range(len(self)) if k not in self.held]
             self._chunks(there, [self.blocks[k] for k in there])
             return self.executor.map(function, [call(k, self.held[k]) for k in sorted(self.held)], name=name)
-        tasks = []
-        for k, chunk in self.each():
-            tasks.append(self.executor.submit(function, *call(k, chunk), name=name))
-            self.used(tasks[-1])
-        return tasks
+        turns = itertools.zip_longest(*lanes(len(self), self.width))  # else all would be loaded in one lane first
+        tasks = {}
+        for k, chunk in self.each([k for turn in turns for k in turn if k is not None]):
+            tasks[k] = self.executor.submit(function, *call(k, chunk), name=name)
+            self.used(tasks[k])
+        return [tasks[k] for k in sorted(tasks)]
 
     def join(self) -> None:
         """Hold all chunks as one."""

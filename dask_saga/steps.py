@@ -59,34 +59,34 @@ def plan_visit(
     norms: np.ndarray | None = None,
 ) -> Plan:
     """Rows in a new random order, those with large bounds several times."""
-    n = len(chunk.targets)
-    taken, times = np.arange(n), np.ones(n, np.int64)
+    n, each, step = len(chunk.targets), head.rows / head.weight, 1.0
+    taken, times, pull = np.arange(n), None, np.empty((n, 2))
     if chunk.weights.size:
         # Rows without weight take no step, but a gradient from an earlier weight must go.
         taken = np.flatnonzero((chunk.weights > 0) | memory.gradients.any(axis=1))
-    pull, step = np.zeros((n, 2)), 1.0
-    pull[:, 0] = head.rows / head.weight
+    pull[:, 0], pull[:, 1] = each, 0.0
     if problem.automatic:
         pull[:, 1] = row_norms(chunk, metric, problem) if norms is None else norms
         # Sampling by bounds (Schmidt et al. 2015, section 3): then the largest row does not rule the step.
-        bounds = pull[:, 0] * pull[:, 1] * (chunk.weights if chunk.weights.size else 1.0)
-        times = np.ceil(bounds / (ROW_BOUND * (metric.mean_square or 1.0)))
-        times = np.clip(times, 1, max(len(taken), 1)).astype(np.int64)
-        more = max(times[taken].sum(), 1) / max(len(taken), 1)
-        pull[:, 0] *= more / times
-        step = 1.0 / more
+        bounds = pull[:, 1] * (chunk.weights if chunk.weights.size else 1.0)
+        bound = ROW_BOUND * (metric.mean_square or 1.0) / each
+        if bounds.max(initial=0.0) > bound:
+            times = np.clip(np.ceil(bounds / bound), 1, max(len(taken), 1)).astype(np.int64)
+            more = max(times[taken].sum(), 1) / max(len(taken), 1)
+            pull[:, 0] *= more / times
+            step = 1.0 / more
     return Plan(_orders(seed, taken, times, sharers(problem.n_threads, chunk.entries)), pull, step)
 
 
-def _orders(seed: int, taken: np.ndarray, times: np.ndarray, count: int) -> list[np.ndarray]:
+def _orders(seed: int, taken: np.ndarray, times: np.ndarray | None, count: int) -> list[np.ndarray]:
     """The rows of each thread, drawn at random: no memory gradient has two writers."""
     if count == 1:
-        return [row_order(seed, np.repeat(taken, times[taken]))]
+        return [row_order(seed, taken if times is None else np.repeat(taken, times[taken]))]
     owner = np.random.default_rng(seed).integers(count, size=len(taken), dtype=np.uint8 if count < 256 else np.int64)
 
     def own(k: int) -> np.ndarray:
         rows = taken[owner == k]
-        return row_order((seed, k), np.repeat(rows, times[rows]))
+        return row_order((seed, k), rows if times is None else np.repeat(rows, times[rows]))
 
     with threads(count) as each:
         return list(each(own, range(count)))
