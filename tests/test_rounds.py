@@ -134,6 +134,22 @@ def test_auto():
     assert Source(Wide(), blocks[:3], n_parallel=8).width == 3
 
 
+def test_what_is_loaded_comes_from_all_lanes_in_turn():
+    A, y = make_rows(n=70)
+    read = []
+
+    def note(block, name):
+        read.append(name)
+        return read_chunk(*block, loss=LogLoss())
+
+    blocks = [(A[k : k + 10], np.sign(y[k : k + 10] - 0.5)) for k in range(0, 70, 10)]
+    with Source(LocalExecutor(), blocks, persist=False, n_parallel=2) as source:
+        source.begin(note)
+        firsts = source.map(lambda chunk, name: (chunk.rows[0, 0], name), name="first", named=True)
+    assert read == [0, 3, 1, 4, 2, 5, 6]
+    assert firsts == [(A[10 * k, 0], k) for k in range(7)]
+
+
 def test_a_cluster_knows_its_threads(client):
     executor = ClientExecutor(client)
     assert executor.threads() == 2
