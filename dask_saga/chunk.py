@@ -190,17 +190,15 @@ def chunk_gradient(
 
 
 def factors_at_zero(chunk: Chunk, problem: Problem) -> tuple[float, np.ndarray]:
-    """The sum of w_i f(0), and w_i f'(0) of each row, of shape (n, k): of labels all rows know the same few."""
-    outputs, labels = count_outputs(chunk, problem), getattr(problem.loss, "labels", None)
-    targets, weights, which = chunk.targets, chunk.weights, None
-    if labels and (outputs > 1 or len(labels) == 2):
-        named = labels if outputs == 1 else range(outputs)
-        which = (targets[:, 0] == labels[1] if outputs == 1 else targets[:, 0]).astype(np.intp)
-        weights = np.bincount(which, weights if weights.size else None, minlength=len(named)).astype(float)
-        targets = np.array(named, float)[:, None]
+    """The sum of w_i f(0), and w_i f'(0) of each row, of one output: of two labels all rows know the same two."""
+    labels, targets, weights, which = getattr(problem.loss, "labels", None), chunk.targets, chunk.weights, None
+    if labels and len(labels) == 2:
+        which = (targets[:, 0] == labels[1]).astype(np.intp)
+        weights = np.bincount(which, weights if weights.size else None, minlength=2).astype(float)
+        targets = np.array(labels, float)[:, None]
     few = Chunk(np.zeros((len(targets), 0)), targets, weights, "", "")
-    gradients = np.empty((len(targets), outputs))
-    value, _ = chunk_gradient(few, np.zeros((outputs, 1)), problem, gradients)
+    gradients = np.empty((len(targets), 1))
+    value, _ = chunk_gradient(few, np.zeros((1, 1)), problem, gradients)
     if which is None:
         return value, gradients
     slopes = gradients / np.where(weights > 0, weights, 1.0)[:, None]

@@ -32,10 +32,12 @@ LINEAGE = 10
 
 # A refinement that leaves more than this share of the gradient is the last one: a pass of steps leaves less.
 SLOW = 0.5
-# Below this norm memory of float32 does not tell its gradient exactly.
-KNOWN_NORM = 1e-6
-# A gradient this much smaller than those of which it is the mean is zero.
+# Gradients this much smaller than those of which they are the mean: memory of float32 does not tell them exactly.
+KNOWN = 1e-6
+# And this much smaller they are zero.
 ROUNDING = 1e-14
+# A loss may rise by this share, as sums are rounded.
+RISE = 1e-12
 
 
 class Info(NamedTuple):
@@ -44,7 +46,7 @@ class Info(NamedTuple):
     Parameters
     ----------
     epoch : int
-        Passes made, from 1.
+        Passes made, from 1. One whose refinement found no better place tells the one before again.
     x : ndarray of shape (p,), or (k, p) for k outputs
         Coefficients as they would be returned now.
     intercept : float, or ndarray of shape (k,)
@@ -152,7 +154,8 @@ def run(
             place = _noted(fit, place, at_zero, began)
             norm = place.history[-1]["gradient_norm"]
             if not place.summary.diverged and norm <= tol and (epoch >= place.next_check or epoch == max_iter):
-                known = refines and (tol >= KNOWN_NORM or problem.memory_dtype == "float64")
+                told = problem.memory_dtype == "float64" or tol * at_zero >= KNOWN * _largest_norm(prepared, weight)
+                known = refines and told
                 place = place._replace(converged=True) if known else _confirm(fit, place, at_zero, tol)
             stop = place.summary.diverged or place.converged
             if callback is not None:
@@ -172,7 +175,7 @@ def run(
 
 
 def _refined(fit: Fit, place: Place) -> Place:
-    """The place where the sample leads, with the exact gradient there; the last one where that is no better.
+    """The place where the sample leads, with the exact gradient there; the last one where gradient or loss is larger.
 
     Refinements end where the next one would gain less than a pass of steps.
     """
@@ -183,10 +186,12 @@ def _refined(fit: Fit, place: Place) -> Place:
     text = place.text
     for k, fact in enumerate(fit.prepared.facts):
         text = visit_digest(text, fit.ids[k], fact, problem)
-    there, last = arrived(fit, place._replace(own=own, text=text), x), place.summary.gradient_norm
-    if not there.summary.gradient_norm < last:
+    there, last = arrived(fit, place._replace(own=own, text=text), x), place.summary
+    norm, rise = there.summary.gradient_norm, there.summary.objective - last.objective
+    better = norm < last.gradient_norm and rise <= RISE * (abs(last.objective) + abs(fit.prepared.value) / fit.weight)
+    if not better:
         there = place._replace(in_vain=place.in_vain + 1)
-    goes_on = there.summary.gradient_norm <= SLOW * last
+    goes_on = better and norm <= SLOW * last.gradient_norm
     if not goes_on:
         fit.prepared.sample.clear()
     return there._replace(refines=goes_on)
@@ -268,12 +273,16 @@ def _norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
     gradient = prepared.zero / weight
     zero, metric = np.zeros_like(gradient), prepared.axes.unshifted
     whole = gradient_mapping_norm(zero, gradient, problem, metric)
-    # What rounding leaves where zero is the optimum, as of labels that the columns tell nothing of: a loss's slopes
-    # are no larger than the square root of twice the loss and its curvature.
-    if whole <= ROUNDING * np.sqrt(2.0 * metric.L * abs(prepared.value) / weight):
+    # What rounding leaves where zero is the optimum, as of labels that the columns tell nothing of.
+    if whole <= ROUNDING * _largest_norm(prepared, weight):
         return 0.0
     if not problem.fit_intercept:
         return whole
     inner = gradient[:, :-1] - gradient[:, -1:] * prepared.stats.mean
     inner = gradient_mapping_norm(zero, np.column_stack([inner, zero[:, -1]]), problem, metric)
     return inner if inner > 1e-12 * whole else whole
+
+
+def _largest_norm(prepared: Prepared, weight: float) -> float:
+    """A bound of the norm at zero: a loss's slope is at most the square root of twice the loss and its curvature."""
+    return float(np.sqrt(2.0 * prepared.axes.L * abs(prepared.value) / weight))

@@ -39,8 +39,10 @@ __all__ = [
 BLOCK_BYTES = 2**20
 # Blocks along the columns are put together where the larger blocks take no more.
 MERGED_BYTES = 2**28
-# Beyond these, squares and their sums would leave the range of float64; no data are measured on such scales.
-LARGEST, LEAST_WEIGHT = 1e50, 1e-50
+# Beyond it, squares and their sums would leave the range of float64; no data are measured on such scales.
+LARGEST = 1e50
+# Sums of weights beyond these would leave that of float32, as memory of that type holds weighted gradients.
+LEAST_WEIGHT, LARGEST_WEIGHT = 1e-30, 1e30
 NO_TARGET = "This estimator requires y to be passed, but the target y is None"
 
 
@@ -126,10 +128,12 @@ def blame(argument: str, chunk: Any = None) -> Iterator[None]:
 _alone = threading.RLock()
 
 
-def _checked(check: Callable, *given: Any, **how: Any) -> Any:
+def _checked(check: Callable, values: Any, **how: Any) -> Any:
     """What a check of scikit-learn's returns: one thread at a time, as several would leave warning filters changed."""
+    if not (isinstance(values, np.ndarray) or sp.issparse(values) or hasattr(values, "iloc")):
+        values = np.asarray(values)  # where that runs tasks which check as well, they must not wait for this one
     with _alone, np.errstate(all="ignore"):
-        return check(*given, **how)
+        return check(values, **how)
 
 
 def read_rows(X: Any, *, estimator: str | None = None, empty: bool = False, finite: bool = True) -> Any:
@@ -321,7 +325,7 @@ def read_weights(sample_weight: Any, n: int) -> np.ndarray:
 def _checked_total(weights: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         total = weights.sum()
-    if total and not LEAST_WEIGHT <= total <= LARGEST:
+    if total and not LEAST_WEIGHT <= total <= LARGEST_WEIGHT:
         raise ValueError(f"sample_weight times class_weight sums to {total:.1e}; scale it, as only proportions count")
     return weights
 

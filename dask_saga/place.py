@@ -15,10 +15,11 @@ from .chunk import split_memory
 from .inputs import frozen
 from .mapping import SharedMap
 from .metric import row_norms
-from .prepare import Prepared, Remembered
+from .prepare import Prepared, Remembered, remember
 from .problem import Problem, digest
-from .rounds import Summary, Visited, merge_round, round_summary
+from .rounds import Summary, Visited, merge_round, penalty_value, round_summary
 from .source import Source
+from .start import refine
 from .state import ChunkMemory, Head, SAGAState, adapt, new_head
 
 __all__ = ["Fit", "Place", "Result", "arrived", "begin", "gathered", "result", "resume", "without_lineage"]
@@ -83,22 +84,26 @@ FACTS = ("window", "count", "text", "history", "next_check", "wait", "converged"
 
 
 def begin(fit: Fit, at_zero: float) -> Place:
-    """Before the first pass."""
-    prepared = fit.prepared
+    """Before the first pass: at the optimum of the sample, unless that is no better than zero."""
+    prepared, problem, executor = fit.prepared, fit.problem, fit.source.executor
     rows = sum(fact.rows for fact in prepared.facts)
-    head = adapt(new_head(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows), fit.problem)
-    text = digest("fit", fit.ids, fit.problem.token(), len(fit.parts))
-    start, memories = fit.source.executor.submit(_limited, head, *prepared.limits, name="saga-head"), prepared.memories
-    there = Place([start], list(memories), None, frozenset(), 0, text)
-    # Else these would stay beside those of the visits, and the cluster would remember the tasks before.
-    memories.clear()
-    prepared.limits.clear()
+    head = adapt(new_head(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows), problem)
+    text = digest("fit", fit.ids, problem.token(), len(fit.parts))
+    start = executor.submit(_limited, head, *prepared.limits, name="saga-head")
+    there = Place([start], [None] * len(prepared.groups), None, frozenset(), 0, text)
+    prepared.limits.clear()  # the cluster would else remember the tasks before
     if at_zero and prepared.sample:
-        return arrived(fit, there._replace(refines=True), prepared.x)
+        x = executor.submit(refine, prepared.sample[0], head.x, prepared.gradient, problem, 0, name="saga-start")
+        own = fit.source.map(remember, x, problem, 0, name="saga-memory")
+        led = arrived(fit, there._replace(own=own, refines=True), x)
+        at_start = prepared.value / fit.weight + penalty_value(head.x, problem)
+        if head.x.any() or led.summary.objective <= at_start:  # zero may be out of bounds
+            return led
+        prepared.sample.clear()
     # Where zero is the optimum there is no pass, and nothing to remember.
-    visits, own = fit.source.executor.gather([start]), [None] * len(there.own)
-    summary = round_summary(fit.problem, prepared.axes, *visits)
-    return there._replace(visits=visits, own=own, summary=summary, converged=at_zero == 0)
+    visits = executor.gather([start])
+    summary = round_summary(problem, prepared.axes, *visits)
+    return there._replace(visits=visits, summary=summary, converged=at_zero == 0)
 
 
 def arrived(fit: Fit, place: Place, x: Any) -> Place:
@@ -118,7 +123,6 @@ def resume(fit: Fit, saved: Saved, tol: float) -> Place:
     """Where a checkpoint was written."""
     start = Visited(saved.head, None)
     own = fit.source.executor.put([Visited(None, memory) for memory in saved.memories])
-    fit.prepared.memories.clear()
     facts = {name: saved.facts.get(name, Place._field_defaults.get(name)) for name in FACTS}
     facts["window"], facts["history"] = frozenset(facts["window"]), tuple(facts["history"])
     facts["converged"] = facts["converged"] and facts["history"][-1]["gradient_norm"] <= tol
@@ -164,13 +168,15 @@ def result(fit: Fit, place: Place, interrupted: bool) -> Result:
     memories = executor.gather(executor.map(_memories, calls, name="saga-gather"))
     if len(prepared.groups) < len(fit.ids):  # what was found for one chunk does not hold for its parts
         head = head._replace(cut=min(head.cut, 1.0))
+    # A refinement is a pass, too: the next chunk to return begins another.
+    window = place.window or (range(len(prepared.groups)) if place.history else ())
     state = SAGAState(
         head,
         prepared.stats,
         prepared.axes,
         (problem.geometry, 0.0),
         SharedMap(zip(fit.ids, itertools.chain(*memories), strict=True)),
-        SharedMap((fit.ids[k], False) for g in place.window for k in prepared.groups[g]),
+        SharedMap((fit.ids[k], False) for g in window for k in prepared.groups[g]),
         place.text,
         fit.seed,
     )

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from .chunk import chunk_gradient, factors_at_zero, fresh_memory
+from .chunk import chunk_gradient, count_outputs, factors_at_zero, fresh_memory
 from .columns import ColumnStats, measure, merge
 from .inputs import Chunk, blame, frozen, join_chunks
 from .metric import Metric, axis_limits, choose_metric
 from .problem import Problem
 from .source import Source
-from .start import Sample, is_enough, make_sample, refine, sample_rows
+from .start import Sample, is_enough, make_sample, sample_rows
 from .state import ChunkMemory
 
 __all__ = ["Prepared", "Remembered", "prepare", "remember"]
@@ -33,8 +33,6 @@ class Prepared(NamedTuple):
     ----------
     groups : list of list of int
         Numbers of the chunks that are visited together.
-    memories : list
-        Of each group, a reference to what it is ``Remembered`` by at `x`, or None where passes begin at zero.
     lengths : list of int
         Rows of each chunk.
     facts : list of ChunkMemory
@@ -48,16 +46,15 @@ class Prepared(NamedTuple):
         Sum of the weighted losses at x = 0.
     zero : ndarray of shape (k, p + 1)
         Sum of the gradients there.
-    x : object
-        Reference to where the passes begin; None for zero.
     sample : list
         A reference to what ``refine`` takes, as long as it is needed, if there is one.
+    gradient : ndarray of shape (k, p + 1) or None
+        What ``refine`` takes at zero.
     limits : list
         A reference to what is so named in ``Head``, of single chunks, until that has it.
     """
 
     groups: list[list[int]]
-    memories: list
     lengths: list[int]
     facts: list[ChunkMemory]
     stats: ColumnStats
@@ -65,8 +62,8 @@ class Prepared(NamedTuple):
     metric: Any
     value: float
     zero: np.ndarray
-    x: Any
     sample: list
+    gradient: np.ndarray | None
     limits: list
 
 
@@ -100,9 +97,14 @@ class _Examined(NamedTuple):
 def _examine(chunk: Chunk, problem: Problem, chunks: int, name: int | None) -> _Examined:
     memory = fresh_memory(chunk, problem)
     facts = memory._replace(gradients=np.empty((0, memory.gradients.shape[1])), total=None)
-    value, factors = factors_at_zero(chunk, problem)
+    outputs, factors = count_outputs(chunk, problem), None
+    if outputs > 1:  # whose factors would take more room than the rows
+        value, gradient = chunk_gradient(chunk, np.zeros((outputs, chunk.rows.shape[1] + 1)), problem)
+    else:
+        value, factors = factors_at_zero(chunk, problem)
     with blame("X", name):
-        stats, gradient = measure(chunk, problem, chunks, factors)
+        stats, sums = measure(chunk, problem, chunks, factors)
+    gradient = sums if outputs == 1 else gradient
     samples = [sample_rows(chunk, chunks)] if problem.automatic else []
     shape = _Shape(len(chunk.targets), chunk.nbytes, sp.issparse(chunk.rows), chunk.rows.shape[1], len(gradient))
     return _Examined([facts], [shape], value, stats, gradient, samples)
@@ -179,14 +181,10 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
             source.hold()
         groups = [list(range(len(source)))]
         source.join()
-    x, sample, gradient = None, [], None
+    sample, gradient = [], None
     if problem.automatic and axes.basis is not None and getattr(problem.loss, "quadratic", False):
         sample, gradient = [there], zero / stats.weight
     elif problem.automatic and enough:
         sample = [executor.submit(_make_sample, merged[0], there, problem, name="saga-sample")]
-    memories = [None] * len(groups)
-    if sample:
-        x = executor.submit(refine, sample[0], frozen(np.zeros_like(zero)), gradient, problem, 0, name="saga-start")
-        memories = source.map(remember, x, problem, 0, name="saga-memory")
     lengths = [shape.length for shape in shapes]
-    return Prepared(groups, memories, lengths, facts, stats, axes, there, value, zero, x, sample, limits)
+    return Prepared(groups, lengths, facts, stats, axes, there, value, zero, sample, gradient, limits)

@@ -12,7 +12,7 @@ from .chunk import chunk_gradient, chunk_saga, fresh_memory
 from .inputs import Chunk, frozen
 from .metric import Metric, row_norms, solver_rows, to_solver, to_user
 from .problem import Problem
-from .state import Head, candidate, gradient_mapping_norm, new_head, open_pass, open_window
+from .state import Head, gradient_mapping_norm, new_head, open_pass, open_window
 
 __all__ = ["Sample", "is_enough", "make_sample", "refine", "sample_rows"]
 
@@ -48,17 +48,18 @@ class Sample(NamedTuple):
 def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     """Rows drawn at random from one of so many chunks, of those that weigh anything, which weigh as much as all of it.
 
-    Bytes count as float64's, as that is what turned rows are.
+    Bytes of dense rows count as float64's, as that is what turned ones are. None are drawn where all that fit would
+    not be enough.
     """
     weighty = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets))
-    n = len(weighty)
-    itemsize = (chunk.rows.data if sp.issparse(chunk.rows) else chunk.rows).dtype.itemsize
-    fit = int(SAMPLE_BYTES / chunks / max(chunk.nbytes / max(len(chunk.targets), 1) * 8 / itemsize, 1.0))
-    count = min(n, max(1, min(fit, int(n * SAMPLE_SHARE))))
+    n, p = len(weighty), chunk.rows.shape[1]
+    nbytes = chunk.nbytes / max(len(chunk.targets), 1) if sp.issparse(chunk.rows) else 8.0 * p
+    fit = SAMPLE_BYTES / max(nbytes, 1.0)
+    count = 0 if fit < _least_rows(p) else min(n, max(1, min(int(fit / chunks), int(n * SAMPLE_SHARE))))
     rng = np.random.default_rng(list(chunk.content.encode()))
     some = weighty[np.sort(rng.choice(n, count, replace=False, shuffle=False))] if n else weighty
     weights = chunk.weights[some] if chunk.weights.size else np.ones(count)
-    weights = weights * (chunk.weight / weights.sum()) if n else weights
+    weights = weights * (chunk.weight / weights.sum()) if count else weights
     return Chunk(chunk.rows[some], frozen(chunk.targets[some]), frozen(weights), chunk.content, "sample")
 
 
@@ -67,7 +68,11 @@ def is_enough(samples: list[Chunk]) -> bool:
     weight, squares = (sum((chunk.weights**power).sum() for chunk in samples) for power in (1, 2))
     if not weight or len({sp.issparse(chunk.rows) for chunk in samples}) > 1:
         return False
-    return bool(weight**2 / squares >= max(LEAST_ROWS, ROWS_A_COLUMN * samples[0].rows.shape[1]))
+    return bool(weight**2 / squares >= _least_rows(samples[0].rows.shape[1]))
+
+
+def _least_rows(p: int) -> int:
+    return max(LEAST_ROWS, ROWS_A_COLUMN * p)
 
 
 def make_sample(chunk: Chunk, axes: Metric, problem: Problem) -> Sample:
@@ -95,7 +100,7 @@ def refine(
     Parameters
     ----------
     sample : Sample or Metric
-        Coordinates alone where they and the gradient tell all: Newton's step for a quadratic loss.
+        Coordinates alone where they and the gradient tell all, of however few rows: Newton's step for a quadratic loss.
     x : ndarray of shape (k, p + 1)
     gradient : ndarray of shape (k, p + 1) or None
         Mean of the gradients of all rows at x. None for that of the sample: the start of growing samples (Daneshmand,
@@ -132,10 +137,9 @@ def refine(
         head, memory = chunk_saga(chunk, head, memory, problem, metric, MOST_VISITS * turn + visit, norms)
         if visit + 1 >= LEAST_VISITS and _left(head, problem, metric) <= enough:
             break
-    found = candidate(head, problem, metric)[0]
     if head.diverged:
         return x
-    return frozen(to_user(found, found, axes)[0] if turned else found)
+    return to_user(head.x, head.x, axes)[0] if turned else head.x
 
 
 def _left(head: Head, problem: Problem, metric: Metric) -> float:

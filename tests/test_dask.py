@@ -1,5 +1,7 @@
 """``fit``, predictions and scores on Dask collections: same bits everywhere, lazy where expected."""
 
+import threading
+
 import dask
 import dask.array as da
 import dask.dataframe as dd
@@ -228,3 +230,15 @@ def test_columns_of_one_parquet_read_apart(tmp_path):
     held = SAGAClassifier(random_state=0).fit(da.from_array(A, chunks=(100, 8)), da.from_array(y, chunks=100))
     assert model.coef_.tobytes() == held.coef_.tobytes()
     assert model.score(rows, targets) == held.score(A, y)
+
+
+def test_lazy_numbers_in_a_list_are_computed_by_tasks_that_check_as_well():
+    A, y = make_rows(n=200)
+    model = SAGARegressor(random_state=0).fit(A, y)
+    lazy = list(model.predict(da.from_array(A, chunks=(40, -1))))
+    other = SAGARegressor(random_state=0)
+    thread = threading.Thread(target=other.fit, args=(A, lazy), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive(), "tasks wait for the check that waits for them"
+    np.testing.assert_allclose(other.predict(A), model.predict(A), rtol=1e-2, atol=1e-2)

@@ -1,11 +1,14 @@
 """Refinements: passes that tell the exact gradient while a sample leads."""
 
+import warnings
+
 import dask
 import dask.array as da
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from scipy.optimize import minimize
+from sklearn.exceptions import ConvergenceWarning
 
 from dask_saga import SAGAClassifier, SAGARegressor, driver, place, start
 from dask_saga.chunk import chunk_gradient, factors_at_zero
@@ -14,6 +17,7 @@ from dask_saga.inputs import read_chunk
 from dask_saga.losses import Huber, LogLoss, MultinomialLogLoss, SquaredError
 from dask_saga.metric import choose_metric
 from dask_saga.penalties import ElasticNet
+from dask_saga.prepare import _examine
 from dask_saga.problem import Problem
 from dask_saga.start import make_sample, refine, sample_rows
 
@@ -230,10 +234,85 @@ def test_one_pass_tells_what_two_did(loss, classes, kind, weighted):
         chunk = read_chunk(kind(A), rng.standard_normal(n), w, loss=loss)
     outputs = max(classes, 1) if classes != 2 else 1
     problem = Problem(loss, ElasticNet(l2=1e-3), True, outputs=outputs)
-    value, factors = factors_at_zero(chunk, problem)
-    _, gradient = measure(chunk, problem, 1, factors)
     gradients = np.empty((n, outputs))
     expected, sums = chunk_gradient(chunk, np.zeros((outputs, p + 1)), problem, gradients)
-    assert value == pytest.approx(expected, rel=1e-12)
-    np.testing.assert_allclose(factors, gradients, rtol=1e-13, atol=1e-15)
-    np.testing.assert_allclose(gradient, sums, rtol=1e-9, atol=1e-9)
+    told = _examine(chunk, problem, 1, None)
+    assert told.value == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_allclose(told.zero, sums, rtol=1e-9, atol=1e-9)
+    if outputs == 1:
+        np.testing.assert_allclose(factors_at_zero(chunk, problem)[1], gradients, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("bounds", [(0.5, 2.0), (-2.0, -0.5)])
+@pytest.mark.parametrize("stored", [0, 2])
+def test_a_column_that_the_sample_lacks_keeps_its_bounds(bounds, stored):
+    rng = np.random.default_rng(0)
+    A = np.where(rng.random((ROWS, 4)) < 0.3, rng.standard_normal((ROWS, 4)), 0.0)
+    A[:stored, 3], A[stored:, 3] = 1.0, 0.0
+    y = A[:, 0] + rng.standard_normal(ROWS) > 0
+    penalty = ElasticNet(l2=1e-3, lower=bounds[0], upper=bounds[1])
+    sparse, dense = (
+        SAGAClassifier(penalty=penalty, tol=1e-6, random_state=0).fit(rows, y) for rows in (sp.csr_array(A), A)
+    )
+    assert sparse.converged_
+    np.testing.assert_allclose(sparse.coef_, dense.coef_, atol=1e-4)
+    assert (sparse.coef_ >= bounds[0]).all()
+    assert (sparse.coef_ <= bounds[1]).all()
+
+
+def test_a_start_that_is_worse_than_zero_is_not_taken():
+    """The rows that rule a Poisson loss are not in the sample."""
+    rng = np.random.default_rng(4)
+    A = rng.standard_normal((20000, 3))
+    A[:, 0] = np.where(rng.random(20000) < 3e-4, 300.0, rng.random(20000))
+    z = np.where(A[:, 0] > 100, 0.0, 1.5 * A[:, 0]) + 0.2 * A[:, 1]
+    y = rng.poisson(np.exp(np.clip(z, -5, 5))).astype(float)
+    model = SAGARegressor(loss="poisson", tol=1e-5, random_state=0).fit(A, y)
+    assert model.converged_
+    assert model.history_[0]["objective"] < 1.1  # at zero it is 1
+
+
+@pytest.mark.parametrize("loss", ["squared_hinge", "log_loss"])
+def test_the_objective_does_not_rise(loss):
+    """Few rows with one huge value: the gradient's norm alone would take it for better."""
+    rng, n = np.random.default_rng(1), 24000
+    A = rng.standard_normal((n, 4))
+    A[:, 0] = np.where(rng.random(n) < 2e-4, 3000.0, rng.random(n))
+    y = np.where(A[:, 0] > 100, 0.0, 3 * A[:, 0]) + A[:, 1] + rng.standard_normal(n) > 1.5
+    model = SAGAClassifier(loss=loss, tol=1e-5, random_state=0).fit(A, y)
+    assert model.converged_
+    assert max(row["objective"] for row in model.history_) <= (1.0 if loss == "squared_hinge" else np.log(2))
+    assert model.n_iter_ <= 8  # from there 20 and 23
+
+
+def test_stops_of_small_gradients_are_confirmed_where_memory_is_float32():
+    """One row of 40,000 breaks the balance: the mean of gradients of size 1 is 1e-5, of which float32 tells 1e-3."""
+    n = 40000
+    A, y = np.repeat([1.0, -1.0], n // 2), -np.ones(n)
+    y[:2601] = y[n // 2 : n // 2 + 2600] = 1.0
+    order = np.random.default_rng(0).permutation(n)
+    A, y = A[order, None], y[order]
+    both, claims = objective(A, y, 1e-4), []
+    for dtype in ("float32", "float64"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # float32 may not get there, but must not say it did
+            model = SAGAClassifier(tol=1e-4, max_iter=10, memory_dtype=dtype, random_state=0).fit(A, y)
+        slope = [abs(both(w)[1][0]) for w in (np.append(model.coef_, model.intercept_), np.zeros(2))]
+        claims.append(model.converged_)
+        assert slope[0] <= 1.01e-4 * slope[1] or not model.converged_
+    assert claims[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_chunks_that_return_after_refinements_begin_a_pass(seed):
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((24000, 5))
+    y = np.where(2 * A[:, 0] - 0.5 + rng.logistic(size=len(A)) > 0, 1, -1)
+    model = SAGAClassifier(tol=0.0, max_iter=3, random_state=0)
+    with pytest.warns(ConvergenceWarning):
+        model.fit(A[:16000], y[:16000])
+    best = minimize(objective(A, y, 1e-4), np.zeros(6), jac=True, method="BFGS", options={"gtol": 1e-8}).x
+    for _ in range(3):
+        model.partial_fit(A[16000:], y[16000:]).partial_fit(A[:16000], y[:16000])
+    # Without, 5e-3 and more are left.
+    assert np.abs(np.append(model.coef_, model.intercept_) - best).max() < 2.5e-3

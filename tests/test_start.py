@@ -41,6 +41,8 @@ def test_a_sample_weighs_as_much_as_its_chunk_and_repeats():
         assert sample.rows.dtype == rows.dtype
         assert np.array_equal(sample.targets, again.targets)
         assert len(sample_rows(chunk, 10**6).targets) == 1
+    wide = read_chunk(np.zeros((50, 400)), b[:50])
+    assert not len(sample_rows(wide, 1).targets), "16 MB are too few rows of so many columns"
     nothing = sample_rows(read_chunk(A, b, np.zeros(4000)), 1)
     assert nothing.weight == 0
     assert not is_enough([nothing])
