@@ -212,7 +212,7 @@ def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, varies: n
         return scaled
     squares = (lengths * work[0] / work[1]) ** 2
     spread, scale = np.maximum(squares - ridge, 0.0), 1.0 / squares
-    mean_square = float(spread @ scale) + problem.fit_intercept
+    mean_square = float((spread * scale).sum()) + problem.fit_intercept
     rotated = scaled._replace(
         scale=scale,
         basis=np.ascontiguousarray(basis),
@@ -220,14 +220,14 @@ def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, varies: n
         mean_square=mean_square,
         pace=_pace(stats.rows, mean_square, problem),
     )
-    gains = (basis.T @ stats.cross) ** 2 / squares
+    gains = (basis * stats.cross[:, None]).sum(axis=0) ** 2 / squares
     return _shortened(rotated, spread * scale, gains, stats.rows)
 
 
 def _drift_passes(curvatures: np.ndarray, gains: np.ndarray, pace: float) -> float:
     """Passes until what is left along all axes is ACCURACY of what there was to gain."""
     passes = 2.0 ** np.arange(0, 15, 0.5)
-    left = np.exp(-2.0 * pace * np.outer(passes, curvatures)) @ gains
+    left = (np.exp(-2.0 * pace * np.outer(passes, curvatures)) * gains).sum(axis=1)
     return float(passes[min(int((left > ACCURACY * gains.sum()).sum()), len(passes) - 1)])
 
 

@@ -360,7 +360,7 @@ def candidate(head: Head, problem: Problem, metric: Metric) -> tuple[np.ndarray,
     )
     root = np.sqrt(np.append(metric.scale, 1.0))
     u, d = (mean - start) / root, (x - mean) / root
-    if (u * d).sum() >= CIRCLES_BELOW * np.linalg.norm(u) * np.linalg.norm(d):
+    if (u * d).sum() >= CIRCLES_BELOW * _length(u) * _length(d):
         return head.x, False
     step = min(problem.step(metric, head.cut), 0.3 / metric.L)
     stepped = proximal_gradient_step(mean, average, step, problem, metric)
@@ -441,7 +441,12 @@ def _cosine(u: np.ndarray, v: np.ndarray, metric: Metric) -> float:
     (u, _), (v, _) = (to_solver(w, w, metric.unshifted) for w in (u, v))
     root = np.sqrt(np.append(metric.scale, 1.0))
     u, v = u / root, v / root
-    return float((u * v).sum() / (np.linalg.norm(u) * np.linalg.norm(v) or 1.0))
+    return float((u * v).sum() / (_length(u) * _length(v) or 1.0))
+
+
+def _length(v: np.ndarray) -> float:
+    # Not by BLAS: its threads would change the bits of long ones, and spin beside the kernels for a while.
+    return float(np.sqrt((v * v).sum()))
 
 
 def shown_x(state: SAGAState, problem: Problem) -> np.ndarray:
