@@ -22,8 +22,9 @@ __all__ = ["plan_visit", "row_order", "take_steps", "weighted_sum"]
 ROW_BOUND = 2.0
 # Times that threads bring together what they found in each half of a visit, at most.
 ROUNDS = 16
-# Entries of a thread's rows in a round, at least: starting it, and copies of x, cost as much as some thousands.
-ROUND_ENTRIES = 2**17
+# Entries of a thread's rows in a round, at least: starting it costs as much as some thousands; and for each of x, as
+# x and the sum are copied, and what threads find apart is only averaged.
+ROUND_ENTRIES, ENTRIES_A_COEFFICIENT = 2**17, 32
 
 
 def row_order(seed: Any, rows: np.ndarray) -> np.ndarray:
@@ -75,7 +76,9 @@ def plan_visit(
             more = max(times[taken].sum(), 1) / max(len(taken), 1)
             pull[:, 0] *= more / times
             step = 1.0 / more
-    return Plan(_orders(seed, taken, times, sharers(problem.n_threads, chunk.entries)), pull, step)
+    count = sharers(problem.n_threads, chunk.entries)
+    count = count if chunk.entries >= count * ENTRIES_A_COEFFICIENT * head.x.size else 1
+    return Plan(_orders(seed, taken, times, count), pull, step)
 
 
 def _orders(seed: int, taken: np.ndarray, times: np.ndarray | None, count: int) -> list[np.ndarray]:
@@ -163,7 +166,7 @@ def _share_steps(orders, x, gradient_sum, left, *, plan, chunk, **how):
         return
     if how["problem"].automatic:
         plan = plan._replace(step=plan.step * len(orders) ** 0.5)
-    worth = chunk.entries // (len(orders) * max(ROUND_ENTRIES, 32 * x.size))
+    worth = chunk.entries // (len(orders) * max(ROUND_ENTRIES, ENTRIES_A_COEFFICIENT * x.size))
     with threads(len(orders)) as each, np.errstate(over="ignore", invalid="ignore"):
         rounds = min(max(worth, 1), ROUNDS)
         shares = itertools.pairwise(np.linspace(*left, rounds + 1).tolist())

@@ -14,12 +14,12 @@ import scipy.sparse as sp
 from dask_saga import SAGAClassifier, SAGARegressor, chunk_saga
 from dask_saga import metric as metric_module
 from dask_saga import threads as threads_module
-from dask_saga.chunk import chunk_gradient
+from dask_saga.chunk import chunk_gradient, fresh_memory
 from dask_saga.columns import column_stats
 from dask_saga.inputs import read_chunk
-from dask_saga.losses import LOSSES
+from dask_saga.losses import LOSSES, LogLoss
 from dask_saga.metric import choose_metric, row_norms, to_solver, to_user
-from dask_saga.penalties import PENALTIES
+from dask_saga.penalties import PENALTIES, ElasticNet
 from dask_saga.problem import Problem
 from dask_saga.state import new_head
 from dask_saga.steps import ROUNDS, plan_visit
@@ -45,6 +45,19 @@ def rows_of(kind, n=1600, p=6):
 def problem_for(kind, n_threads, **how):
     penalty = "l2" if kind == "rotated" else "elasticnet"
     return Problem(LOSSES["log_loss"](), PENALTIES[penalty](0.01, 0.5), True, n_threads=n_threads, **how)
+
+
+@pytest.mark.parametrize(("p", "shared"), [(1000, 2), (20000, 1)])
+def test_rows_are_shared_only_where_copies_of_x_are_small_beside_them(p, shared):
+    n, each = 15000, 20
+    rng = np.random.default_rng(0)
+    columns = np.sort(rng.integers(p // each, size=(n, each)) + np.arange(0, p, p // each)[:each], axis=1)
+    A = sp.csr_array((np.ones(n * each), columns.ravel(), np.arange(0, n * each + 1, each)), shape=(n, p))
+    problem = Problem(LogLoss(), ElasticNet(l2=1e-3), n_threads=2)
+    chunk = read_chunk(A, np.where(rng.random(n) < 0.5, 1, -1), loss=problem.loss)
+    head, memory = new_head(p, weight=float(n), rows=n), fresh_memory(chunk, problem)
+    metric = choose_metric(column_stats(chunk, problem), problem)
+    assert len(plan_visit(chunk, head, memory, problem, metric, 0).orders) == shared
 
 
 @pytest.mark.parametrize("weighted", [False, True])
