@@ -75,7 +75,10 @@ def test_interrupted_before_a_whole_pass_leaves_the_estimator_as_it_was():
 
 @pytest.mark.parametrize("persist", [True, False])
 def test_interrupted_on_a_cluster(client, persist):
-    started = threading.Event()
+    def tasks():
+        return set(client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks)))
+
+    before, started = tasks(), threading.Event()  # clients within workers may hold some of other tests for a while
     timer = threading.Thread(target=lambda: (started.wait(30), time.sleep(0.4), _thread.interrupt_main()))
     timer.start()
     model = SAGAClassifier(**LONG)
@@ -83,13 +86,12 @@ def test_interrupted_on_a_cluster(client, persist):
         model.fit(X, labels, persist=persist, callback=lambda info: started.set())
     timer.join()
     assert model.coef_.tobytes() == after(model.n_iter_).coef_.tobytes()
-    tasks = None
     for _ in range(100):
-        tasks = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
-        if not tasks:
+        left = tasks() - before
+        if not left:
             break
         time.sleep(0.05)
-    assert tasks == 0
+    assert not left
 
 
 def test_saga_lets_the_interrupt_through():
