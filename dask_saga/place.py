@@ -196,7 +196,9 @@ def _told(one: Remembered) -> Remembered:
 
 
 def _arrived(before: Visited, x: np.ndarray, *told: Remembered) -> Visited:
-    head = before.head._replace(x=x, gradient_sum=frozen(sum(one.total for one in told)), window_start=x)
+    with np.errstate(over="ignore", invalid="ignore"):  # where a start or a refinement went astray
+        total = sum(one.total for one in told)
+    head = before.head._replace(x=x, gradient_sum=frozen(total), window_start=x)
     return Visited(head, None, earlier=sum(one.value for one in told))
 
 

@@ -49,13 +49,14 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     """Rows drawn at random from one of so many chunks, of those that weigh anything, which weigh as much as all of it.
 
     Bytes of dense rows count as float64's, as that is what turned ones are. None are drawn where all that fit would
-    not be enough.
+    not be enough, which sparse chunks, each of another density, cannot tell alone.
     """
     weighty = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets))
     n, p = len(weighty), chunk.rows.shape[1]
     nbytes = chunk.nbytes / max(len(chunk.targets), 1) if sp.issparse(chunk.rows) else 8.0 * p
     fit = SAMPLE_BYTES / max(nbytes, 1.0)
-    count = 0 if fit < _least_rows(p) else min(n, max(1, min(int(fit / chunks), int(n * SAMPLE_SHARE))))
+    too_few = fit < _least_rows(p) and not sp.issparse(chunk.rows)
+    count = 0 if too_few else min(n, max(1, min(int(fit / chunks), int(n * SAMPLE_SHARE))))
     rng = np.random.default_rng(list(chunk.content.encode()))
     some = weighty[np.sort(rng.choice(n, count, replace=False, shuffle=False))] if n else weighty
     weights = chunk.weights[some] if chunk.weights.size else np.ones(count)
@@ -139,7 +140,7 @@ def refine(
             break
     if head.diverged:
         return x
-    return to_user(head.x, head.x, axes)[0] if turned else head.x
+    return frozen(to_user(head.x, head.x, axes)[0]) if turned else head.x
 
 
 def _left(head: Head, problem: Problem, metric: Metric) -> float:

@@ -135,3 +135,14 @@ def test_samples_of_chunks_join():
     one, other = read_chunk(A[:200], b[:200]), read_chunk(A[200:], b[200:], np.full(200, 2.0))
     joined = join_chunks(sample_rows(one, 2), sample_rows(other, 2))
     assert joined.weight == pytest.approx(600)
+
+
+def test_sparse_chunks_of_any_density_are_in_the_sample():
+    rng = np.random.default_rng(0)
+    b = np.where(rng.random(4000) < 0.5, 1.0, -1.0)
+    for each in (4, 110):  # of 700 columns, of which 16 MB of the denser rows alone would not be enough
+        A = sp.csr_array((np.ones(4000 * each), np.tile(np.arange(each), 4000), np.arange(0, 4000 * each + 1, each)))
+        A.resize(4000, 700)
+        sample = sample_rows(read_chunk(A, b), 2)
+        assert len(sample.targets) == 500
+        assert sample.weight == pytest.approx(4000.0)
