@@ -138,7 +138,7 @@ def chunk_saga(
         head = head._replace(weight=head.weight + now.weight - memory.weight, rows=head.rows + now.rows - memory.rows)
         memory = memory._replace(weights_content=now.weights_content, weight=now.weight, rows=now.rows)
     memory = memory._replace(visits=memory.visits + 1)
-    if head.diverged or head.weight <= 0:
+    if head.diverged or head.weight <= 0 or not head.rows:  # rounding may leave a weight of no rows
         return head, memory
     plan = plan_visit(chunk, head, memory, problem, metric, seed, norms)
     if memory.visits == 1:

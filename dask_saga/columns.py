@@ -128,7 +128,6 @@ def measure(
             stats, sums = no_stats(p, full)._replace(sparse=sparse), np.zeros((factors.shape[1], p))
         else:
             stats, sums = (_measure_sparse if sparse else _measure_dense)(chunk, full, problem, chunks, factors)
-    _check_values(chunk.rows, stats.low, stats.high, stats.mean)
     return stats, np.column_stack([sums, factors.sum(axis=0)])
 
 
@@ -172,6 +171,7 @@ def _measure_sparse(chunk, full, problem, chunks, factors):
         few = rows[:: max(1, n // 1000)][:, some].toarray()
         origin[full] = _middle(few)
     mean, squares, low, high, cross, sums = _about(moments, origin, full, weight, factors)
+    _check_values(rows, low, high, mean)
     empty = counts < n
     low, high = (np.where(empty, bound(one, 0.0), one) for bound, one in ((np.minimum, low), (np.maximum, high)))
     return ColumnStats(n, weight, mean, squares, low, high, counts, full, True, target, cross, None), sums
@@ -205,6 +205,7 @@ def _measure_dense(chunk, full, problem, chunks, factors):
 
     origin = _middle(rows[:: max(1, n // 1000)])
     mean, squares, low, high, cross, sums = _about(moments, origin, full, weight, factors)
+    _check_values(rows, low, high, mean)  # before products, of which threads would warn
     products = _products(rows, weights, mean, squares, problem, chunks) if wants_products(p, problem) else None
     counts = np.full(p, n)
     return ColumnStats(n, weight, mean, squares, low, high, counts, full, False, target, cross, products), sums

@@ -146,9 +146,9 @@ def run(
     for _ in place.history:
         draw_rounds(parts, rng)
     began = time.perf_counter() - (place.history[-1]["seconds"] if place.history else 0.0)
-    interrupted = False
+    interrupted, over = False, place.converged or place.summary.diverged
     try:
-        for epoch in range(len(place.history) + 1, 0 if place.converged else max_iter + 1):
+        for epoch in range(len(place.history) + 1, 0 if over else max_iter + 1):
             rounds, refines = draw_rounds(parts, rng), place.refines
             place = _refined(fit, place) if refines else _one_pass(fit, place, rounds)
             place = _noted(fit, place, at_zero, began)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 import xxhash
-from dask import is_dask_collection
+from dask import compute, is_dask_collection
 from dask.delayed import Delayed
 from sklearn.utils import assert_all_finite, check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
@@ -130,8 +130,9 @@ _alone = threading.RLock()
 
 def _checked(check: Callable, values: Any, **how: Any) -> Any:
     """What a check of scikit-learn's returns: one thread at a time, as several would leave warning filters changed."""
-    if not (isinstance(values, np.ndarray) or sp.issparse(values) or hasattr(values, "iloc")):
-        values = np.asarray(values)  # where that runs tasks which check as well, they must not wait for this one
+    # Tasks that check as well must not wait for this one.
+    if is_dask_collection(values) or (isinstance(values, (list, tuple)) and any(map(is_dask_collection, values))):
+        [values] = compute(values)
     with _alone, np.errstate(all="ignore"):
         return check(values, **how)
 
@@ -190,7 +191,7 @@ def read_rows(X: Any, *, estimator: str | None = None, empty: bool = False, fini
 
 def check_finite(rows: Any) -> None:
     """Raise ValueError for NaN or infinity, which a fit need not look for unless sums are not finite."""
-    _checked(assert_all_finite, rows, estimator_name="dask_saga", input_name="X")
+    _checked(assert_all_finite, rows, estimator_name="This estimator", input_name="X")
 
 
 def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:

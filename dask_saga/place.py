@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .checkpoint import Saved
-from .chunk import split_memory
+from .chunk import chunk_gradient, split_memory
 from .inputs import frozen
 from .mapping import SharedMap
 from .metric import row_norms
@@ -84,7 +84,7 @@ FACTS = ("window", "count", "text", "history", "next_check", "wait", "converged"
 
 
 def begin(fit: Fit, at_zero: float) -> Place:
-    """Before the first pass: at the optimum of the sample, unless that is no better than zero."""
+    """Before the first pass: at the optimum of the sample, unless zero, or what is nearest within bounds, is better."""
     prepared, problem, executor = fit.prepared, fit.problem, fit.source.executor
     rows = sum(fact.rows for fact in prepared.facts)
     head = adapt(new_head(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows), problem)
@@ -96,14 +96,22 @@ def begin(fit: Fit, at_zero: float) -> Place:
         x = executor.submit(refine, prepared.sample[0], head.x, prepared.gradient, problem, 0, name="saga-start")
         own = fit.source.map(remember, x, problem, 0, name="saga-memory")
         led = arrived(fit, there._replace(own=own, refines=True), x)
-        at_start = prepared.value / fit.weight + penalty_value(head.x, problem)
-        if head.x.any() or led.summary.objective <= at_start:  # zero may be out of bounds
+        if led.summary.objective <= _loss(fit, head.x) + penalty_value(head.x, problem):
             return led
         prepared.sample.clear()
     # Where zero is the optimum there is no pass, and nothing to remember.
     visits = executor.gather([start])
     summary = round_summary(problem, prepared.axes, *visits)
     return there._replace(visits=visits, summary=summary, converged=at_zero == 0)
+
+
+def _loss(fit: Fit, x: np.ndarray) -> float:
+    """Mean loss at the start without a sample: zero, unless that is out of bounds."""
+    value = fit.prepared.value
+    if x.any():
+        sums = fit.source.executor.gather(fit.source.map(chunk_gradient, x, fit.problem, name="saga-confirm"))
+        value = sum(value for value, _ in sums)
+    return value / fit.weight
 
 
 def arrived(fit: Fit, place: Place, x: Any) -> Place:

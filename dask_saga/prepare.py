@@ -98,13 +98,12 @@ def _examine(chunk: Chunk, problem: Problem, chunks: int, name: int | None) -> _
     memory = fresh_memory(chunk, problem)
     facts = memory._replace(gradients=np.empty((0, memory.gradients.shape[1])), total=None)
     outputs, factors = count_outputs(chunk, problem), None
-    if outputs > 1:  # whose factors would take more room than the rows
-        value, gradient = chunk_gradient(chunk, np.zeros((outputs, chunk.rows.shape[1] + 1)), problem)
-    else:
+    if outputs == 1:  # else they would take more room than the rows
         value, factors = factors_at_zero(chunk, problem)
     with blame("X", name):
-        stats, sums = measure(chunk, problem, chunks, factors)
-    gradient = sums if outputs == 1 else gradient
+        stats, gradient = measure(chunk, problem, chunks, factors)
+    if outputs > 1:
+        value, gradient = chunk_gradient(chunk, np.zeros((outputs, chunk.rows.shape[1] + 1)), problem)
     samples = [sample_rows(chunk, chunks)] if problem.automatic else []
     shape = _Shape(len(chunk.targets), chunk.nbytes, sp.issparse(chunk.rows), chunk.rows.shape[1], len(gradient))
     return _Examined([facts], [shape], value, stats, gradient, samples)

@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
+from dask_saga.inputs import read_rows
 from dask_saga.penalties import ElasticNet
 
 from .conftest import make_rows
@@ -69,6 +70,12 @@ BAD_DATA = {
     "negative weight": ((A, y, np.linspace(-1, 1, 60)), ValueError, "sample_weight must not be negative"),
     "zero weights": ((A, y, np.zeros(60)), ValueError, "sample_weight is zero"),
     "NaN weight": ((A, y, np.full(60, np.nan)), ValueError, "sample_weight contains NaN"),
+    "missing weight": (
+        (A, y, pd.array([None, *(y[1:] > 0)], dtype="boolean")),
+        ValueError,
+        "sample_weight contains NaN",
+    ),
+    "missing target": ((A, pd.array([None, *(y[1:] > 0)], dtype="boolean")), ValueError, r"\by\b.*(NaN|missing)"),
     "short weights": ((A, y, np.ones(59)), ValueError, "sample_weight has 59"),
     "2-d weights": ((A, y, np.ones((60, 2))), ValueError, "sample_weight must be a 1D array"),
 }
@@ -185,6 +192,22 @@ def test_dask_input_to_partial_fit():
         check_refused(
             estimator, lambda a=arguments: estimator.partial_fit(*a, classes=[-1, 1]), TypeError, "Dask.*Incremental"
         )
+
+
+@pytest.mark.parametrize("value", [1e200, np.inf])
+def test_values_are_checked_before_threads_multiply(value):
+    rows = np.random.default_rng(0).standard_normal((12000, 40))
+    targets = rows[:, 0] + 1.0
+    rows[7000, 3] = value
+    model = SAGARegressor(n_threads=2)
+    check_refused(model, lambda: model.fit(rows, targets), ValueError, "X.* (values beyond|infinity)")
+
+
+def test_lists_are_of_float64():
+    rows = [row.astype("f4") for row in A]
+    assert read_rows(rows).dtype == np.float64
+    with pytest.raises(ValueError, match="to float: 'a'"):
+        read_rows([["a", 1.0]])
 
 
 def test_a_delayed_x():

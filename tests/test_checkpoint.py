@@ -11,6 +11,7 @@ import dask.array as da
 import fsspec
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 
 from dask_saga import SAGAClassifier, SAGARegressor, checkpoint, driver
 
@@ -177,6 +178,16 @@ def test_a_finished_fit_is_not_repeated_but_can_go_further(tmp_path):
     assert seen[0].epoch == first.n_iter_ + 1
     assert further.converged_
     assert further.coef_.tobytes() == SAGAClassifier(tol=1e-6, random_state=0).fit(X, labels).coef_.tobytes()
+
+
+def test_a_fit_that_diverged_does_not_go_on(tmp_path):
+    A, y = make_rows(classes=False)
+    model = SAGARegressor(step_size=1e3, max_iter=5, random_state=0)
+    fits = []
+    for _ in range(2):
+        with pytest.warns(ConvergenceWarning, match="diverged"):
+            fits.append(model.fit(A, y, checkpoint=tmp_path).history_)
+    assert fits[0] == fits[1]
 
 
 def test_another_fit_is_refused_and_the_estimator_left_alone(tmp_path):

@@ -260,14 +260,16 @@ def test_a_column_that_the_sample_lacks_keeps_its_bounds(bounds, stored):
     assert (sparse.coef_ <= bounds[1]).all()
 
 
-def test_a_start_that_is_worse_than_zero_is_not_taken():
+@pytest.mark.parametrize("lower", [-np.inf, 1e-3, 0.01, 0.2])
+def test_a_start_that_is_worse_than_zero_is_not_taken(lower):
     """The rows that rule a Poisson loss are not in the sample."""
     rng = np.random.default_rng(4)
     A = rng.standard_normal((20000, 3))
     A[:, 0] = np.where(rng.random(20000) < 3e-4, 300.0, rng.random(20000))
     z = np.where(A[:, 0] > 100, 0.0, 1.5 * A[:, 0]) + 0.2 * A[:, 1]
     y = rng.poisson(np.exp(np.clip(z, -5, 5))).astype(float)
-    model = SAGARegressor(loss="poisson", tol=1e-5, random_state=0).fit(A, y)
+    penalty = ElasticNet(l2=1e-4 if lower < 0 else 1e-3, lower=lower)
+    model = SAGARegressor(loss="poisson", penalty=penalty, tol=1e-5, random_state=0).fit(A, y)
     assert model.converged_
     assert model.history_[0]["objective"] < 1.1  # at zero it is 1
 
