@@ -32,16 +32,19 @@ from numba import NumbaWarning, njit
 
 from . import _intrinsics, losses, penalties
 from ._intrinsics import CACHE_LINE, borrowed, prefetch
-from .losses import FASTMATH, curvature, row_derivative, row_value_and_derivative, target
+from .losses import FASTMATH, curvature, gives_curvature, row_derivative, row_value_and_derivative, target
 from .penalties import prox, shrink
 
-__all__ = ["Kernels", "kernels_for"]
+__all__ = ["Kernels", "kernels_for", "shuffle"]
 
 # Rows between a prefetch and its use, if short; long ones would else push each other out of the cache.
-AHEAD, AHEAD_BYTES = 8, 1024
+AHEAD, AHEAD_BYTES = 8, 2**15
+# Steps in units of the inverse of a row's curvature that are not long.
+LINEAR = 4.0
 # What the sparse loop keeps of a column side by side; then x, gradient_sum and anchor of each output. Unsigned, as
 # numba would look at a signed index twice.
 SHIFT, STEP, RARITY, SHRINK, FIXED = np.arange(5, dtype=np.uint64)
+COLUMN = CACHE_LINE // 8  # entries of a line of the cache
 
 
 class Kernels(NamedTuple):
@@ -54,27 +57,42 @@ class Kernels(NamedTuple):
     dense_sum: Callable
     dense_moments: Callable
     sparse_moments: Callable
+    shuffle: Callable
     dense_norms: Callable
     sparse_norms: Callable
     proximal_step: Callable
 
 
-# Compiled into its callers. Global, as a loop that closed over it would miss its cache in every process.
+# Compiled into their callers. Global, as a loop that closed over one would miss its cache in every process.
+@njit(nogil=True, inline="always")
+def ask(array, first, last):
+    """Prefetch some entries. Of a long row in parts: a core that waits for too many lines at once stands still."""
+    for j in range(first, last, CACHE_LINE // array.itemsize):
+        prefetch(array, j)
+
+
 @njit(nogil=True, fastmath=FASTMATH, inline="always")
 def row_gradients(loss, z, u, y, w, h, old, m, bound):
-    """Write w f'(u) to m, with u near the predictions after a step of length h from z; u = z where h is zero."""
+    """Write w f'(u) to m, with u near the predictions after a step of length h from z; u = z where h is zero.
+
+    Where the loss gives its curvature, and the step is not long, f' is taken for a line about z: an exponential less.
+    """
     row_derivative(loss, z, y, m)
     for k in range(z.size):
         m[k] *= w
     unbounded, hardest = bound == 0.0, h * w * bound
     if h <= 0.0 or (hardest < 0.05 and not unbounded):
         return
+    if hardest < LINEAR and not unbounded and gives_curvature(loss):
+        for k in range(z.size):
+            m[k] = old[k] + (m[k] - old[k]) / (1.0 + h * w * curvature(loss, z[k], target(y, k, z.size), bound))
+        return
     for k in range(z.size):
         u[k] = z[k]
     for _ in range(30 if unbounded else 1 + int(min(hardest, 40.0) / 4.0)):
         moved = 0.0
         for k in range(z.size):
-            c = curvature(loss, u[k], target(y, k, z.size), bound)
+            c = curvature(loss, u[k], target(y, k, z.size), bound) if unbounded else bound
             move = (u[k] - z[k] + h * (m[k] - old[k])) / (1.0 + h * w * c)
             if unbounded:
                 move = min(1.0, max(-1.0, move))
@@ -113,22 +131,24 @@ def _build(sources: int, cache: bool) -> Kernels:
             steps[j] = step * scale[j]
             shrinks[j] = shrink(penalty, steps[j])
         entries, pulls, targets, table = A.reshape(-1), pull.reshape(-1), b.reshape(-1), gradients.reshape(-1)
-        ahead = min(AHEAD, 2 + AHEAD_BYTES // (p * A.itemsize))
+        ahead, line = min(AHEAD, 2 + AHEAD_BYTES // (p * A.itemsize)), CACHE_LINE // A.itemsize
+        third = max(1, (p // line + 2) // 3) * line
         for t in range(visits):
-            i = order[t]
+            i, coming, end = order[t], 0, 0
             if t + ahead < visits:
                 q = order[t + ahead]
                 if not gathered:
-                    for j in range(q * p, q * p + p, CACHE_LINE // A.itemsize):
-                        prefetch(entries, j)
-                    prefetch(entries, q * p + p - 1)
+                    coming, end = q * p, q * p + p
+                    prefetch(entries, end - 1)
                 prefetch(pulls, 2 * q)
                 prefetch(targets, q * b.shape[1])
                 prefetch(table, q * outputs)
+            ask(entries, coming, min(end, coming + third))
             w = weights[i] if weights.size else 1.0
             source = A[t] if gathered else A[i]
             for j in range(p):
                 row[j] = source[j] - shift[j]
+            ask(entries, coming + third, min(end, coming + 2 * third))
             for k in range(outputs):
                 xk, zk = x[k], x[k, p]
                 for j in range(p):
@@ -147,6 +167,7 @@ def _build(sources: int, cache: bool) -> Kernels:
                     base[k] = (own * old[k] + past * w * m[k]) / (own + past)
             pulled_by = pull[i, 0] * (own + past)
             row_gradients(loss, z, u, b[i], w, step * pulled_by * pull[i, 1], base, m, bound)
+            ask(entries, coming + 2 * third, end)
             for k in range(outputs):
                 gradients[i, k] = m[k]
                 # What is stored, perhaps rounded to float32, is what the sum gets: numba's float() would
@@ -168,14 +189,16 @@ def _build(sources: int, cache: bool) -> Kernels:
         b, x, gradient_sum = borrowed(b), borrowed(x), borrowed(gradient_sum)
         p, outputs, visits, scratch = x.shape[1] - 1, x.shape[0], order.size, np.empty((5, x.shape[0]))
         z, u, m, old, base = borrowed(scratch)
-        width = 4 + 3 * outputs
-        columns = np.empty((p, width))
+        width = -(-(4 + 3 * outputs) // COLUMN) * COLUMN
+        room = np.empty((p + 1) * width)
+        start = (-room.ctypes.data % CACHE_LINE) // room.itemsize  # of one output, a column is one cache line
+        columns = room[start : start + p * width].reshape(p, width)
         for j in range(p):
             s = step * scale[j]
             columns[j, :4] = shift[j], s, rarity[j], shrink(penalty, s * rarity[j])
             columns[j, 4 : 4 + outputs] = x[:, j]
             columns[j, 4 + outputs : 4 + 2 * outputs] = gradient_sum[:, j]
-            columns[j, 4 + 2 * outputs :] = anchor[:, j]
+            columns[j, 4 + 2 * outputs : 4 + 3 * outputs] = anchor[:, j]
         lines, pulls, targets, table = columns.reshape(-1), pull.reshape(-1), b.reshape(-1), gradients.reshape(-1)
         for t in range(visits):
             i = order[t]
@@ -186,9 +209,8 @@ def _build(sources: int, cache: bool) -> Kernels:
                 prefetch(pulls, 2 * q)
                 prefetch(targets, q * b.shape[1])
                 prefetch(table, q * outputs)
-                for r in range(indptr[q], indptr[q + 1], CACHE_LINE // data.itemsize):
-                    prefetch(data, r)
-                    prefetch(indices, r)
+                ask(data, indptr[q], indptr[q + 1])
+                ask(indices, indptr[q], indptr[q + 1])
             if t + AHEAD < visits:
                 q = order[t + AHEAD]
                 for r in range(indptr[q], indptr[q + 1]):
@@ -354,6 +376,13 @@ def _build(sources: int, cache: bool) -> Kernels:
                     line[4 + c] += pulls[i, c] * a
 
     @jit
+    def shuffle(rows, draws):
+        """Bring rows into a random order, given as many random numbers of 32 bits."""
+        for i in range(rows.size - 1, 0, -1):
+            j = np.int64((np.uint64(draws[i]) * np.uint64(i + 1)) >> np.uint64(32))
+            rows[i], rows[j] = rows[j], rows[i]
+
+    @jit
     def dense_norms(A, shift, scale, out):
         """Write each row's squared length in the solver's coordinates."""
         A = borrowed(A)
@@ -387,6 +416,7 @@ def _build(sources: int, cache: bool) -> Kernels:
         dense_sum,
         dense_moments,
         sparse_moments,
+        shuffle,
         dense_norms,
         sparse_norms,
         proximal_step,
@@ -407,6 +437,11 @@ def kernels_for(loss: Any, penalty: Any) -> Kernels:
     """The kernels with an on-disk cache for built-in types, those without for a user's own."""
     built_in = all(type(part).__module__.startswith("dask_saga.") for part in (loss, penalty))
     return _BUILT_IN if built_in else _foreign(type(loss), type(penalty))
+
+
+def shuffle(rows: np.ndarray, draws: np.ndarray) -> None:
+    """As the kernel, which takes neither loss nor penalty."""
+    _BUILT_IN.shuffle(rows, draws)
 
 
 @functools.lru_cache(maxsize=32)

@@ -63,6 +63,10 @@ class LogLoss(NamedTuple):
         e = math.exp(-abs(margin))  # never beyond 1, and no branch around it
         return -y * (e if margin > 0 else 1.0) / (1.0 + e)
 
+    def curvature_at(self, z, y):
+        e = math.exp(-abs(y * z))
+        return e / (1.0 + e) ** 2
+
     def probability(self, z: np.ndarray) -> np.ndarray:
         """Probability of the label 1 at linear predictions ``z``."""
         return expit(z)
@@ -309,6 +313,10 @@ def curvature(loss, z, y, bound):
     return loss.curvature_at(z, y) if hasattr(loss, "curvature_at") else bound
 
 
+def gives_curvature(loss):
+    return hasattr(loss, "curvature_at")
+
+
 def target(y, k, outputs):
     if y.size == outputs:
         return y[k]
@@ -351,6 +359,12 @@ def _curvature(loss, z, y, bound):
         at = register_jitable(loss.instance_class.curvature_at)
         return lambda loss, z, y, bound: at(loss, z, y)
     return lambda loss, z, y, bound: bound
+
+
+@_overload(gives_curvature)
+def _gives_curvature(loss):
+    given = hasattr(loss.instance_class, "curvature_at")
+    return lambda loss: given
 
 
 @_overload(target)

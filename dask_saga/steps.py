@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from ._kernels import kernels_for
+from ._kernels import kernels_for, shuffle
 from .inputs import Chunk, frozen, row_arrays
 from .metric import Metric, row_norms, shift_of, solver_rows, to_solver, to_user
 from .problem import Problem
@@ -29,7 +29,9 @@ ROUND_ENTRIES, ENTRIES_A_COEFFICIENT = 2**17, 32
 
 def row_order(seed: Any, rows: np.ndarray) -> np.ndarray:
     """The order in which a visit with this seed takes rows, given with their repetitions."""
-    return np.random.default_rng(seed).permutation(rows)
+    rows = rows.copy()
+    shuffle(rows, np.random.default_rng(seed).integers(2**32, size=len(rows), dtype=np.uint32))
+    return rows
 
 
 class Plan(NamedTuple):
@@ -61,7 +63,7 @@ def plan_visit(
 ) -> Plan:
     """Rows in a new random order, those with large bounds several times."""
     n, each, step = len(chunk.targets), head.rows / head.weight, 1.0
-    taken, times, pull = np.arange(n), None, np.empty((n, 2))
+    taken, pull = np.arange(n), np.empty((n, 2))
     if chunk.weights.size:
         # Rows without weight take no step, but a gradient from an earlier weight must go.
         taken = np.flatnonzero((chunk.weights > 0) | memory.gradients.any(axis=1))
@@ -71,25 +73,27 @@ def plan_visit(
         # Sampling by bounds (Schmidt et al. 2015, section 3): then the largest row does not rule the step.
         bounds = pull[:, 1] * (chunk.weights if chunk.weights.size else 1.0)
         bound = ROW_BOUND * (metric.mean_square or 1.0) / each
-        if bounds.max(initial=0.0) > bound:
-            times = np.clip(np.ceil(bounds / bound), 1, max(len(taken), 1)).astype(np.int64)
-            more = max(times[taken].sum(), 1) / max(len(taken), 1)
-            pull[:, 0] *= more / times
-            step = 1.0 / more
+        often = taken[bounds[taken] > bound]
+        if len(often):
+            times = np.minimum(np.ceil(bounds[often] / bound), len(taken)).astype(np.int64)
+            again = np.repeat(often, times - 1)
+            more = 1.0 + len(again) / len(taken)
+            pull[:, 0] *= more
+            pull[often, 0] /= times
+            taken, step = np.concatenate([taken, again]), 1.0 / more
     count = sharers(problem.n_threads, chunk.entries)
     count = count if chunk.entries >= count * ENTRIES_A_COEFFICIENT * head.x.size else 1
-    return Plan(_orders(seed, taken, times, count), pull, step)
+    return Plan(_orders(seed, taken, n, count), pull, step)
 
 
-def _orders(seed: int, taken: np.ndarray, times: np.ndarray | None, count: int) -> list[np.ndarray]:
-    """The rows of each thread, drawn at random: no memory gradient has two writers."""
+def _orders(seed: int, taken: np.ndarray, n: int, count: int) -> list[np.ndarray]:
+    """The rows of each thread, of n drawn at random: no memory gradient has two writers."""
     if count == 1:
-        return [row_order(seed, taken if times is None else np.repeat(taken, times[taken]))]
-    owner = np.random.default_rng(seed).integers(count, size=len(taken), dtype=np.uint8 if count < 256 else np.int64)
+        return [row_order(seed, taken)]
+    owner = np.random.default_rng(seed).integers(count, size=n, dtype=np.uint8 if count < 256 else np.int64)[taken]
 
     def own(k: int) -> np.ndarray:
-        rows = taken[owner == k]
-        return row_order((seed, k), rows if times is None else np.repeat(rows, times[rows]))
+        return row_order((seed, k), taken[owner == k])
 
     with threads(count) as each:
         return list(each(own, range(count)))

@@ -33,6 +33,8 @@ def implicit_gradient(loss, z, y, w, h, old, m):
     if loss.curvature is not None:
         if h * w * loss.curvature < 0.05:
             return m
+        if h * w * loss.curvature < 4 and hasattr(loss, "curvature_at"):
+            return old + (m - old) / (1 + h * w * np.array([loss.curvature_at(v, y[0]) for v in z]))
         for _ in range(1 + int(min(h * w * loss.curvature, 40.0) / 4)):
             u = u - (u - z + h * (m - old)) / (1 + h * w * loss.curvature)
             m = gradient(u)

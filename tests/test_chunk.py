@@ -104,7 +104,7 @@ def test_two_passes_equal_plain_python(kind, name, steps, weighted, memory_dtype
     more, plain = times[used].sum() / len(used), steps == "given" or loss.curvature is None
     for seed in (3, 4):
         head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
-        order = row_order(seed, np.repeat(used, times[used]))
+        order = row_order(seed, np.concatenate([used, np.repeat(used, times[used] - 1)]))
         turned_x, turned_sum = to_solver(x, gradient_sum, metric)
         x, gradient_sum, gradients = oracles.saga_pass(
             rows, chunk.targets, w, order, ratio * more / times, norms, turned_x, turned_sum, gradients, metric,
