@@ -43,8 +43,8 @@ AHEAD, AHEAD_BYTES = 8, 2**15
 LINEAR = 4.0
 # What the sparse loop keeps of a column side by side; then x, gradient_sum and anchor of each output. Unsigned, as
 # numba would look at a signed index twice.
-SHIFT, STEP, RARITY, SHRINK, FIXED = np.arange(5, dtype=np.uint64)
-COLUMN = CACHE_LINE // 8  # entries of a line of the cache
+SHIFT, STEP, RARE_STEP, SHRINK, FIXED = np.arange(5, dtype=np.uint64)
+DOUBLES = CACHE_LINE // 8  # that fill a line of the cache
 
 
 class Kernels(NamedTuple):
@@ -65,10 +65,14 @@ class Kernels(NamedTuple):
 
 # Compiled into their callers. Global, as a loop that closed over one would miss its cache in every process.
 @njit(nogil=True, inline="always")
-def ask(array, first, last):
-    """Prefetch some entries. Of a long row in parts: a core that waits for too many lines at once stands still."""
-    for j in range(first, last, CACHE_LINE // array.itemsize):
-        prefetch(array, j)
+def ask(array, first, last, line):
+    """Prefetch some entries, of which so many fill a line of the cache.
+
+    Of a long row in parts: a core that waits for too many lines at once stands still.
+    """
+    while first < last:  # a range of steps that are not constant would divide
+        prefetch(array, first)
+        first += line
 
 
 @njit(nogil=True, fastmath=FASTMATH, inline="always")
@@ -143,12 +147,12 @@ def _build(sources: int, cache: bool) -> Kernels:
                 prefetch(pulls, 2 * q)
                 prefetch(targets, q * b.shape[1])
                 prefetch(table, q * outputs)
-            ask(entries, coming, min(end, coming + third))
+            ask(entries, coming, min(end, coming + third), line)
             w = weights[i] if weights.size else 1.0
             source = A[t] if gathered else A[i]
             for j in range(p):
                 row[j] = source[j] - shift[j]
-            ask(entries, coming + third, min(end, coming + 2 * third))
+            ask(entries, coming + third, min(end, coming + 2 * third), line)
             for k in range(outputs):
                 xk, zk = x[k], x[k, p]
                 for j in range(p):
@@ -167,7 +171,7 @@ def _build(sources: int, cache: bool) -> Kernels:
                     base[k] = (own * old[k] + past * w * m[k]) / (own + past)
             pulled_by = pull[i, 0] * (own + past)
             row_gradients(loss, z, u, b[i], w, step * pulled_by * pull[i, 1], base, m, bound)
-            ask(entries, coming + 2 * third, end)
+            ask(entries, coming + 2 * third, end, line)
             for k in range(outputs):
                 gradients[i, k] = m[k]
                 # What is stored, perhaps rounded to float32, is what the sum gets: numba's float() would
@@ -189,13 +193,13 @@ def _build(sources: int, cache: bool) -> Kernels:
         b, x, gradient_sum = borrowed(b), borrowed(x), borrowed(gradient_sum)
         p, outputs, visits, scratch = x.shape[1] - 1, x.shape[0], order.size, np.empty((5, x.shape[0]))
         z, u, m, old, base = borrowed(scratch)
-        width = -(-(4 + 3 * outputs) // COLUMN) * COLUMN
+        width = -(-(4 + 3 * outputs) // DOUBLES) * DOUBLES
         room = np.empty((p + 1) * width)
         start = (-room.ctypes.data % CACHE_LINE) // room.itemsize  # of one output, a column is one cache line
         columns = room[start : start + p * width].reshape(p, width)
         for j in range(p):
             s = step * scale[j]
-            columns[j, :4] = shift[j], s, rarity[j], shrink(penalty, s * rarity[j])
+            columns[j, :4] = shift[j], s, s * rarity[j], shrink(penalty, s * rarity[j])
             columns[j, 4 : 4 + outputs] = x[:, j]
             columns[j, 4 + outputs : 4 + 2 * outputs] = gradient_sum[:, j]
             columns[j, 4 + 2 * outputs : 4 + 3 * outputs] = anchor[:, j]
@@ -209,8 +213,8 @@ def _build(sources: int, cache: bool) -> Kernels:
                 prefetch(pulls, 2 * q)
                 prefetch(targets, q * b.shape[1])
                 prefetch(table, q * outputs)
-                ask(data, indptr[q], indptr[q + 1])
-                ask(indices, indptr[q], indptr[q + 1])
+                ask(data, indptr[q], indptr[q + 1], DOUBLES)
+                ask(indices, indptr[q], indptr[q + 1], DOUBLES)
             if t + AHEAD < visits:
                 q = order[t + AHEAD]
                 for r in range(indptr[q], indptr[q + 1]):
@@ -244,9 +248,9 @@ def _build(sources: int, cache: bool) -> Kernels:
                 at_x, at_sum = FIXED + np.uint64(k), FIXED + np.uint64(outputs + k)
                 for r in range(start, end):
                     c = np.uint64(indices[r]) * np.uint64(width)
-                    a, s, D = data[r] - lines[c + SHIFT], lines[c + STEP], lines[c + RARITY]
-                    v = lines[c + at_x] - s * (pulled * a + D * inverse_weight * lines[c + at_sum])
-                    lines[c + at_x] = prox(penalty, v, s * D, lines[c + SHRINK])
+                    a, s, sD = data[r] - lines[c + SHIFT], lines[c + STEP], lines[c + RARE_STEP]
+                    v = lines[c + at_x] - (s * pulled * a + sD * inverse_weight * lines[c + at_sum])
+                    lines[c + at_x] = prox(penalty, v, sD, lines[c + SHRINK])
                     lines[c + at_sum] += delta * a
                 x[k, p] -= intercept_step * (pulled + inverse_weight * gradient_sum[k, p])
                 gradient_sum[k, p] += delta

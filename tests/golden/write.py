@@ -7,6 +7,7 @@ is supported, as that cannot read the pickles of newer ones.
 
 import json
 import pickle
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -97,7 +98,8 @@ def go_on(name, model):
 
 def main(folder):
     folder = Path(folder) / dask_saga.__version__
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # else the checkpoint would go on from the one there
+    folder.mkdir(parents=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, model in estimators().items():
