@@ -196,13 +196,13 @@ def _build(sources: int, cache: bool) -> Kernels:
         width = -(-(4 + 3 * outputs) // DOUBLES) * DOUBLES
         room = np.empty((p + 1) * width)
         start = (-room.ctypes.data % CACHE_LINE) // room.itemsize  # of one output, a column is one cache line
-        columns = room[start : start + p * width].reshape(p, width)
+        columns, shifted = room[start : start + p * width].reshape(p, width), False
         for j in range(p):
-            s = step * scale[j]
+            s, shifted = step * scale[j], shifted or shift[j] != 0.0
             columns[j, :4] = shift[j], s, s * rarity[j], shrink(penalty, s * rarity[j])
-            columns[j, 4 : 4 + outputs] = x[:, j]
-            columns[j, 4 + outputs : 4 + 2 * outputs] = gradient_sum[:, j]
-            columns[j, 4 + 2 * outputs : 4 + 3 * outputs] = anchor[:, j]
+            for k in range(outputs):
+                columns[j, 4 + k], columns[j, 4 + outputs + k] = x[k, j], gradient_sum[k, j]
+                columns[j, 4 + 2 * outputs + k] = anchor[k, j]
         lines, pulls, targets, table = columns.reshape(-1), pull.reshape(-1), b.reshape(-1), gradients.reshape(-1)
         for t in range(visits):
             i = order[t]
@@ -225,7 +225,7 @@ def _build(sources: int, cache: bool) -> Kernels:
                 zk, at_x = x[k, p], FIXED + np.uint64(k)
                 for r in range(start, end):
                     c = np.uint64(indices[r]) * np.uint64(width)
-                    zk += (data[r] - lines[c + SHIFT]) * lines[c + at_x]
+                    zk += (data[r] - lines[c + SHIFT] if shifted else data[r]) * lines[c + at_x]
                 z[k], old[k] = zk, gradients[i, k]
                 base[k] = old[k]
             own = left - t * less
@@ -234,7 +234,7 @@ def _build(sources: int, cache: bool) -> Kernels:
                     zk, at_anchor = anchor[k, p], FIXED + np.uint64(2 * outputs + k)
                     for r in range(start, end):
                         c = np.uint64(indices[r]) * np.uint64(width)
-                        zk += (data[r] - lines[c + SHIFT]) * lines[c + at_anchor]
+                        zk += (data[r] - lines[c + SHIFT] if shifted else data[r]) * lines[c + at_anchor]
                     u[k] = zk
                 row_derivative(loss, u, b[i], m)
                 for k in range(outputs):
@@ -248,15 +248,16 @@ def _build(sources: int, cache: bool) -> Kernels:
                 at_x, at_sum = FIXED + np.uint64(k), FIXED + np.uint64(outputs + k)
                 for r in range(start, end):
                     c = np.uint64(indices[r]) * np.uint64(width)
-                    a, s, sD = data[r] - lines[c + SHIFT], lines[c + STEP], lines[c + RARE_STEP]
+                    a = data[r] - lines[c + SHIFT] if shifted else data[r]
+                    s, sD = lines[c + STEP], lines[c + RARE_STEP]
                     v = lines[c + at_x] - (s * pulled * a + sD * inverse_weight * lines[c + at_sum])
                     lines[c + at_x] = prox(penalty, v, sD, lines[c + SHRINK])
                     lines[c + at_sum] += delta * a
                 x[k, p] -= intercept_step * (pulled + inverse_weight * gradient_sum[k, p])
                 gradient_sum[k, p] += delta
         for j in range(p):
-            x[:, j] = columns[j, 4 : 4 + outputs]
-            gradient_sum[:, j] = columns[j, 4 + outputs : 4 + 2 * outputs]
+            for k in range(outputs):
+                x[k, j], gradient_sum[k, j] = columns[j, 4 + k], columns[j, 4 + outputs + k]
         scratch[:] = 0.0
 
     @jit

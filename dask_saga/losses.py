@@ -10,7 +10,8 @@ an upper bound of the second derivative in z (a property where it depends on a f
 ``labels = (-1.0, 1.0)`` makes it a classifier's: y then takes these two values. Where it
 has ``probability(z)`` too, the classifier has ``predict_proba``. ``dask_saga`` takes an
 instance wherever it takes a loss's name; it need not be registered here. ``least_target``
-bounds y from below; ``quadratic = True`` tells that the curvature is the same everywhere.
+bounds y from below; ``quadratic = True`` tells that the curvature is the same everywhere;
+``curvature_at(z, y)``, the second derivative itself, pays where it costs less than a derivative.
 
 Several outputs are so many independent problems on the same rows, unless the loss has
 ``outputs``, their number: it then sees them together, ``value(z, y)`` with ``z`` an array
@@ -254,8 +255,8 @@ def resolve_loss(loss: Any) -> Any:
     ----------
     loss : str or object
         A key of ``LOSSES``, or an object as the module describes. Where no number bounds its
-        curvature, that is None, and ``curvature_at(z, y)`` is the second derivative. A regression
-        loss with ``mean(z)`` predicts that.
+        curvature, that is None, and ``curvature_at(z, y)`` is the second derivative; beside a bound
+        it spares a second derivative of each row. A regression loss with ``mean(z)`` predicts that.
 
     Returns
     -------
