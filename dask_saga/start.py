@@ -20,8 +20,9 @@ __all__ = ["Sample", "is_enough", "make_sample", "refine", "sample_rows"]
 SAMPLE_BYTES, SAMPLE_SHARE = 2**24, 1 / 8
 # It must have so many rows, and so many for each column, else its optimum is too far from that of all rows.
 LEAST_ROWS, ROWS_A_COLUMN = 2000, 20
-# It is visited until this share of what it cannot tell is left of the gradient, and so often at least and at most.
-SOLVED, LEAST_VISITS, MOST_VISITS = 0.2, 2, 8
+# It is visited until this share of what it cannot tell is left of the gradient, and so often at least and at most; or
+# a visit leaves more than this share of what was left.
+SOLVED, LEAST_VISITS, MOST_VISITS, STALLED = 0.2, 2, 8, 0.9
 
 
 class Sample(NamedTuple):
@@ -131,12 +132,14 @@ def refine(
     head = head._replace(
         x=frozen(there), window_start=frozen(there), gradient_sum=frozen(own if gradient is None else total)
     )
-    enough = SOLVED * (x.size / len(norms)) ** 0.5 * _left(head, problem, metric)
+    left = _left(head, problem, metric)
+    enough = SOLVED * (x.size / len(norms)) ** 0.5 * left
     for visit in range(MOST_VISITS):
         if visit:
             head = open_pass(open_window(head, problem, metric))
         head, memory = chunk_saga(chunk, head, memory, problem, metric, MOST_VISITS * turn + visit, norms)
-        if visit + 1 >= LEAST_VISITS and _left(head, problem, metric) <= enough:
+        before, left = left, _left(head, problem, metric)
+        if visit + 1 >= LEAST_VISITS and not enough < left < STALLED * before:
             break
     if head.diverged:
         return x
