@@ -28,8 +28,7 @@ ROUND_ENTRIES, ENTRIES_A_COEFFICIENT = 2**17, 32
 
 
 def row_order(seed: Any, rows: np.ndarray) -> np.ndarray:
-    """The order in which a visit with this seed takes rows, given with their repetitions."""
-    rows = rows.copy()
+    """Rows, given with their repetitions, in the order in which a visit with this seed takes them: in place."""
     shuffle(rows, np.random.default_rng(seed).integers(2**32, size=len(rows), dtype=np.uint32))
     return rows
 
@@ -63,17 +62,18 @@ def plan_visit(
 ) -> Plan:
     """Rows in a new random order, those with large bounds several times."""
     n, each, step = len(chunk.targets), head.rows / head.weight, 1.0
-    taken, pull = np.arange(n), np.empty((n, 2))
+    # Plans are small beside the rows, even if these are short.
+    taken, pull = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64), np.empty((n, 2))
     if chunk.weights.size:
         # Rows without weight take no step, but a gradient from an earlier weight must go.
-        taken = np.flatnonzero((chunk.weights > 0) | memory.gradients.any(axis=1))
+        taken = taken[(chunk.weights > 0) | memory.gradients.any(axis=1)]
     pull[:, 0], pull[:, 1] = each, 0.0
     if problem.automatic:
         pull[:, 1] = row_norms(chunk, metric, problem) if norms is None else norms
         # Sampling by bounds (Schmidt et al. 2015, section 3): then the largest row does not rule the step.
-        bounds = pull[:, 1] * (chunk.weights if chunk.weights.size else 1.0)
+        bounds = pull[:, 1] * chunk.weights if chunk.weights.size else pull[:, 1]
         bound = ROW_BOUND * (metric.mean_square or 1.0) / each
-        often = taken[bounds[taken] > bound]
+        often = taken[(bounds > bound)[taken]]
         if len(often):
             times = np.minimum(np.ceil(bounds[often] / bound), len(taken)).astype(np.int64)
             again = np.repeat(often, times - 1)
