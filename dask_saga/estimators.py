@@ -169,7 +169,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
 
     def _find_classes(self, source: Source) -> tuple:
         weighted = self.class_weight == "balanced"
-        calls = [(source.targets(k), source.name(k), weighted) for k in range(len(source))]
+        calls = [(block, source.name(k), weighted) for k, block in enumerate(source.targets())]
         found = source.executor.gather(source.executor.map(_block_labels, calls, name="saga-classes"))
         labels, weights = map(np.concatenate, zip(*([one for one in found if len(one[0])] or found[:1]), strict=True))
         classes = check_classes(labels, "y")

@@ -1,6 +1,6 @@
 """Where tasks run: in this process, or on a client's cluster.
 
-An executor hands out references, to chunks and to results: values here, futures there.
+An executor hands out references, to chunks and to results: values here, futures and recipes there.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from dask.system import CPU_COUNT
 from distributed import Future, rejoin, secede, wait
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.system import MEMORY_LIMIT
+
+from .recipes import Recipe, block_recipes, call
 
 __all__ = ["ClientExecutor", "LocalExecutor", "find_executor"]
 
@@ -66,6 +68,10 @@ class LocalExecutor:
     def forget_lineage(self, size: int) -> bool:
         """There is none."""
         return False
+
+    def recipes(self, blocks: list) -> list:
+        """Lazy blocks in the form that costs least if they are loaded again and again."""
+        return blocks
 
     def load(self, blocks: list, lane: int | None = None) -> list:
         # One graph, as each of its own would take Dask a millisecond.
@@ -135,11 +141,15 @@ class ClientExecutor:
         return f"{name}-{self.token}-{next(self.count)}"
 
     def submit(self, function: Callable, *args: Any, name: str, lane: int | None = None) -> Any:
+        if any(isinstance(arg, Recipe) for arg in args):
+            function, args = call, (function, *args)
         return self.client.submit(function, *args, key=self._key(name), pure=False, **self._place(lane))
 
     def map(self, function: Callable, calls: list[tuple], *, name: str, lanes: list[int] | None = None) -> list:
         """References to the function's result for each tuple of arguments: one message to the scheduler a lane."""
         lanes, references = lanes if self.places and lanes else [None] * len(calls), {}
+        if any(isinstance(arg, Recipe) for args in calls for arg in args):
+            function, calls = call, [(function, *args) for args in calls]
         for lane in dict.fromkeys(lanes):
             members = [k for k, own in enumerate(lanes) if own == lane]
             columns = [list(column) for column in zip(*(calls[k] for k in members), strict=True)]
@@ -165,7 +175,12 @@ class ClientExecutor:
         """Whether results of so many bytes are worth putting anew, so that the tasks before can be forgotten."""
         return size <= PUT_BYTES
 
+    def recipes(self, blocks: list) -> list:
+        return block_recipes(blocks)
+
     def load(self, blocks: list, lane: int | None = None) -> list:
+        if any(isinstance(block, Recipe) for block in blocks):
+            return blocks
         lazy = [block if is_dask_collection(block) else delayed(block) for block in blocks]
         return self.client.compute(lazy, **self._place(lane))
 

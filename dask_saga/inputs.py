@@ -19,6 +19,7 @@ import scipy.sparse as sp
 import xxhash
 from dask import compute, is_dask_collection
 from dask.delayed import Delayed
+from distributed.client import futures_of
 from sklearn.utils import assert_all_finite, check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
@@ -426,8 +427,12 @@ def content_hash(*arrays: np.ndarray, shape: tuple = ()) -> str:
     return state.hexdigest()
 
 
-def _split(name: str, collection: Any, lengths: tuple | None) -> tuple[list, tuple | None]:
-    """A Dask collection, or an array beside one, as a list of blocks and their known lengths."""
+def _split(name: str, collection: Any, lengths: tuple | None, alone: bool) -> tuple[list, tuple | None]:
+    """A Dask collection, or an array beside one, as a list of blocks and their known lengths.
+
+    Tasks are fused only of what is `alone`: a read that X and y share would else become a part of both, and Dask loses
+    what is on a cluster.
+    """
     if getattr(collection, "ndim", 1) == 0:
         raise ValueError(f"{name} is a single number; give one for each row of X")
     if hasattr(collection, "numblocks"):
@@ -445,9 +450,9 @@ def _split(name: str, collection: Any, lengths: tuple | None) -> tuple[list, tup
                 )
             collection = collection.rechunk({1: -1}, method="tasks")
         known = tuple(int(n) for n in collection.chunks[0]) if not np.isnan(collection.chunks[0]).any() else None
-        return list(collection.to_delayed().ravel()), known
+        return list(collection.to_delayed(optimize_graph=alone).ravel()), known
     if is_dask_collection(collection):
-        parts = collection.to_delayed()
+        parts = collection.optimize(fuse=False).to_delayed(optimize_graph=False)
         if len(parts) != collection.npartitions:  # what reads few columns of a file is merged, so y other than X
             parts = collection.simplify().to_delayed(optimize_graph=False)
         return parts, None
@@ -499,13 +504,16 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
         raise ValueError(f"Expected 2D array for X, got {X.ndim}D array instead. Reshape your data")
     if y is None:
         raise ValueError(NO_TARGET)
-    blocks, lengths = _split("X", X, None)
+    arrays = [part for part in (X, y, sample_weight) if hasattr(part, "numblocks")]
+    layers = [name for array in arrays for name in array.dask.layers]
+    alone = len(layers) == len(set(layers)) and not futures_of(arrays)
+    blocks, lengths = _split("X", X, None, alone)
     columns = [blocks]
     for name, other in (("y", y), ("sample_weight", sample_weight)):
         if other is None or isinstance(other, Number):
             columns.append([other] * len(blocks))
             continue
-        others, known = _split(name, other, lengths)
+        others, known = _split(name, other, lengths, alone)
         if lengths and known and sum(lengths) != sum(known):
             raise ValueError(f"X has {sum(lengths)} rows, but {name} has {sum(known)}")
         remedy = f"{name}.rechunk((X.chunks[0],))" if hasattr(other, "rechunk") else f"{name}.repartition like X"

@@ -6,10 +6,11 @@ import bisect
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .inputs import Chunk, join_chunks
+from .recipes import Recipe
 
 __all__ = ["Source", "lanes"]
 
@@ -76,7 +77,7 @@ class Source:
     ):
         if persist not in (True, False, "auto"):
             raise ValueError(f"persist={persist!r} must be True, False or 'auto'")
-        self.executor, self.blocks, self.rows = executor, blocks, rows
+        self.executor, self.blocks, self.loads, self.rows = executor, blocks, blocks, rows
         self.read: Callable | None = None
         self.held: dict[int, Any] = {}
         self.expected: list[tuple[str, str]] = []
@@ -90,7 +91,7 @@ class Source:
         self.width = max(1, min(n_parallel, most))
         self.executor.divide(self.width)
         if persist is False:
-            self.decided = True
+            self.load_again()
         elif persist is True or nbytes <= HELD_SHARE * executor.memory():
             self.hold()
 
@@ -105,13 +106,18 @@ class Source:
         if hasattr(self.running, "close"):
             self.running.close()
         self.held.clear()
-        self.blocks = []
+        self.blocks, self.loads = [], []
         self.executor.release(self.interrupted or error[:1] == (KeyboardInterrupt,))
 
     def hold(self) -> None:
         """Hold chunks from now on."""
         self.holds = self.decided = True
         self.blocks = self.executor.load(self.blocks)
+
+    def load_again(self) -> None:
+        """Load chunks for each visit."""
+        self.decided = True
+        self.loads = self.executor.recipes(self.blocks)
 
     def begin(self, read: Callable[[Any, int | None], Chunk]) -> None:
         """Set how a block is read, and hold chunks if that was left open and a first one tells that they fit."""
@@ -126,6 +132,8 @@ class Source:
                 break
         if nbytes <= limit:
             self.hold()
+        else:
+            self.load_again()
         logger.info("chunks of about %.3g bytes are %s", nbytes, "held" if self.holds else "loaded for each visit")
 
     def name(self, k: int) -> int | None:
@@ -141,35 +149,44 @@ class Source:
         """Which of the lanes a block is in."""
         return bisect.bisect_right([part.stop for part in lanes(len(self), self.width)], k)
 
-    def targets(self, k: int) -> Any:
-        """Reference to a block of which only y and sample_weight are asked; X is None where it is not there."""
+    def targets(self) -> list:
+        """References to blocks of which only y and sample_weight are asked; X is None where it is not there."""
         if self.holds:
-            return self.blocks[k]
-        return self.executor.load([(None, *self.blocks[k][1:])])[0]
+            return self.blocks
+        blocks = self.executor.recipes([(None, *block[1:]) for block in self.blocks])
+        return [self.executor.load([block])[0] for block in blocks]
 
     def chunk(self, k: int) -> Any:
         """Reference to a chunk."""
         if k in self.held:
             return self.held[k]
-        block = self.blocks[k] if self.holds else self.executor.load([self.blocks[k]], self.lane(k))[0]
-        [chunk] = self._chunks([k], [block])
+        [chunk] = self._chunks([k])
         return chunk
 
-    def _chunks(self, numbers: list[int], blocks: list) -> list:
-        """References to the chunks of blocks."""
-        expected = [self.expected[k] if self.expected else None for k in numbers]
-        calls = [(self.read, b, self.name(k), e) for k, b, e in zip(numbers, blocks, expected, strict=True)]
+    def _chunks(self, numbers: list[int]) -> list:
+        """References to chunks that are not there."""
+        calls = [self._reading(k) for k in numbers]
         chunks = self.executor.map(_read, calls, name="saga-read", lanes=[self.lane(k) for k in numbers])
-        for k, chunk in zip(numbers, chunks, strict=True):
-            self.reads[k] += 1
-            if self.holds:
-                self.held[k], self.blocks[k] = chunk, None
+        if self.holds:
+            self.held.update(zip(numbers, chunks, strict=True))
+            for k in numbers:
+                self.blocks[k] = None
         return chunks
 
-    def each(self, order: Iterable[int] | None = None) -> Iterator[tuple[int, Any]]:
+    def _reading(self, k: int) -> tuple:
+        """What ``_read`` takes for a chunk."""
+        self.reads[k] += 1
+        block = self.blocks[k] if self.holds else self.executor.load([self.loads[k]], self.lane(k))[0]
+        return self.read, block, self.name(k), self.expected[k] if self.expected else None
+
+    def _chunk_within(self, k: int) -> Any:
+        """A chunk that is for one task: to be read there if its block can be made there, too."""
+        is_recipe = isinstance(self.loads[k], Recipe)
+        return Recipe(_read, *self._reading(k)) if is_recipe else self.chunk(k)
+
+    def each(self, order: list[int], load: Callable[[int], Any] | None = None) -> Iterator[tuple[int, Any]]:
         """Numbers of chunks and references; what is not held is loaded a little ahead of its turn."""
-        order = list(range(len(self)) if order is None else order)
-        self.running = iter(()) if self.holds else self.executor.ahead(self.chunk, order)
+        self.running = iter(()) if self.holds else self.executor.ahead(load or self.chunk, order)
         return ((k, self.chunk(k)) for k in order) if self.holds else zip(order, self.running, strict=True)
 
     def used(self, task: Any) -> None:
@@ -185,12 +202,12 @@ class Source:
 
         if self.holds:
             there = [k for k in range(len(self)) if k not in self.held]
-            self._chunks(there, [self.blocks[k] for k in there])
+            self._chunks(there)
             return self.executor.map(function, [call(k, self.held[k]) for k in sorted(self.held)], name=name)
         turns = itertools.zip_longest(*lanes(len(self), self.width))  # else all would be loaded in one lane first
-        tasks = {}
-        for k, chunk in self.each([k for turn in turns for k in turn if k is not None]):
-            tasks[k] = self.executor.submit(function, *call(k, chunk), name=name)
+        order, tasks = [k for turn in turns for k in turn if k is not None], {}
+        for k, chunk in self.each(order, self._chunk_within):
+            tasks[k] = self.executor.submit(function, *call(k, chunk), name=name, lane=self.lane(k))
             self.used(tasks[k])
         return [tasks[k] for k in sorted(tasks)]
 

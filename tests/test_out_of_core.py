@@ -12,12 +12,14 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from dask import delayed
-from dask.distributed import Client, LocalCluster
+from dask.distributed import Client, LocalCluster, get_task_stream
+from dask.utils import key_split
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
 from dask_saga.executors import TASKS_AHEAD, LocalExecutor
-from dask_saga.inputs import most_bytes, read_chunk
+from dask_saga.inputs import dask_blocks, most_bytes, read_chunk
 from dask_saga.losses import LogLoss
+from dask_saga.recipes import block_recipes
 from dask_saga.source import HELD_SHARE, Source
 
 from .conftest import make_rows
@@ -106,6 +108,54 @@ def test_one_load_a_visit_and_few_blocks_at_a_time():
     assert source.reads == source.most == 6
 
 
+def as_frame(source):
+    columns = [f"c{j}" for j in range(8)]
+    meta = pd.DataFrame(A[:0], columns=columns)
+    rows = dd.from_map(lambda k: pd.DataFrame(source.read(k), columns=columns), range(6), meta=meta)
+    return rows.drop(columns="c7"), rows.c7 > 0
+
+
+def as_array(source):
+    rows = source.array()
+    return rows[:, :-1], rows[:, -1] > 0
+
+
+@pytest.mark.parametrize("make", [as_frame, as_array])
+@pytest.mark.parametrize("persist", [True, False])
+@pytest.mark.parametrize("on", ["cluster", "threads"])
+def test_rows_and_targets_of_one_source_are_one_read(make, persist, on, request):
+    scheduler = request.getfixturevalue("client_of_threads") if on == "cluster" else on
+    source = Counted()
+    with dask.config.set(scheduler=scheduler), pytest.warns(match="max_iter=2"):
+        SAGAClassifier(max_iter=2, tol=1e-12, random_state=0).fit(*make(source), persist=persist)
+    # Loaded again: for the labels, the preparing pass, and two passes.
+    assert source.reads == (6 if persist else 6 * 4)
+
+
+def test_blocks_are_made_within_the_tasks_that_want_them(client):
+    with get_task_stream(client) as stream, pytest.warns(match="max_iter=3"):
+        SAGAClassifier(max_iter=3, tol=1e-12, random_state=0).fit(X, labels, persist=False)
+    names = [key_split(task["key"]) for task in stream.data]
+    assert len(names) > 30
+    assert {name for name in names if not name.startswith("saga-")} == set()
+
+
+def test_blocks_that_cannot_be_made_there_are_loaded_as_before(client):
+    held = SAGAClassifier(random_state=0).fit(X, labels)
+    whole = da.from_delayed(delayed(lambda: A, pure=False)(), A.shape, float)
+    with dask.annotate(priority=1):
+        noted = [(delayed(lambda k: A[k : k + 100], pure=False)(k), y[k : k + 100]) for k in range(0, 600, 100)]
+    lazy, there = dask_blocks(X, labels), dask_blocks(*dask.persist(X, labels))
+    future = client.submit(lambda: A[:100])
+    assert not any(block is recipe for block, recipe in zip(lazy, block_recipes(lazy), strict=True))
+    for blocks in (there, dask_blocks(whole.rechunk((100, 8)), labels), noted, [(delayed(np.abs)(future), None)]):
+        assert block_recipes(blocks) is blocks
+    for rows, targets in (dask.persist(X, labels), (whole.rechunk((100, 8)), labels)):
+        for persist in (True, False):
+            model = SAGAClassifier(random_state=0).fit(rows, targets, persist=persist)
+            assert model.coef_.tobytes() == held.coef_.tobytes()
+
+
 def test_squared_error_starts_at_its_optimum_there_too():
     b = A @ np.arange(8) + np.random.default_rng(0).standard_normal(600)
     rows, targets = da.from_array(A @ np.triu(np.ones((8, 8))), chunks=(100, 8)), da.from_array(b, chunks=100)
@@ -172,13 +222,19 @@ def test_a_cluster_knows_its_memory(client):
     assert ClientExecutor(client).memory() == pytest.approx(sum(limits))
 
 
-def test_few_blocks_at_a_time_on_a_cluster_and_a_client_that_is_not_the_default():
-    source = Counted(blocks=24)
+@pytest.fixture(scope="module")
+def client_of_threads():
+    """Of a cluster in this process, so that what runs there can be counted here."""
     with (
         LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
-        dask.config.set(scheduler=client),
     ):
+        yield client
+
+
+def test_few_blocks_at_a_time_on_a_cluster_and_a_client_that_is_not_the_default(client_of_threads):
+    source = Counted(blocks=24)
+    with dask.config.set(scheduler=client_of_threads):
         model = SAGAClassifier(random_state=0, tol=1e-2).fit(source.array(), da.tile(labels, 4), persist=False)
     assert model.converged_
     assert source.reads >= 24 * 3
