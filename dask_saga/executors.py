@@ -97,17 +97,19 @@ class LocalExecutor:
 
 
 class _Wishes(SchedulerPlugin):
-    """Makes the scheduler forget wishes for a worker that is lost.
+    """Makes the scheduler forget a task's wish for workers while there are none at all.
 
-    Where no worker was left, it would wait for that one, though others were allowed, and take no new one.
+    It would wait for the worker that is lost, though others are allowed, and give the task to no new one.
     """
 
     name, idempotent = "saga-wishes", True
 
-    def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
-        for task in scheduler.tasks.values():
-            if task.loose_restrictions and task.worker_restrictions:
-                task.worker_restrictions.discard(worker)
+    async def start(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        if finish == "no-worker" and self.scheduler.tasks[key].loose_restrictions:
+            self.scheduler.tasks[key].worker_restrictions = set()
 
 
 class ClientExecutor:

@@ -5,13 +5,14 @@ import itertools
 import os
 import signal
 import threading
+import time
 
 import dask
 import dask.array as da
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from dask.distributed import WorkerPlugin
+from dask.distributed import Client, LocalCluster, WorkerPlugin
 from sklearn.exceptions import ConvergenceWarning
 
 from dask_saga import SAGAClassifier, SAGARegressor, checkpoint, driver, saga
@@ -219,6 +220,18 @@ def test_all_workers_are_lost_while_tasks_wish_for_one(client):
     model = SAGAClassifier(**settings).fit(da.concatenate(blocks), labels, persist=False, callback=kill)
     client.wait_for_workers(2)
     assert bits(model) == bits(expected)
+
+
+def test_tasks_that_wish_for_a_lost_worker_run_on_a_new_one():
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster, Client(cluster) as client:
+        executor = ClientExecutor(client)
+        executor.divide(2)
+        cluster.sync(cluster.scheduler.retire_workers, names=[0])
+        future = executor.submit(sum, [1, 2], name="saga-visit", lane=0)
+        while not cluster.scheduler.unrunnable:
+            time.sleep(0.01)
+        cluster.scale(2)
+        assert future.result(timeout=30) == 3
 
 
 class Died(Exception):
