@@ -14,7 +14,7 @@ from .checkpoint import Saved
 from .chunk import chunk_gradient, split_memory
 from .inputs import frozen
 from .mapping import SharedMap
-from .metric import row_norms
+from .metric import Metric, row_norms
 from .prepare import Prepared, Remembered, remember
 from .problem import Problem, digest
 from .rounds import Summary, Visited, merge_round, penalty_value, round_summary
@@ -120,10 +120,9 @@ def arrived(fit: Fit, place: Place, x: Any) -> Place:
     memory = sum(fit.prepared.lengths) * len(fit.prepared.zero) * np.dtype(fit.problem.memory_dtype).itemsize
     if memory > min(TRAVELS * sum(fit.source.sizes), MOST_TRAVELS):
         told = executor.map(_told, [(one,) for one in told], name="saga-sum")
-    head = executor.submit(_arrived, before, x, *told, name="saga-head")
-    calls = [fit.problem, fit.prepared.metric, head]
     # The head as a value: the cluster would else remember all tasks that led to it.
-    head, summary = executor.gather([head, executor.submit(round_summary, *calls, name="saga-summary")])
+    calls = (fit.problem, fit.prepared.metric, before, x, *told)
+    [(head, summary)] = executor.gather([executor.submit(_arrived, *calls, name="saga-head")])
     return place._replace(visits=[head], summary=summary)
 
 
@@ -144,8 +143,8 @@ def resume(fit: Fit, saved: Saved, tol: float) -> Place:
 def gathered(fit: Fit, place: Place) -> Saved:
     """The place as values."""
     executor = fit.source.executor
-    [head] = executor.gather([_head(fit, place)])
-    memories = executor.gather(executor.map(_second, [(pair,) for pair in place.own], name="saga-gather"))
+    memories = executor.map(_second, [(pair,) for pair in place.own], name="saga-gather")
+    head, *memories = executor.gather([_head(fit, place), *memories])
     facts = {name: getattr(place, name) for name in FACTS}
     facts["window"] = sorted(place.window)
     return Saved(head, memories, {**facts, "epoch": len(place.history), "seed": fit.seed, "n_parallel": len(fit.parts)})
@@ -168,12 +167,12 @@ def without_lineage(fit: Fit, place: Place) -> Place:
 def result(fit: Fit, place: Place, interrupted: bool) -> Result:
     """The result, with the memory of each chunk, joined or not."""
     executor, prepared, problem = fit.source.executor, fit.prepared, fit.problem
-    [head] = executor.gather([_head(fit, place)])
     calls = []
     for g, group in enumerate(prepared.groups):
         facts, lengths = ([known[k] for k in group] for known in (prepared.facts, prepared.lengths))
         calls.append((fit.source.held[g] if len(group) > 1 else None, place.own[g], facts, lengths, problem))
-    memories = executor.gather(executor.map(_memories, calls, name="saga-gather"))
+    memories = executor.map(_memories, calls, name="saga-gather")
+    head, *memories = executor.gather([_head(fit, place), *memories])
     if len(prepared.groups) < len(fit.ids):  # what was found for one chunk does not hold for its parts
         head = head._replace(cut=min(head.cut, 1.0))
     # A refinement is a pass, too: the next chunk to return begins another.
@@ -203,11 +202,14 @@ def _told(one: Remembered) -> Remembered:
     return one._replace(memory=None)
 
 
-def _arrived(before: Visited, x: np.ndarray, *told: Remembered) -> Visited:
+def _arrived(
+    problem: Problem, metric: Metric, before: Visited, x: np.ndarray, *told: Remembered
+) -> tuple[Visited, Summary]:
     with np.errstate(over="ignore", invalid="ignore"):  # where a start or a refinement went astray
         total = sum(one.total for one in told)
     head = before.head._replace(x=x, gradient_sum=frozen(total), window_start=x)
-    return Visited(head, None, earlier=sum(one.value for one in told))
+    there = Visited(head, None, earlier=sum(one.value for one in told))
+    return there, round_summary(problem, metric, there)
 
 
 def _second(pair: tuple) -> Any:

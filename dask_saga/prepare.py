@@ -123,8 +123,8 @@ def _whole(examined: _Examined) -> tuple[_Examined, bool]:
     return examined._replace(samples=[]), is_enough(examined.samples)
 
 
-def _limits(examined: _Examined, metric: Metric, problem: Problem) -> np.ndarray:
-    return axis_limits(examined.stats, metric, problem)
+def _limits(metric: Metric, problem: Problem, *examined: _Examined) -> np.ndarray:
+    return _least(*(axis_limits(one.stats, metric, problem) for one in examined))
 
 
 def _least(*limits: np.ndarray) -> np.ndarray:
@@ -171,7 +171,8 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     source.expected = [(fact.content, fact.weights_content) for fact in facts]
     axes = choose_metric(stats, problem)
     [there] = executor.put([axes])
-    limits = executor.map(_limits, [(one, there, problem) for one in examined], name="saga-axes")
+    parts = [examined[k : k + MERGED] for k in range(0, len(examined), MERGED)]
+    limits = [executor.submit(_limits, there, problem, *part, name="saga-limits") for part in parts]
     limits = [executor.submit(_least, *limits, name="saga-limits")]
     groups, nbytes = [[k] for k in range(len(source))], sum(source.sizes)
     if joins and len(source) > 1 and nbytes <= JOINED_BYTES and len({shape.is_sparse for shape in shapes}) == 1:
