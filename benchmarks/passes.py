@@ -1,8 +1,9 @@
 """What one pass costs: ours, scikit-learn's saga, and a plain read of the same rows in the same order.
 
-Ours is the difference of long and short fits with default settings, so it holds all that a pass does, its
-order of rows included; scikit-learn's likewise. A read sums the rows in a random order. Medians of interleaved
-runs. GB/s are those of the rows alone. Room is what one visit of all rows takes at most beside them, as a share.
+A visit is ``chunk_saga`` of all rows, its new random order included: a pass of SAGA, as scikit-learn's is the
+difference of a long and a short fit. A pass of fit is the mean of its third to sixth with default settings, which are
+refinements where a sample leads. A read sums the rows in a random order. Medians of interleaved runs. GB/s are those of
+the rows alone, in a visit. Room is what a visit takes at most beside them, as a share.
 
 Usage: python benchmarks/passes.py [--repeat 5]
 """
@@ -16,7 +17,6 @@ import statistics
 import time
 import tracemalloc
 import warnings
-from collections.abc import Callable
 from importlib.metadata import version
 
 import numpy as np
@@ -26,10 +26,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from dask_saga import SAGAClassifier, chunk_saga
-from dask_saga._intrinsics import CACHE_LINE
+from dask_saga._intrinsics import FASTMATH
 from dask_saga.columns import column_stats
 from dask_saga.inputs import read_chunk
-from dask_saga.losses import FASTMATH, LogLoss
+from dask_saga.losses import LogLoss
 from dask_saga.metric import choose_metric, row_norms
 from dask_saga.penalties import ElasticNet
 from dask_saga.problem import Problem
@@ -37,7 +37,7 @@ from dask_saga.state import new_head
 
 ALPHA, PASSES = 1e-4, 4
 DENSE = ((500_000, 20), (200_000, 100), (50_000, 500))
-SPARSE = ((100_000, 20_000, 60), (200_000, 100_000, 30))
+SPARSE = ((100_000, 47_000, 75), (50_000, 500_000, 100))
 
 
 @njit(fastmath=FASTMATH)
@@ -65,62 +65,83 @@ def dense(n: int, p: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sparse(n: int, p: int, stored: int) -> tuple[sp.csr_matrix, np.ndarray]:
-    """Columns of falling frequency, as words have."""
+    """Columns of frequencies that fall as those of words, rows of norm one, and about so many entries in each."""
     rng = np.random.default_rng(0)
-    columns = (p * rng.random((n, stored)) ** 3).astype(int)
-    A = sp.csr_matrix((rng.standard_normal(n * stored), (np.repeat(np.arange(n), stored), columns.ravel())), (n, p))
-    return A, (A[:, :50].sum(axis=1).A1 + rng.standard_normal(n) > 0).astype(int)
+    frequency = np.arange(1, p + 1) ** -0.8
+    columns = rng.choice(p, size=n * stored, p=frequency / frequency.sum())
+    A = sp.csr_matrix((rng.lognormal(0, 0.5, n * stored), (np.repeat(np.arange(n), stored), columns)), (n, p))
+    A.data /= np.sqrt(A.multiply(A).sum(axis=1)).A1.repeat(np.diff(A.indptr))
+    z = A @ np.where(rng.random(p) < 0.1, 20 * rng.standard_normal(p), 0)
+    return A, (z + 0.3 * z.std() * rng.standard_normal(n) > 0).astype(int)
 
 
-def ours(A, b) -> float:
-    seconds = {}
-    model = SAGAClassifier(alpha=ALPHA, max_iter=2 + PASSES, tol=0.0, random_state=0)
-    model.fit(A, b, callback=lambda info: seconds.__setitem__(info.epoch, info.seconds))
-    return (seconds[2 + PASSES] - seconds[2]) / PASSES
+class Passes:
+    """The passes of all solvers over the same rows."""
 
+    def __init__(self, A, b, l1: bool):
+        self.A, self.b, self.alpha, self.l1 = A, b, 1 / len(b) if l1 else ALPHA, l1
+        penalty = ElasticNet(l1=self.alpha) if l1 else ElasticNet(l2=self.alpha)
+        self.problem = Problem(LogLoss(), penalty, fit_intercept=True)
+        self.chunk = read_chunk(A, np.where(b > 0, 1.0, -1.0))
+        self.metric = choose_metric(column_stats(self.chunk, self.problem), self.problem)
+        self.norms = row_norms(self.chunk, self.metric, self.problem)  # which a fit keeps
+        self.head, self.memory = new_head(A.shape[1], 1), None
+        self.one_visit()
 
-def scikit_learns(A, b) -> float:
-    seconds = []
-    for passes in (1, 1 + PASSES):
-        model = LogisticRegression(solver="saga", C=1 / (ALPHA * len(b)), max_iter=passes, tol=0.0)
+    def one_visit(self) -> float:
         began = time.perf_counter()
-        model.fit(A, b)
-        seconds.append(time.perf_counter() - began)
-    return (seconds[1] - seconds[0]) / PASSES
+        self.head, self.memory = chunk_saga(
+            self.chunk, self.head, self.memory, self.problem, self.metric, 0, self.norms
+        )
+        return time.perf_counter() - began
 
+    def visit(self) -> float:
+        return statistics.median(self.one_visit() for _ in range(PASSES))
 
-def read(A, b) -> float:
-    order = np.random.default_rng(0).permutation(len(b))
-    began = time.perf_counter()
-    if sp.issparse(A):
-        read_sparse(A.data, A.indices, A.indptr, order)
-    else:
-        read_dense(A, order)
-    return time.perf_counter() - began
+    def fit(self) -> float:
+        seconds = {}
+        penalty = "l1" if self.l1 else "l2"
+        model = SAGAClassifier(penalty=penalty, alpha=self.alpha, max_iter=2 + PASSES, tol=0.0, random_state=0)
+        model.fit(self.A, self.b, callback=lambda info: seconds.__setitem__(info.epoch, info.seconds))
+        return (seconds[2 + PASSES] - seconds[2]) / PASSES
 
+    def scikit_learns(self) -> float:
+        seconds = []
+        for passes in (1, 1 + PASSES):
+            model = LogisticRegression(
+                solver="saga", C=1 / (self.alpha * len(self.b)), l1_ratio=float(self.l1), max_iter=passes, tol=0.0
+            )
+            began = time.perf_counter()
+            model.fit(self.A, self.b)
+            seconds.append(time.perf_counter() - began)
+        return (seconds[1] - seconds[0]) / PASSES
 
-def room(A, b) -> float:
-    """Share of a chunk visited before. What the sparse kernel takes itself, a line of the cache a column, is added."""
-    problem = Problem(LogLoss(), ElasticNet(l2=ALPHA), fit_intercept=True)
-    chunk = read_chunk(A, np.where(b > 0, 1.0, -1.0))
-    metric = choose_metric(column_stats(chunk, problem), problem)
-    head, memory = chunk_saga(chunk, new_head(A.shape[1], 1), None, problem, metric, 0)
-    norms = row_norms(chunk, metric, problem)  # which a fit keeps
-    tracemalloc.start()
-    chunk_saga(chunk, head, memory, problem, metric, 1, norms)
-    _, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return (most + sp.issparse(A) * CACHE_LINE * A.shape[1]) / chunk.nbytes
+    def read(self) -> float:
+        A, order = self.A, np.random.default_rng(0).permutation(len(self.b))
+        began = time.perf_counter()
+        if sp.issparse(A):
+            read_sparse(A.data, A.indices, A.indptr, order)
+        else:
+            read_dense(A, order)
+        return time.perf_counter() - began
 
+    def nanoseconds(self, repeat: int) -> list[float]:
+        """Medians for a row, by visit, fit, scikit_learns and read."""
+        times = {run: [] for run in (self.visit, self.fit, self.scikit_learns, self.read)}
+        for k in range(repeat + 1):
+            for run, found in times.items():
+                seconds = run()
+                if k:  # the first compiles
+                    found.append(seconds)
+        return [statistics.median(found) / len(self.b) * 1e9 for found in times.values()]
 
-def compare(A, b, repeat: int) -> dict[Callable, float]:
-    times = {run: [] for run in (ours, scikit_learns, read)}
-    for k in range(repeat + 1):
-        for run, found in times.items():
-            seconds = run(A, b)
-            if k:  # the first compiles
-                found.append(seconds)
-    return {run: statistics.median(found) for run, found in times.items()}
+    def room(self) -> float:
+        """A share of the rows."""
+        tracemalloc.start()
+        self.one_visit()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most / self.chunk.nbytes
 
 
 def main() -> None:
@@ -130,24 +151,34 @@ def main() -> None:
     warnings.simplefilter("ignore", ConvergenceWarning)
     packages = ", ".join(f"{name} {version(name)}" for name in ("dask-saga", "scikit-learn", "numpy", "numba"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}\n")
-    header = "rows x columns, , ours (ns a row), GB/s, scikit-learn's saga, times ours, plain read, times read, room"
-    print("| " + header.replace(", ", " | ") + " |\n" + "|---" * 9 + "|")
-    sets = [(f"{n} x {p}", dtype, lambda n=n, p=p, d=dtype: dense(n, p, d)) for n, p in DENSE for dtype in ("f8", "f4")]
-    sets += [(f"{n} x {p}", f"{k} a row", lambda n=n, p=p, k=k: sparse(n, p, k)) for n, p, k in SPARSE]
+    header = (
+        "rows x columns, , a visit (ns a row), GB/s, scikit-learn's saga, times a visit, "
+        "a pass of fit, saga over it, plain read, a visit over it, room"
+    )
+    print("| " + header.replace(", ", " | ") + " |\n" + "|---" * 11 + "|")
+    sets = [
+        (f"{n} x {p}", f"{dtype}, L2", lambda n=n, p=p, d=dtype: dense(n, p, d), False)
+        for n, p in DENSE
+        for dtype in ("f8", "f4")
+    ]
+    sets += [
+        (f"{n} x {p}", f"{k} a row, {'L1' if l1 else 'L2'}", lambda n=n, p=p, k=k: sparse(n, p, k), l1)
+        for n, p, k in SPARSE
+        for l1 in (False, True)
+    ]
     ratios = []
-    for name, kind, make in sets:
-        A, b = make()
-        found = compare(A, b, repeat)
-        size = A.data.nbytes + A.indices.nbytes if sp.issparse(A) else A.nbytes
-        one, other, plain = (found[run] for run in (ours, scikit_learns, read))
-        ratios.append(other / one)
-        cells = [f"{t / len(b) * 1e9:.0f}" for t in (one, other, plain)]
+    for name, kind, make, l1 in sets:
+        passes = Passes(*make(), l1)
+        own, whole, other, plain = passes.nanoseconds(repeat)
+        ratios.append(other / own)
         print(
-            f"| {name} | {kind} | {cells[0]} | {size / one / 1e9:.1f} | {cells[1]} | {ratios[-1]:.1f} "
-            f"| {cells[2]} | {one / plain:.1f} | {room(A, b):.1%} |",
+            f"| {name} | {kind} | {own:.0f} | {passes.chunk.nbytes / len(passes.b) / own:.1f} | {other:.0f} "
+            f"| {other / own:.1f} | {whole:.0f} | {other / whole:.1f} | {plain:.0f} | {own / plain:.1f} "
+            f"| {passes.room():.1%} |",
             flush=True,
         )
-    print(f"\nGeometric mean of the times of scikit-learn's saga over ours: {statistics.geometric_mean(ratios):.1f}.")
+    dense_mean, sparse_mean = statistics.fmean(ratios[:6]), statistics.fmean(ratios[6:])
+    print(f"\nMean of the times of scikit-learn's saga over a visit: dense {dense_mean:.1f}, sparse {sparse_mean:.1f}.")
 
 
 if __name__ == "__main__":

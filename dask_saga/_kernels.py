@@ -3,8 +3,8 @@
 Shapes: ``x`` and ``gradient_sum`` are (k, p + 1) for k outputs, the intercept last. They are in
 the solver's coordinates, where a row is ``a_i - shift`` and column j takes steps ``step * scale_j``.
 ``gradients`` is (n, k), ``b`` (n, 1) or (n, k). ``weights`` has one entry a row, or none for all
-ones. ``pull`` (n, 2) holds what multiplies a row's change of gradient, so that its visits are an
-unbiased sample of the mean, and the row's squared length, or zero. What is written is named so.
+ones; ``lengths`` each row's squared length, or none. ``room`` is that for a row's numbers. What is written is named so;
+``middle`` gets x as it is at the visit ``half``.
 
 Rows come without replacement. The change of a row's gradient from its memory speaks for rows still to come, of
 which there are ``left - t * less`` at the t-th visit, as a share of all; that from ``anchor`` for those of chunks
@@ -16,35 +16,86 @@ one after it, u = z - h (f'(u) - m) with h = step * pull * length, as in Point-S
 section 2). No row can then be overshot, and at the optimum u = z. Without, the steps are those of
 SAGA (Defazio, Bach, Lacoste-Julien 2014, equations 1 and 2). Sparse SAGA: Leblond, Pedregosa,
 Lacoste-Julien 2017, section 2.2; there ``shift`` is nonzero only for columns that every row stores.
+
+Numbers of rows and entries are unsigned, as numba would look at signed ones twice.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import NumbaWarning, njit
 
-from . import _intrinsics, losses, penalties
-from ._intrinsics import CACHE_LINE, borrowed, prefetch
-from .losses import FASTMATH, curvature, gives_curvature, row_derivative, row_value_and_derivative, target
+from . import _intrinsics, _rows, losses, penalties
+from ._intrinsics import (
+    CACHE_LINE,
+    DOUBLES,
+    GROUP,
+    borrowed,
+    compiled,
+    inlined,
+    load,
+    numbers_of,
+    on_lines,
+    outputs_of,
+    prefetch,
+    scratch,
+    store,
+    whole_lines,
+)
+from ._rows import visits_of
+from .losses import curvature, gives_curvature, row_derivative, row_value_and_derivative, target
 from .penalties import prox, shrink
 
-__all__ = ["Kernels", "kernels_for", "shuffle"]
+__all__ = ["Kernels", "Pass", "kernels_for", "room_of_columns"]
 
 # Rows between a prefetch and its use, if short; long ones would else push each other out of the cache.
 AHEAD, AHEAD_BYTES = 8, 2**15
+# Columns of sparse rows that take no more are not worth prefetches.
+NEAR_BYTES = 2**21
 # Steps in units of the inverse of a row's curvature that are not long.
 LINEAR = 4.0
-# What the sparse loop keeps of a column side by side; then x, gradient_sum and anchor of each output. Unsigned, as
-# numba would look at a signed index twice.
-SHIFT, STEP, RARE_STEP, SHRINK, FIXED = np.arange(5, dtype=np.uint64)
-DOUBLES = CACHE_LINE // 8  # that fill a line of the cache
+HALF_LINE = DOUBLES // 2
+U = np.uint64
+
+
+class Pass(NamedTuple):
+    """What is the same for all rows that a kernel visits.
+
+    Parameters
+    ----------
+    step, intercept_step : float
+        In units of x per unit of mean gradient; the latter zero where no intercept is fitted.
+    inverse_weight : float
+        Of all rows.
+    left, less, past : float
+        Shares of all rows, as above.
+    pull, often, most : float
+        What the change of a row's gradient is multiplied by; of a row that is visited several times (``visits_of``)
+        each visit gets its part, so that visits are an unbiased sample of the mean.
+    bound : float
+        Of the second derivative of the loss; 0 where there is none.
+    together : int
+        Rows that share the x at which their derivatives are taken, up to GROUP: their steps are one, of their sum.
+    half : int
+    """
+
+    step: float
+    intercept_step: float
+    inverse_weight: float
+    left: float
+    less: float
+    past: float
+    pull: float
+    often: float
+    most: float
+    bound: float
+    together: int
+    half: int
 
 
 class Kernels(NamedTuple):
@@ -54,17 +105,13 @@ class Kernels(NamedTuple):
     sparse_pass: Callable
     dense_gradient: Callable
     sparse_gradient: Callable
-    dense_sum: Callable
-    dense_moments: Callable
-    sparse_moments: Callable
-    shuffle: Callable
-    dense_norms: Callable
-    sparse_norms: Callable
     proximal_step: Callable
 
 
 # Compiled into their callers. Global, as a loop that closed over one would miss its cache in every process.
-@njit(nogil=True, inline="always")
+
+
+@inlined
 def ask(array, first, last, line):
     """Prefetch some entries, of which so many fill a line of the cache.
 
@@ -75,7 +122,7 @@ def ask(array, first, last, line):
         first += line
 
 
-@njit(nogil=True, fastmath=FASTMATH, inline="always")
+@inlined
 def row_gradients(loss, z, u, y, w, h, old, m, bound):
     """Write w f'(u) to m, with u near the predictions after a step of length h from z; u = z where h is zero.
 
@@ -112,299 +159,305 @@ def row_gradients(loss, z, u, y, w, h, old, m, bound):
             m[k] = old[k] + (z[k] - u[k]) / h
 
 
-def _build(sources: int, cache: bool) -> Kernels:
-    def jit(function):
-        try:
-            return njit(nogil=True, fastmath=FASTMATH, cache=cache)(function)
-        except RuntimeError:  # numba finds no directory that it may write its cache to
-            return njit(nogil=True, fastmath=FASTMATH)(function)
+@inlined
+def renew(loss, numbers, gradients, i, y, w, length, own, do, at, deltas, pulls):
+    """Store a row's new gradients, and write how they change: from the memory, and from what pulls x.
 
+    ``numbers`` are z at x, those at the anchor, and room.
+    """
+    z, u, m, old, base = numbers
+    for k in range(z.size):
+        old[k] = gradients[i, k]
+        base[k] = old[k]
+    if do.past > 0.0:
+        row_derivative(loss, u, y, m)
+        for k in range(z.size):
+            base[k] = (own * old[k] + do.past * w * m[k]) / (own + do.past)
+    pulled_by = do.pull / visits_of(length, w, do.often, do.most) * (own + do.past)
+    row_gradients(loss, z, u, y, w, do.step * pulled_by * length, base, m, do.bound)
+    for k in range(z.size):
+        # What is stored, perhaps rounded to float32, is what the sum gets: numba's float() would keep float32, and
+        # round the difference as well.
+        gradients[i, k] = m[k]
+        deltas[at + U(k)] = np.float64(gradients[i, k]) - old[k]
+        pulls[at + U(k)] = pulled_by * (np.float64(gradients[i, k]) - base[k])
+
+
+@inlined
+def step_of_one(row, pulled, delta, p, x, gradient_sum, columns, do, penalty):
+    """The step of a dense row that moves alone, for one output."""
+    shifts, steps, shrinks, _ = columns
+    for j in range(p):
+        a, step, total = load(row, j) - load(shifts, j), load(steps, j), gradient_sum[j]
+        store(x, j, prox(penalty, x[j] - step * (pulled * a + do.inverse_weight * total), step, load(shrinks, j)))
+        store(gradient_sum, j, total + delta * a)
+    x[p] -= do.intercept_step * (pulled + do.inverse_weight * gradient_sum[p])
+    gradient_sum[p] += delta
+
+
+@inlined
+def step_of_four(rows, pulls, deltas, p, x, gradient_sum, columns, do, penalty):
+    """The step of four dense rows together, for one output."""
+    (row0, row1, row2, row3), (f0, f1, f2, f3), (d0, d1, d2, d3) = rows, pulls, deltas
+    (shifts, steps, _, shrinks), share = columns, 4.0 * do.inverse_weight
+    for j in range(p):
+        shift, step, total = load(shifts, j), load(steps, j), gradient_sum[j]
+        a0, a1, a2, a3 = load(row0, j) - shift, load(row1, j) - shift, load(row2, j) - shift, load(row3, j) - shift
+        v = x[j] - step * ((f0 * a0 + f1 * a1) + (f2 * a2 + f3 * a3) + share * total)
+        store(x, j, prox(penalty, v, 4.0 * step, load(shrinks, j)))
+        store(gradient_sum, j, total + ((d0 * a0 + d1 * a1) + (d2 * a2 + d3 * a3)))
+    x[p] -= do.intercept_step * ((f0 + f1) + (f2 + f3) + share * gradient_sum[p])
+    gradient_sum[p] += (d0 + d1) + (d2 + d3)
+
+
+@inlined
+def add_four(rows, factors, p, out):
+    """Add four rows times their factors, with 1 for the intercept's column, to ``out``."""
+    (row0, row1, row2, row3), (f0, f1, f2, f3) = rows, factors
+    for j in range(p):
+        more = (f0 * load(row0, j) + f1 * load(row1, j)) + (f2 * load(row2, j) + f3 * load(row3, j))
+        store(out, j, out[j] + more)
+    out[p] += (f0 + f1) + (f2 + f3)
+
+
+@inlined
+def predicted(row, shifts, x, p):
+    """The linear prediction of a dense row at one output's x."""
+    z = x[p]
+    for j in range(p):
+        z += (row[j] - shifts[j]) * x[j]
+    return z
+
+
+@inlined
+def stored(row, columns, width, at, shifted, at_shift):
+    """The same of what a sparse row stores, with x at some place of each column."""
+    (data, indices, start, end), z = row, 0.0
+    for r in range(start, end):
+        c = U(indices[r]) * width
+        z += (data[r] - columns[c + at_shift] if shifted else data[r]) * columns[c + at]
+    return z
+
+
+@inlined
+def four(array, k, outputs):
+    """The numbers of the k-th output of the rows of a group."""
+    return array[k], array[outputs + k], array[2 * outputs + k], array[3 * outputs + k]
+
+
+def room_of_columns(p: int, outputs: int, plain: bool) -> np.ndarray:
+    """Room for what the sparse loop keeps of each column side by side, on lines of the cache.
+
+    These are x and gradient_sum of each output, the step and that of the average and the penalty, and unless the
+    columns are `plain` the shift and the anchors.
+    """
+    width = HALF_LINE if plain and outputs == 1 else whole_lines(3 * outputs + 3)
+    room = np.empty(p * width + DOUBLES)
+    start = (-room.ctypes.data % CACHE_LINE) // room.itemsize
+    return room[start : start + p * width].reshape(p, width)
+
+
+def _build(sources: int, cache: bool) -> Kernels:
+    jit = functools.partial(compiled, cache=cache)
     # numba's on-disk cache follows edits of this file only. Naming `sources`, which the
     # loops close over, makes an edited loss or penalty a cache miss as well.
 
     @jit
-    def dense_pass(A, gathered, b, weights, order, pull, x, anchor, gradient_sum, gradients, shift, scale, step,
-                   intercept_step, inverse_weight, left, less, past, bound, loss, penalty):  # fmt: skip
+    def dense_pass(A, gathered, b, weights, order, lengths, x, middle, anchor, gradient_sum, gradients, shift, scale,
+                   do, room, loss, penalty):  # fmt: skip
         """``gathered`` tells that A holds the rows in the order of their visits."""
         sources  # noqa: B018
-        A, b, x, anchor, gradient_sum = borrowed(A), borrowed(b), borrowed(x), borrowed(anchor), borrowed(gradient_sum)
-        p, outputs, visits, scratch = A.shape[1], x.shape[0], order.size, np.empty((5, x.shape[0]))
-        z, u, m, old, base = borrowed(scratch)
-        row, steps, shrinks = np.empty(p), np.empty(p), np.empty(p)
+        A, b, weights, order, lengths = borrowed(A), borrowed(b), borrowed(weights), borrowed(order), borrowed(lengths)
+        anchor, gradients, p, outputs = borrowed(anchor), borrowed(gradients), A.shape[1], outputs_of(room)
+        numbers, deltas, pulls = numbers_of(room), scratch(room, 5), scratch(room, 6)
+        z, u = numbers[0], numbers[1]
+        width = whole_lines(p + 1)
+        owner = np.empty((2 * outputs + 4) * width + DOUBLES)
+        table = on_lines(owner)[: (2 * outputs + 4) * width].reshape(2 * outputs + 4, width)
+        columns = shifts, steps, alone, grouped = table[0], table[1], table[2], table[3]
+        xs, sums = table[4 : 4 + outputs], table[4 + outputs :]
         for j in range(p):
-            steps[j] = step * scale[j]
-            shrinks[j] = shrink(penalty, steps[j])
-        entries, pulls, targets, table = A.reshape(-1), pull.reshape(-1), b.reshape(-1), gradients.reshape(-1)
-        ahead, line = min(AHEAD, 2 + AHEAD_BYTES // (p * A.itemsize)), CACHE_LINE // A.itemsize
-        third = max(1, (p // line + 2) // 3) * line
-        for t in range(visits):
-            i, coming, end = order[t], 0, 0
-            if t + ahead < visits:
-                q = order[t + ahead]
+            shifts[j], steps[j] = shift[j], do.step * scale[j]
+            alone[j], grouped[j] = shrink(penalty, steps[j]), shrink(penalty, GROUP * steps[j])
+        for k in range(outputs):
+            xs[k, : p + 1], sums[k, : p + 1] = x[k], gradient_sum[k]
+
+        entries, targets, memory, wide = A.reshape(-1), b.reshape(-1), gradients.reshape(-1), U(p)
+        ahead, line = U(min(AHEAD, 2 + AHEAD_BYTES // (p * A.itemsize))), U(CACHE_LINE // A.itemsize)
+        third = U(max(1, (p * A.itemsize // CACHE_LINE + 2) // 3)) * line
+        visits, together, halfway = U(order.size), U(do.together), U(do.half)
+        for first in range(U(0), visits, together):
+            last = min(first + together, visits)
+            if first <= halfway < last:
+                for k in range(outputs):
+                    middle[k] = xs[k, : p + 1]
+            for t in range(first, last):
+                i, coming, end = U(order[t]), U(0), U(0)
+                if t + ahead < visits:
+                    q = U(order[t + ahead])
+                    if not gathered:
+                        coming, end = q * wide, q * wide + wide
+                        prefetch(entries, end - U(1))
+                    prefetch(lengths, q)
+                    prefetch(targets, q * U(b.shape[1]))
+                    prefetch(memory, q * U(outputs))
+                ask(entries, coming, min(end, coming + third), line)
+                w, length = weights[i] if weights.size else 1.0, lengths[i] if lengths.size else 0.0
+                row = A[t] if gathered else A[i]
+                for k in range(outputs):
+                    z[k] = predicted(row, shifts, xs[k], p)
+                    if do.past > 0.0:
+                        u[k] = predicted(row, shifts, anchor[k], p)
+                ask(entries, coming + third, min(end, coming + third + third), line)
+                own, at = do.left - t * do.less, (t - first) * U(outputs)
+                renew(loss, numbers, gradients, i, b[i], w, length, own, do, at, deltas, pulls)
+                ask(entries, coming + third + third, end, line)
+            if last - first == U(GROUP):
+                i, j, q, r = first, first + U(1), first + U(2), first + U(3)
                 if not gathered:
-                    coming, end = q * p, q * p + p
-                    prefetch(entries, end - 1)
-                prefetch(pulls, 2 * q)
-                prefetch(targets, q * b.shape[1])
-                prefetch(table, q * outputs)
-            ask(entries, coming, min(end, coming + third), line)
-            w = weights[i] if weights.size else 1.0
-            source = A[t] if gathered else A[i]
-            for j in range(p):
-                row[j] = source[j] - shift[j]
-            ask(entries, coming + third, min(end, coming + 2 * third), line)
-            for k in range(outputs):
-                xk, zk = x[k], x[k, p]
-                for j in range(p):
-                    zk += row[j] * xk[j]
-                z[k], old[k] = zk, gradients[i, k]
-                base[k] = old[k]
-            own = left - t * less
-            if past > 0.0:
+                    i, j, q, r = U(order[i]), U(order[j]), U(order[q]), U(order[r])
+                rows = A[i], A[j], A[q], A[r]
                 for k in range(outputs):
-                    xk, zk = anchor[k], anchor[k, p]
-                    for j in range(p):
-                        zk += row[j] * xk[j]
-                    u[k] = zk
-                row_derivative(loss, u, b[i], m)
-                for k in range(outputs):
-                    base[k] = (own * old[k] + past * w * m[k]) / (own + past)
-            pulled_by = pull[i, 0] * (own + past)
-            row_gradients(loss, z, u, b[i], w, step * pulled_by * pull[i, 1], base, m, bound)
-            ask(entries, coming + 2 * third, end, line)
-            for k in range(outputs):
-                gradients[i, k] = m[k]
-                # What is stored, perhaps rounded to float32, is what the sum gets: numba's float() would
-                # keep float32, and round the difference as well.
-                delta = np.float64(gradients[i, k]) - old[k]
-                pulled, xk, sums = pulled_by * (np.float64(gradients[i, k]) - base[k]), x[k], gradient_sum[k]
-                for j in range(p):
-                    v = xk[j] - steps[j] * (pulled * row[j] + inverse_weight * sums[j])
-                    xk[j] = prox(penalty, v, steps[j], shrinks[j])
-                    sums[j] += delta * row[j]
-                x[k, p] -= intercept_step * (pulled + inverse_weight * gradient_sum[k, p])
-                gradient_sum[k, p] += delta
-        scratch[:] = 0.0  # no longer borrowed
+                    pull, delta = four(pulls, k, outputs), four(deltas, k, outputs)
+                    step_of_four(rows, pull, delta, p, xs[k], sums[k], columns, do, penalty)
+            else:
+                for t in range(first, last):
+                    row, at = A[t] if gathered else A[U(order[t])], (t - first) * U(outputs)
+                    for k in range(outputs):
+                        pull, delta = pulls[at + U(k)], deltas[at + U(k)]
+                        step_of_one(row, pull, delta, p, xs[k], sums[k], columns, do, penalty)
+        for k in range(outputs):
+            x[k], gradient_sum[k] = xs[k, : p + 1], sums[k, : p + 1]
+        owner[0] = 0.0  # no longer borrowed
 
     @jit
-    def sparse_pass(data, indices, indptr, b, weights, order, pull, x, anchor, gradient_sum, gradients, shift, scale,
-                    rarity, step, intercept_step, inverse_weight, left, less, past, bound, loss, penalty):  # fmt: skip
+    def sparse_pass(data, indices, indptr, b, weights, order, lengths, x, middle, anchor, gradient_sum, gradients,
+                    shift, scale, rarity, table, do, room, loss, penalty):  # fmt: skip
+        """Each row takes a step of its own, on its support. ``table`` is from ``room_of_columns``."""
         sources  # noqa: B018
-        b, x, gradient_sum = borrowed(b), borrowed(x), borrowed(gradient_sum)
-        p, outputs, visits, scratch = x.shape[1] - 1, x.shape[0], order.size, np.empty((5, x.shape[0]))
-        z, u, m, old, base = borrowed(scratch)
-        width = -(-(4 + 3 * outputs) // DOUBLES) * DOUBLES
-        room = np.empty((p + 1) * width)
-        start = (-room.ctypes.data % CACHE_LINE) // room.itemsize  # of one output, a column is one cache line
-        columns, shifted = room[start : start + p * width].reshape(p, width), False
+        data, indices, indptr, b = borrowed(data), borrowed(indices), borrowed(indptr), borrowed(b)
+        weights, order, lengths, gradients = borrowed(weights), borrowed(order), borrowed(lengths), borrowed(gradients)
+        p, outputs, visits, halfway = U(x.shape[1] - 1), outputs_of(room), U(order.size), U(do.half)
+        numbers, deltas, pulls = numbers_of(room), scratch(room, 5), scratch(room, 6)
+        z, u = numbers[0], numbers[1]
+        shifted, whole, width = shift.any(), table.shape[1] > HALF_LINE, U(table.shape[1])
+        at_sum, at_step, at_rare, at_shift = U(outputs), U(2 * outputs), U(2 * outputs + 1), U(2 * outputs + 2)
+        at_anchor, columns, near = U(2 * outputs + 3), borrowed(table).reshape(-1), table.nbytes <= NEAR_BYTES
         for j in range(p):
-            s, shifted = step * scale[j], shifted or shift[j] != 0.0
-            columns[j, :4] = shift[j], s, s * rarity[j], shrink(penalty, s * rarity[j])
-            for k in range(outputs):
-                columns[j, 4 + k], columns[j, 4 + outputs + k] = x[k, j], gradient_sum[k, j]
-                columns[j, 4 + 2 * outputs + k] = anchor[k, j]
-        lines, pulls, targets, table = columns.reshape(-1), pull.reshape(-1), b.reshape(-1), gradients.reshape(-1)
+            c, step = j * width, do.step * scale[j]
+            columns[c + at_step], columns[c + at_rare] = step, step * rarity[j]
+            if whole:
+                columns[c + at_shift] = shift[j]
+            for k in range(U(outputs)):
+                columns[c + k], columns[c + at_sum + k] = x[k, j], gradient_sum[k, j]
+                if whole:
+                    columns[c + at_anchor + k] = anchor[k, j]
+
+        targets, memory = b.reshape(-1), gradients.reshape(-1)
         for t in range(visits):
-            i = order[t]
-            if t + 3 * AHEAD < visits:
-                prefetch(indptr, order[t + 3 * AHEAD])
-            if t + 2 * AHEAD < visits:
-                q = order[t + 2 * AHEAD]
-                prefetch(pulls, 2 * q)
-                prefetch(targets, q * b.shape[1])
-                prefetch(table, q * outputs)
-                ask(data, indptr[q], indptr[q + 1], DOUBLES)
-                ask(indices, indptr[q], indptr[q + 1], DOUBLES)
-            if t + AHEAD < visits:
-                q = order[t + AHEAD]
-                for r in range(indptr[q], indptr[q + 1]):
-                    prefetch(lines, indices[r] * width)
-            w = weights[i] if weights.size else 1.0
-            start, end = indptr[i], indptr[i + 1]
-            for k in range(outputs):
-                zk, at_x = x[k, p], FIXED + np.uint64(k)
-                for r in range(start, end):
-                    c = np.uint64(indices[r]) * np.uint64(width)
-                    zk += (data[r] - lines[c + SHIFT] if shifted else data[r]) * lines[c + at_x]
-                z[k], old[k] = zk, gradients[i, k]
-                base[k] = old[k]
-            own = left - t * less
-            if past > 0.0:
+            if t == halfway:
                 for k in range(outputs):
-                    zk, at_anchor = anchor[k, p], FIXED + np.uint64(2 * outputs + k)
-                    for r in range(start, end):
-                        c = np.uint64(indices[r]) * np.uint64(width)
-                        zk += (data[r] - lines[c + SHIFT] if shifted else data[r]) * lines[c + at_anchor]
-                    u[k] = zk
-                row_derivative(loss, u, b[i], m)
-                for k in range(outputs):
-                    base[k] = (own * old[k] + past * w * m[k]) / (own + past)
-            pulled_by = pull[i, 0] * (own + past)
-            row_gradients(loss, z, u, b[i], w, step * pulled_by * pull[i, 1], base, m, bound)
-            for k in range(outputs):
-                gradients[i, k] = m[k]
-                delta = np.float64(gradients[i, k]) - old[k]
-                pulled = pulled_by * (np.float64(gradients[i, k]) - base[k])
-                at_x, at_sum = FIXED + np.uint64(k), FIXED + np.uint64(outputs + k)
+                    middle[k, p] = x[k, p]
+                    for j in range(p):
+                        middle[k, j] = columns[j * width + U(k)]
+            if t + U(3 * AHEAD) < visits:
+                prefetch(indptr, U(order[t + U(3 * AHEAD)]))
+            if t + U(2 * AHEAD) < visits:
+                q = U(order[t + U(2 * AHEAD)])
+                prefetch(lengths, q)
+                prefetch(targets, q * U(b.shape[1]))
+                prefetch(memory, q * U(outputs))
+                ask(data, U(indptr[q]), U(indptr[q + U(1)]), U(DOUBLES))
+                ask(indices, U(indptr[q]), U(indptr[q + U(1)]), U(DOUBLES))
+            if t + U(AHEAD) < visits and not near:
+                q = U(order[t + U(AHEAD)])
+                for r in range(U(indptr[q]), U(indptr[q + U(1)])):
+                    prefetch(columns, U(indices[r]) * width)
+            i = U(order[t])
+            w, length = weights[i] if weights.size else 1.0, lengths[i] if lengths.size else 0.0
+            start, end = U(indptr[i]), U(indptr[i + U(1)])
+            row = data, indices, start, end
+            for k in range(U(outputs)):
+                z[k] = x[k, p] + stored(row, columns, width, k, shifted, at_shift)
+                if do.past > 0.0:
+                    u[k] = anchor[k, p] + stored(row, columns, width, at_anchor + k, shifted, at_shift)
+            renew(loss, numbers, gradients, i, b[i], w, length, do.left - t * do.less, do, U(0), deltas, pulls)
+            for k in range(U(outputs)):
+                pulled, delta = pulls[k], deltas[k]
                 for r in range(start, end):
-                    c = np.uint64(indices[r]) * np.uint64(width)
-                    a = data[r] - lines[c + SHIFT] if shifted else data[r]
-                    s, sD = lines[c + STEP], lines[c + RARE_STEP]
-                    v = lines[c + at_x] - (s * pulled * a + sD * inverse_weight * lines[c + at_sum])
-                    lines[c + at_x] = prox(penalty, v, sD, lines[c + SHRINK])
-                    lines[c + at_sum] += delta * a
-                x[k, p] -= intercept_step * (pulled + inverse_weight * gradient_sum[k, p])
+                    c = U(indices[r]) * width
+                    a, total = data[r] - columns[c + at_shift] if shifted else data[r], columns[c + at_sum + k]
+                    step, rare = columns[c + at_step], columns[c + at_rare]
+                    v = columns[c + k] - (step * pulled * a + rare * do.inverse_weight * total)
+                    columns[c + k] = prox(penalty, v, rare, shrink(penalty, rare))
+                    columns[c + at_sum + k] = total + delta * a
+                x[k, p] -= do.intercept_step * (pulled + do.inverse_weight * gradient_sum[k, p])
                 gradient_sum[k, p] += delta
-        for j in range(p):
-            for k in range(outputs):
-                x[k, j], gradient_sum[k, j] = columns[j, 4 + k], columns[j, 4 + outputs + k]
-        scratch[:] = 0.0
+        for k in range(U(outputs)):
+            for j in range(p):
+                x[k, j], gradient_sum[k, j] = columns[j * width + k], columns[j * width + at_sum + k]
 
     @jit
-    def dense_gradient(A, b, weights, x, gradient, gradients, loss):
+    def dense_gradient(A, b, weights, x, gradient, gradients, room, loss):
         """Add sum_i w_i f'(z_i) a_i, with 1 for the intercept's column, to ``gradient``; return sum_i w_i f(z_i).
 
         ``gradients``, unless empty, gets the factors, and ``gradient`` the sum of what is stored there.
         """
         sources  # noqa: B018
-        A, b, x, gradient = borrowed(A), borrowed(b), borrowed(x), borrowed(gradient)
-        p, outputs, total, scratch = A.shape[1], x.shape[0], 0.0, np.empty((2, x.shape[0]))
-        z, m = borrowed(scratch)
-        for i in range(A.shape[0]):
-            w = weights[i] if weights.size else 1.0
+        A, b, weights, x, gradient = borrowed(A), borrowed(b), borrowed(weights), borrowed(x), borrowed(gradient)
+        p, outputs, total, n = A.shape[1], outputs_of(room), 0.0, U(A.shape[0])
+        z, m, factors = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs], scratch(room, 2)
+        for first in range(U(0), n, U(GROUP)):
+            last = min(first + U(GROUP), n)
+            for i in range(first, last):
+                row, w, at = A[i], weights[i] if weights.size else 1.0, (i - first) * U(outputs)
+                for k in range(outputs):
+                    xk, zk = x[k], x[k, p]
+                    for j in range(p):
+                        zk += row[j] * xk[j]
+                    z[k] = zk
+                total += w * row_value_and_derivative(loss, z, b[i], m)
+                for k in range(outputs):
+                    factors[at + U(k)] = w * m[k]
+                    if gradients.size:
+                        gradients[i, k] = w * m[k]
+                        factors[at + U(k)] = np.float64(gradients[i, k])
+            i = first
             for k in range(outputs):
-                zk = x[k, p]
-                for j in range(p):
-                    zk += A[i, j] * x[k, j]
-                z[k] = zk
-            total += w * row_value_and_derivative(loss, z, b[i], m)
-            for k in range(outputs):
-                mk = w * m[k]
-                if gradients.size:
-                    gradients[i, k] = mk
-                    mk = np.float64(gradients[i, k])
-                for j in range(p):
-                    gradient[k, j] += mk * A[i, j]
-                gradient[k, p] += mk
-        scratch[:] = 0.0  # no longer borrowed
+                if last - first == U(GROUP):
+                    add_four((A[i], A[i + U(1)], A[i + U(2)], A[i + U(3)]), four(factors, k, outputs), p, gradient[k])
+                else:
+                    for i in range(first, last):
+                        factor = factors[(i - first) * U(outputs) + U(k)]
+                        for j in range(p):
+                            gradient[k, j] += factor * A[i, j]
+                        gradient[k, p] += factor
         return total
 
     @jit
-    def sparse_gradient(data, indices, indptr, b, weights, x, gradient, gradients, loss):
+    def sparse_gradient(data, indices, indptr, b, weights, x, gradient, gradients, room, loss):
         """As ``dense_gradient``."""
         sources  # noqa: B018
-        b, x, gradient = borrowed(b), borrowed(x), borrowed(gradient)
-        p, outputs, total, scratch = x.shape[1] - 1, x.shape[0], 0.0, np.empty((2, x.shape[0]))
-        z, m = borrowed(scratch)
-        for i in range(indptr.size - 1):
-            w = weights[i] if weights.size else 1.0
+        b, weights, x, gradient = borrowed(b), borrowed(weights), borrowed(x), borrowed(gradient)
+        p, outputs, total = x.shape[1] - 1, outputs_of(room), 0.0
+        z, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
+        for i in range(U(indptr.size - 1)):
+            w, start, end = weights[i] if weights.size else 1.0, U(indptr[i]), U(indptr[i + U(1)])
             for k in range(outputs):
                 zk = x[k, p]
-                for q in range(indptr[i], indptr[i + 1]):
-                    zk += data[q] * x[k, indices[q]]
+                for r in range(start, end):
+                    zk += data[r] * x[k, U(indices[r])]
                 z[k] = zk
             total += w * row_value_and_derivative(loss, z, b[i], m)
             for k in range(outputs):
-                mk = w * m[k]
+                factor = w * m[k]
                 if gradients.size:
-                    gradients[i, k] = mk
-                    mk = np.float64(gradients[i, k])
-                for q in range(indptr[i], indptr[i + 1]):
-                    gradient[k, indices[q]] += mk * data[q]
-                gradient[k, p] += mk
-        scratch[:] = 0.0
+                    gradients[i, k] = factor
+                    factor = np.float64(gradients[i, k])
+                for r in range(start, end):
+                    gradient[k, U(indices[r])] += factor * data[r]
+                gradient[k, p] += factor
         return total
-
-    @jit
-    def dense_sum(A, factors, out):
-        """Add sum_i factors_i a_i, with 1 for the intercept's column, to ``out``."""
-        p = A.shape[1]
-        for i in range(A.shape[0]):
-            for k in range(factors.shape[1]):
-                factor = factors[i, k]
-                for j in range(p):
-                    out[k, j] += factor * A[i, j]
-                out[k, p] += factor
-
-    @jit
-    def dense_moments(A, weights, pulls, origin, out):
-        """Add weighted sums and squares of rows less their origin to ``out``, their extremes, and products with pulls.
-
-        ``pulls`` is (n, c), ``out`` (4 + c, p). Extremes are those of the rows as they are.
-        """
-        A, out = borrowed(A), borrowed(out)
-        n, p, rest = A.shape[0], origin.size, 4 * (A.shape[0] // 4)
-        sums, squares, low, high = out[0], out[1], out[2], out[3]
-        for i in range(0, rest, 4):  # four rows at a time, as what is added to is read and written for each
-            w0, w1, w2, w3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
-            for j in range(p):
-                o, a0, a1, a2, a3 = origin[j], A[i, j], A[i + 1, j], A[i + 2, j], A[i + 3, j]
-                l0, l1 = a0 if a0 < a1 else a1, a2 if a2 < a3 else a3
-                h0, h1 = a0 if a0 > a1 else a1, a2 if a2 > a3 else a3
-                l0, h0 = l0 if l0 < l1 else l1, h0 if h0 > h1 else h1
-                low[j] = l0 if l0 < low[j] else low[j]
-                high[j] = h0 if h0 > high[j] else high[j]
-                a0, a1, a2, a3 = a0 - o, a1 - o, a2 - o, a3 - o
-                b0, b1, b2, b3 = w0 * a0, w1 * a1, w2 * a2, w3 * a3
-                sums[j] += (b0 + b1) + (b2 + b3)
-                squares[j] += (b0 * a0 + b1 * a1) + (b2 * a2 + b3 * a3)
-            for c in range(pulls.shape[1]):
-                f0, f1, f2, f3, products = pulls[i, c], pulls[i + 1, c], pulls[i + 2, c], pulls[i + 3, c], out[4 + c]
-                for j in range(p):
-                    o = origin[j]
-                    even = f0 * (A[i, j] - o) + f1 * (A[i + 1, j] - o)
-                    products[j] += even + (f2 * (A[i + 2, j] - o) + f3 * (A[i + 3, j] - o))
-        for i in range(rest, n):
-            for j in range(p):
-                a = A[i, j] - origin[j]
-                sums[j] += weights[i] * a
-                squares[j] += weights[i] * a * a
-                low[j], high[j] = min(A[i, j], low[j]), max(A[i, j], high[j])
-                for c in range(pulls.shape[1]):
-                    out[4 + c, j] += pulls[i, c] * a
-
-    @jit
-    def sparse_moments(data, indices, indptr, weights, pulls, origin, out, counts):
-        """As ``dense_moments``, of what is stored and with ``out`` of shape (p, 4 + c); ``counts`` is added to."""
-        out = borrowed(out)
-        for i in range(indptr.size - 1):
-            w = weights[i]
-            for q in range(indptr[i], indptr[i + 1]):
-                j = indices[q]
-                a, line = data[q] - origin[j], out[j]
-                counts[j] += 1
-                line[0] += w * a
-                line[1] += w * a * a
-                line[2] = data[q] if data[q] < line[2] else line[2]
-                line[3] = data[q] if data[q] > line[3] else line[3]
-                for c in range(pulls.shape[1]):
-                    line[4 + c] += pulls[i, c] * a
-
-    @jit
-    def shuffle(rows, draws):
-        """Bring rows into a random order, given as many random numbers of 32 bits."""
-        for i in range(rows.size - 1, 0, -1):
-            j = np.int64((np.uint64(draws[i]) * np.uint64(i + 1)) >> np.uint64(32))
-            rows[i], rows[j] = rows[j], rows[i]
-
-    @jit
-    def dense_norms(A, shift, scale, out):
-        """Write each row's squared length in the solver's coordinates."""
-        A = borrowed(A)
-        for i in range(A.shape[0]):
-            row, total = A[i], 0.0
-            for j in range(row.size):
-                total += (row[j] - shift[j]) ** 2 * scale[j]
-            out[i] = total
-
-    @jit
-    def sparse_norms(data, indices, indptr, shift, scale, out):
-        """As ``dense_norms``."""
-        for i in range(indptr.size - 1):
-            total = 0.0
-            for q in range(indptr[i], indptr[i + 1]):
-                total += (data[q] - shift[indices[q]]) ** 2 * scale[indices[q]]
-            out[i] = total
 
     @jit
     def proximal_step(x, direction, steps, penalty, out):
@@ -413,19 +466,7 @@ def _build(sources: int, cache: bool) -> Kernels:
         for j in range(x.size):
             out[j] = prox(penalty, x[j] - steps[j] * direction[j], steps[j], shrink(penalty, steps[j]))
 
-    return Kernels(
-        dense_pass,
-        sparse_pass,
-        dense_gradient,
-        sparse_gradient,
-        dense_sum,
-        dense_moments,
-        sparse_moments,
-        shuffle,
-        dense_norms,
-        sparse_norms,
-        proximal_step,
-    )
+    return Kernels(dense_pass, sparse_pass, dense_gradient, sparse_gradient, proximal_step)
 
 
 def _digest(*modules) -> int:
@@ -433,20 +474,13 @@ def _digest(*modules) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
 
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", NumbaWarning)
-    _BUILT_IN = _build(_digest(_intrinsics, losses, penalties), cache=True)
+_BUILT_IN = _build(_digest(_intrinsics, _rows, losses, penalties), cache=True)
 
 
 def kernels_for(loss: Any, penalty: Any) -> Kernels:
     """The kernels with an on-disk cache for built-in types, those without for a user's own."""
     built_in = all(type(part).__module__.startswith("dask_saga.") for part in (loss, penalty))
     return _BUILT_IN if built_in else _foreign(type(loss), type(penalty))
-
-
-def shuffle(rows: np.ndarray, draws: np.ndarray) -> None:
-    """As the kernel, which takes neither loss nor penalty."""
-    _BUILT_IN.shuffle(rows, draws)
 
 
 @functools.lru_cache(maxsize=32)

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 import numpy as np
 import scipy.sparse as sp
 
+from ._intrinsics import room_for
 from ._kernels import kernels_for
 from .columns import ColumnStats, column_stats, merge, typical, without
 from .inputs import Chunk, frozen, row_arrays
@@ -180,7 +181,7 @@ def chunk_gradient(
 
     def part(block: slice) -> tuple[float, np.ndarray]:
         gradient, targets, weights = np.zeros_like(x), frozen(chunk.targets[block]), frozen(chunk.weights[block])
-        rest = (targets, weights, frozen(x), gradient, gradients[block], problem.loss)
+        rest = (targets, weights, frozen(x), gradient, gradients[block], room_for(len(x)), problem.loss)
         return add(*row_arrays(chunk.rows, block), *rest), gradient
 
     count = sharers(problem.n_threads, chunk.entries)

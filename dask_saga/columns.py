@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from ._kernels import kernels_for
+from ._rows import dense_moments, sparse_moments
 from .inputs import LARGEST, Chunk, check_finite, frozen, row_arrays
 from .penalties import ElasticNet
 from .threads import one_blas_thread, sharers, threads
@@ -157,13 +157,13 @@ def _measure_sparse(chunk, full, problem, chunks, factors):
     (target, pulls), weight = _pulls(chunk.targets, weights), weights.sum()
     arrays = row_arrays(rows, slice(0, n))
     rest = frozen(weights), frozen(np.column_stack([pulls, factors]))
-    kernels, some = kernels_for(problem.loss, problem.penalty), np.flatnonzero(full)
+    some = np.flatnonzero(full)
 
     def moments(origin: np.ndarray) -> tuple[np.ndarray, ...]:
         nonlocal counts
         counts, out = np.zeros(p, np.int64), np.zeros((p, 5 + factors.shape[1]))
         out[:, 2:4] = np.inf, -np.inf
-        kernels.sparse_moments(*arrays, *rest, frozen(origin), out, counts)
+        sparse_moments(*arrays, *rest, frozen(origin), out, counts)
         return out[:, 0], out[:, 1], out[:, 2], out[:, 3], out[:, 4:].T
 
     counts, origin = np.zeros(p, np.int64), np.zeros(p)
@@ -182,7 +182,7 @@ def _measure_dense(chunk, full, problem, chunks, factors):
     weights = chunk.weights if chunk.weights.size else np.ones(n)
     (target, pulls), weight = _pulls(chunk.targets, weights), weights.sum()
     pulls = np.column_stack([pulls, factors])
-    kernels, count = kernels_for(problem.loss, problem.penalty), sharers(problem.n_threads, chunk.entries)
+    count = sharers(problem.n_threads, chunk.entries)
     blocks = [slice(start, start + MOMENTS) for start in range(0, n, MOMENTS)]
 
     def moments(origin: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -190,7 +190,7 @@ def _measure_dense(chunk, full, problem, chunks, factors):
         def add(block: slice) -> np.ndarray:
             out = np.zeros((4 + pulls.shape[1], p))
             out[2:4] = [[np.inf], [-np.inf]]
-            kernels.dense_moments(
+            dense_moments(
                 frozen(np.ascontiguousarray(rows[block])),
                 frozen(weights[block]),
                 frozen(pulls[block]),

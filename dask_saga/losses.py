@@ -20,13 +20,14 @@ and ``derivative(z, y, out)`` writing an array.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.extending import overload, register_jitable
+from numba.extending import register_jitable
 from scipy.special import expit, softmax
+
+from ._intrinsics import overloaded
 
 __all__ = [
     "LOSSES",
@@ -40,9 +41,6 @@ __all__ = [
     "SquaredHinge",
     "resolve_loss",
 ]
-
-# Not True: that would also set nnan and ninf, which remove the isfinite checks.
-FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 
 class LogLoss(NamedTuple):
@@ -340,21 +338,17 @@ def row_value_and_derivative(loss, z, y, out):
     return sum(loss.value(z[k], target(y, k, z.size)) for k in range(z.size))
 
 
-# strict=False: the methods call their first argument self.
-_overload = functools.partial(overload, strict=False, jit_options={"fastmath": FASTMATH})
-
-
-@_overload(value)
+@overloaded(value)
 def _value(loss, z, y):
     return loss.instance_class.value
 
 
-@_overload(derivative)
+@overloaded(derivative)
 def _derivative(loss, z, y):
     return loss.instance_class.derivative
 
 
-@_overload(curvature)
+@overloaded(curvature)
 def _curvature(loss, z, y, bound):
     if hasattr(loss.instance_class, "curvature_at"):
         at = register_jitable(loss.instance_class.curvature_at)
@@ -362,18 +356,18 @@ def _curvature(loss, z, y, bound):
     return lambda loss, z, y, bound: bound
 
 
-@_overload(gives_curvature)
+@overloaded(gives_curvature)
 def _gives_curvature(loss):
     given = hasattr(loss.instance_class, "curvature_at")
     return lambda loss: given
 
 
-@_overload(target)
+@overloaded(target)
 def _target(y, k, outputs):
     return target
 
 
-@_overload(row_derivative)
+@overloaded(row_derivative)
 def _row_derivative(loss, z, y, out):
     if hasattr(loss.instance_class, "outputs"):
         write = register_jitable(loss.instance_class.derivative)
@@ -386,7 +380,7 @@ def _row_derivative(loss, z, y, out):
     return over_outputs
 
 
-@_overload(row_value_and_derivative)
+@overloaded(row_value_and_derivative)
 def _row_value_and_derivative(loss, z, y, out):
     if hasattr(loss.instance_class, "outputs"):
         write = register_jitable(loss.instance_class.derivative)

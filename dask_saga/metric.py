@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import lapack
 
-from ._kernels import kernels_for
+from ._rows import dense_norms, sparse_norms
 from .columns import ColumnStats, wants_products
 from .inputs import BLOCK_BYTES, Chunk, frozen, row_arrays
 from .threads import even_slices, one_blas_thread, sharers, threads
@@ -44,8 +44,10 @@ __all__ = [
     "row_norms",
     "solver_rows",
     "staleness",
-    "to_solver",
-    "to_user",
+    "sum_to_solver",
+    "sum_to_user",
+    "x_to_solver",
+    "x_to_user",
 ]
 
 
@@ -296,11 +298,13 @@ def limit_axes(metric: Metric, limits: np.ndarray, problem: Any, cut: float = 1.
 
 
 def row_norms(chunk: Chunk, metric: Metric, problem: Any) -> np.ndarray:
-    """Squared lengths of rows in the solver's coordinates, the intercept's 1 included, by one pass over them."""
-    kernels = kernels_for(problem.loss, problem.penalty)
-    measure_rows = kernels.sparse_norms if sp.issparse(chunk.rows) else kernels.dense_norms
+    """Squared lengths of rows in the solver's coordinates, the intercept's 1 included, by one pass over them.
+
+    float32 will do: steps follow them, no optimum.
+    """
+    measure_rows = sparse_norms if sp.issparse(chunk.rows) else dense_norms
     n = len(chunk.targets)
-    norms = np.empty(n)
+    norms = np.empty(n, np.float32)
 
     def measure(part: slice) -> None:
         out = norms[part]
@@ -309,12 +313,12 @@ def row_norms(chunk: Chunk, metric: Metric, problem: Any) -> np.ndarray:
         else:
             blocks = ((block, [frozen(rows)]) for block, rows, _ in solver_rows(chunk.rows[part], metric))
         for block, arrays in blocks:
-            measure_rows(*arrays, shift_of(metric), frozen(metric.scale), out[block])
+            measure_rows(*arrays, shift_of(metric), frozen(metric.scale), float(problem.fit_intercept), out[block])
 
     count = sharers(problem.n_threads, chunk.entries)
     with threads(count) as each:
         list(each(measure, even_slices(n, count)))
-    return frozen(norms + problem.fit_intercept)
+    return frozen(norms)
 
 
 def solver_rows(rows: Any, metric: Metric, order: np.ndarray | None = None) -> Iterator[tuple[slice, Any, bool]]:
@@ -359,26 +363,45 @@ def shift_of(metric: Metric) -> np.ndarray:
     return frozen(np.zeros_like(metric.shift) if metric.basis is not None else metric.shift)
 
 
-def to_solver(x: np.ndarray, gradient_sum: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
-    """x and gradient sum of shape (k, p + 1) from the user's coordinates to the solver's, as new arrays."""
-    x, gradient_sum = x.copy(), gradient_sum.copy()
-    x[:, -1] += (x[:, :-1] * metric.shift).sum(axis=1)
-    gradient_sum[:, :-1] -= gradient_sum[:, -1:] * metric.shift
-    return _turn(x, metric.basis), _turn(gradient_sum, metric.basis)
+# Arrays of shape (k, p + 1), the intercept last, from the user's coordinates to the solver's and back; what is the same
+# there is given back as it is.
 
 
-def to_user(x: np.ndarray, gradient_sum: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
-    """The inverse of ``to_solver``."""
-    back = None if metric.basis is None else metric.basis.T
-    x, gradient_sum = _turn(x, back, copy=True), _turn(gradient_sum, back, copy=True)
-    x[:, -1] -= (x[:, :-1] * metric.shift).sum(axis=1)
-    gradient_sum[:, :-1] += gradient_sum[:, -1:] * metric.shift
-    return x, gradient_sum
+def x_to_solver(x: np.ndarray, metric: Metric) -> np.ndarray:
+    """Coefficients from the user's coordinates."""
+    if metric.shift.any():
+        x = _with_last(x, (x[:, :-1] * metric.shift).sum(axis=1))
+    return _turn(x, metric.basis)
 
 
-def _turn(array: np.ndarray, basis: np.ndarray | None, copy: bool = False) -> np.ndarray:
+def x_to_user(x: np.ndarray, metric: Metric) -> np.ndarray:
+    """The inverse of ``x_to_solver``."""
+    x = _turn(x, None if metric.basis is None else metric.basis.T)
+    return _with_last(x, -(x[:, :-1] * metric.shift).sum(axis=1)) if metric.shift.any() else x
+
+
+def _with_last(x: np.ndarray, more: np.ndarray) -> np.ndarray:
+    x = x.copy()
+    x[:, -1] += more
+    return x
+
+
+def sum_to_solver(gradient_sum: np.ndarray, metric: Metric) -> np.ndarray:
+    """A sum of gradients from the user's coordinates."""
+    if metric.shift.any():
+        gradient_sum = gradient_sum - gradient_sum[:, -1:] * np.append(metric.shift, 0.0)
+    return _turn(gradient_sum, metric.basis)
+
+
+def sum_to_user(gradient_sum: np.ndarray, metric: Metric) -> np.ndarray:
+    """The inverse of ``sum_to_solver``."""
+    gradient_sum = _turn(gradient_sum, None if metric.basis is None else metric.basis.T)
+    return gradient_sum + gradient_sum[:, -1:] * np.append(metric.shift, 0.0) if metric.shift.any() else gradient_sum
+
+
+def _turn(array: np.ndarray, basis: np.ndarray | None) -> np.ndarray:
     if basis is None:
-        return array.copy() if copy else array
+        return array
     out = np.empty_like(array)
     with one_blas_thread(array.size * len(basis)):
         out[:, :-1] = array[:, :-1] @ basis

@@ -7,14 +7,13 @@ The intercept is never penalised.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.extending import overload, register_jitable
+from numba.extending import register_jitable
 
-from .losses import FASTMATH
+from ._intrinsics import overloaded
 
 __all__ = ["PENALTIES", "ElasticNet", "prox", "resolve_penalty"]
 
@@ -51,9 +50,11 @@ class ElasticNet(NamedTuple):
             shrink = 1.0 / (1.0 + step * self.l2)
         if self.l1 == 0.0 and self.lower == -math.inf and self.upper == math.inf:
             return shrink * v  # decided once a loop, not once an entry
-        # Comparisons, not min and max, whose care for NaN would keep the loops from being vectorised.
+        # Comparisons, not min and max, whose care for NaN would keep the loops from being vectorised; and each of them
+        # a choice between two numbers, no branch, of which some processors guess every other one wrong.
         threshold = step * self.l1
-        x = shrink * (v - threshold if v > threshold else (v + threshold if v < -threshold else 0.0))
+        taken = v if v < threshold else threshold
+        x = shrink * (v - (taken if taken > -threshold else -threshold))
         x = x if x > self.lower else self.lower
         return x if x < self.upper else self.upper
 
@@ -126,15 +127,12 @@ def prox(penalty, v, step, shrink):
     return penalty.prox(v, step, shrink) if isinstance(penalty, ElasticNet) else penalty.prox(v, step)
 
 
-_overload = functools.partial(overload, strict=False, jit_options={"fastmath": FASTMATH})
-
-
-@_overload(shrink)
+@overloaded(shrink)
 def _shrink(penalty, step):
     return ElasticNet.shrink if penalty.instance_class is ElasticNet else lambda penalty, step: 1.0
 
 
-@_overload(prox)
+@overloaded(prox)
 def _prox(penalty, v, step, shrink):
     if penalty.instance_class is ElasticNet:
         return ElasticNet.prox

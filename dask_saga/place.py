@@ -132,7 +132,8 @@ def resume(fit: Fit, saved: Saved, tol: float) -> Place:
     own = fit.source.executor.put([Visited(None, memory) for memory in saved.memories])
     facts = {name: saved.facts.get(name, Place._field_defaults.get(name)) for name in FACTS}
     facts["window"], facts["history"] = frozenset(facts["window"]), tuple(facts["history"])
-    facts["converged"] = facts["converged"] and facts["history"][-1]["gradient_norm"] <= tol
+    if facts["converged"] and facts["history"][-1]["gradient_norm"] > tol:  # which was larger then
+        facts |= {"converged": False, "next_check": 1, "wait": 1}
     if not facts["refines"]:
         fit.prepared.sample.clear()
     summary = round_summary(fit.problem, fit.prepared.axes, start)

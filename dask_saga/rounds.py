@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from .chunk import chunk_gradient, chunk_saga, fresh_memory
 from .inputs import Chunk, frozen
-from .metric import Metric, to_solver, to_user
+from .metric import Metric, sum_to_solver, x_to_solver, x_to_user
 from .penalties import ElasticNet
 from .problem import Problem
 from .state import ChunkMemory, Head, candidate, gradient_mapping_norm, open_pass, open_window, proximal_gradient_step
@@ -113,11 +113,9 @@ def merge_round(problem: Problem, metric: Metric, *visits: Visited) -> Head:
     )
     if not head.diverged:
         # A mean of sparse coefficients is not sparse, and beyond it may be out of bounds.
-        x, average = to_solver(head.x, head.gradient_average, metric)
+        x, average = x_to_solver(head.x, metric), sum_to_solver(head.gradient_average, metric)
         step = min(problem.step(metric, head.cut), 0.3 / metric.L)
-        head = head._replace(
-            x=frozen(to_user(proximal_gradient_step(x, average, step, problem, metric), average, metric)[0])
-        )
+        head = head._replace(x=frozen(x_to_user(proximal_gradient_step(x, average, step, problem, metric), metric)))
     return head._replace(window_sum=frozen(start.window_sum + head.x))
 
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from .chunk import chunk_gradient, chunk_saga, fresh_memory
 from .inputs import Chunk, frozen
-from .metric import Metric, row_norms, solver_rows, to_solver, to_user
+from .metric import Metric, row_norms, solver_rows, sum_to_solver, x_to_solver, x_to_user
 from .problem import Problem
 from .state import Head, gradient_mapping_norm, new_head, open_pass, open_window
 
@@ -123,7 +123,7 @@ def refine(
     weight, turned = chunk.weight, metric.basis is not axes.basis
     there, total = x, np.zeros_like(x) if gradient is None else gradient * weight
     if turned:
-        there, total = to_solver(x, total, axes)
+        there, total = x_to_solver(x, axes), sum_to_solver(total, axes)
     memory = fresh_memory(chunk, problem)
     gradients = np.empty_like(memory.gradients)
     own = chunk_gradient(chunk, there, problem, gradients)[1]
@@ -143,7 +143,7 @@ def refine(
             break
     if head.diverged:
         return x
-    return frozen(to_user(head.x, head.x, axes)[0]) if turned else head.x
+    return frozen(x_to_user(head.x, axes)) if turned else head.x
 
 
 def _left(head: Head, problem: Problem, metric: Metric) -> float:
@@ -155,8 +155,8 @@ def _newton_step(x: np.ndarray, metric: Metric, gradient: np.ndarray, problem: P
     gradient = gradient.copy()
     gradient[:, :-1] += getattr(problem.penalty, "l2", 0.0) * x[:, :-1]
     move = np.zeros_like(gradient)
-    _, gradient = to_solver(move, gradient, metric)
+    gradient = sum_to_solver(gradient, metric)
     move[:, :-1] = -gradient[:, :-1] * metric.scale / metric.curvature
     if problem.fit_intercept:
         move[:, -1] = -gradient[:, -1] / metric.curvature
-    return frozen(x + to_user(move, gradient, metric)[0])
+    return frozen(x + x_to_user(move, metric))

@@ -18,7 +18,7 @@ from ._kernels import kernels_for
 from .columns import ColumnStats, no_stats
 from .inputs import frozen
 from .mapping import SharedMap
-from .metric import Metric, to_solver, to_user
+from .metric import Metric, sum_to_solver, x_to_solver, x_to_user
 from .penalties import ElasticNet
 from .problem import Problem, digest
 
@@ -345,7 +345,7 @@ def proximal_gradient_step(x: np.ndarray, gradient: np.ndarray, step: float, pro
 def gradient_mapping_norm(x: np.ndarray, gradient_average: np.ndarray, problem: Problem, metric: Metric) -> float:
     """Norm of the proximal gradient at x, scaled by the metric; zero at the optimum only."""
     step = 0.3 / metric.L
-    x, gradient = to_solver(x, gradient_average, metric)
+    x, gradient = x_to_solver(x, metric), sum_to_solver(gradient_average, metric)
     moved = x - proximal_gradient_step(x, gradient, step, problem, metric)
     return float(np.sqrt((moved**2 / np.append(metric.scale, 1.0)).sum())) / step
 
@@ -355,16 +355,14 @@ def candidate(head: Head, problem: Problem, metric: Metric) -> tuple[np.ndarray,
     if not problem.average or head.window_count < 2 or head.diverged:
         return head.x, False
     mean = head.window_sum / head.window_count
-    (start, average), (mean, _), (x, _) = (
-        to_solver(v, head.gradient_average, metric) for v in (head.window_start, mean, head.x)
-    )
+    start, mean, x = (x_to_solver(v, metric) for v in (head.window_start, mean, head.x))
     root = np.sqrt(np.append(metric.scale, 1.0))
     u, d = (mean - start) / root, (x - mean) / root
     if (u * d).sum() >= CIRCLES_BELOW * _length(u) * _length(d):
         return head.x, False
     step = min(problem.step(metric, head.cut), 0.3 / metric.L)
-    stepped = proximal_gradient_step(mean, average, step, problem, metric)
-    return frozen(to_user(stepped, average, metric)[0]), True
+    average = sum_to_solver(head.gradient_average, metric)
+    return frozen(x_to_user(proximal_gradient_step(mean, average, step, problem, metric), metric)), True
 
 
 def open_window(head: Head, problem: Problem, metric: Metric) -> Head:
@@ -438,7 +436,7 @@ def _next_cut(head: Head, problem: Problem, metric: Metric, circles: bool) -> fl
 
 
 def _cosine(u: np.ndarray, v: np.ndarray, metric: Metric) -> float:
-    (u, _), (v, _) = (to_solver(w, w, metric.unshifted) for w in (u, v))
+    u, v = (x_to_solver(w, metric.unshifted) for w in (u, v))
     root = np.sqrt(np.append(metric.scale, 1.0))
     u, v = u / root, v / root
     return float((u * v).sum() / (_length(u) * _length(v) or 1.0))

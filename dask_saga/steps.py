@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
-from ._kernels import kernels_for, shuffle
+from ._intrinsics import GROUP, room_for
+from ._kernels import Pass, kernels_for, room_of_columns
+from ._rows import dense_sum, repeated, shuffle, squared_move
 from .inputs import Chunk, frozen, row_arrays
-from .metric import Metric, row_norms, shift_of, solver_rows, to_solver, to_user
+from .metric import Metric, row_norms, shift_of, solver_rows, sum_to_solver, sum_to_user, x_to_solver, x_to_user
 from .problem import Problem
 from .state import LARGEST_COEFFICIENT, ChunkMemory, Head
 from .threads import even_slices, sharers, threads
@@ -20,6 +21,11 @@ __all__ = ["plan_visit", "row_order", "take_steps", "weighted_sum"]
 
 # A row is visited once for every ROW_BOUND times the mean Lipschitz constant that its own has.
 ROW_BOUND = 2.0
+# Random numbers that are drawn at a time, an even number, as two come from one draw of 64 bits.
+DRAWS = 2**16
+# Rows share x where the longest step of one is at most so long in units of the inverse of its curvature: four implicit
+# ones along one direction, of h / (1 + h) each, then do not overshoot by more than they were off.
+SHORT = 1.0
 # Times that threads bring together what they found in each half of a visit, at most.
 ROUNDS = 16
 # Entries of a thread's rows in a round, at least: starting it costs as much as some thousands; and for each of x, as
@@ -29,7 +35,10 @@ ROUND_ENTRIES, ENTRIES_A_COEFFICIENT = 2**17, 32
 
 def row_order(seed: Any, rows: np.ndarray) -> np.ndarray:
     """Rows, given with their repetitions, in the order in which a visit with this seed takes them: in place."""
-    shuffle(rows, np.random.default_rng(seed).integers(2**32, size=len(rows), dtype=np.uint32))
+    rng = np.random.default_rng(seed)
+    for end in range(len(rows), 0, -DRAWS):
+        draws = rng.integers(2**64, size=min(DRAWS, end + 1) // 2, dtype=np.uint64)
+        shuffle(rows, draws.view(np.uint32)[:end], end)
     return rows
 
 
@@ -40,14 +49,18 @@ class Plan(NamedTuple):
     ----------
     orders : list of ndarray of int
         Row numbers in the order of their visits, for each thread its own rows.
-    pull : ndarray of shape (n, 2)
-        As the kernels take it.
+    lengths : ndarray of shape (n,) or (0,)
+    pull, often, most : float
+        As the kernels take them.
     step : float
         What the problem's step is multiplied by.
     """
 
     orders: list[np.ndarray]
-    pull: np.ndarray
+    lengths: np.ndarray
+    pull: float
+    often: float
+    most: float
     step: float
 
 
@@ -61,29 +74,26 @@ def plan_visit(
     norms: np.ndarray | None = None,
 ) -> Plan:
     """Rows in a new random order, those with large bounds several times."""
-    n, each, step = len(chunk.targets), head.rows / head.weight, 1.0
-    # Plans are small beside the rows, even if these are short.
-    taken, pull = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64), np.empty((n, 2))
+    n, pull, step = len(chunk.targets), head.rows / head.weight, 1.0
+    taken = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)  # plans are small beside short rows, too
     if chunk.weights.size:
         # Rows without weight take no step, but a gradient from an earlier weight must go.
         taken = taken[(chunk.weights > 0) | memory.gradients.any(axis=1)]
-    pull[:, 0], pull[:, 1] = each, 0.0
+    lengths, often, most = np.empty(0, np.float32), np.inf, float(len(taken))
     if problem.automatic:
-        pull[:, 1] = row_norms(chunk, metric, problem) if norms is None else norms
+        lengths = row_norms(chunk, metric, problem) if norms is None else norms
         # Sampling by bounds (Schmidt et al. 2015, section 3): then the largest row does not rule the step.
-        bounds = pull[:, 1] * chunk.weights if chunk.weights.size else pull[:, 1]
-        bound = ROW_BOUND * (metric.mean_square or 1.0) / each
-        often = taken[(bounds > bound)[taken]]
-        if len(often):
-            times = np.minimum(np.ceil(bounds[often] / bound), len(taken)).astype(np.int64)
-            again = np.repeat(often, times - 1)
-            more = 1.0 + len(again) / len(taken)
-            pull[:, 0] *= more
-            pull[often, 0] /= times
-            taken, step = np.concatenate([taken, again]), 1.0 / more
+        often = ROW_BOUND * (metric.mean_square or 1.0) / pull
+        rest = (frozen(lengths), frozen(chunk.weights), often)
+        visits = repeated(taken, *rest, taken[:0])
+        if visits > len(taken):
+            step = len(taken) / visits
+            every = np.empty(visits, taken.dtype)
+            repeated(taken, *rest, every)
+            taken, pull = every, pull / step
     count = sharers(problem.n_threads, chunk.entries)
     count = count if chunk.entries >= count * ENTRIES_A_COEFFICIENT * head.x.size else 1
-    return Plan(_orders(seed, taken, n, count), pull, step)
+    return Plan(_orders(seed, taken, n, count), frozen(lengths), pull, often, most, step)
 
 
 def _orders(seed: int, taken: np.ndarray, n: int, count: int) -> list[np.ndarray]:
@@ -103,30 +113,27 @@ def take_steps(
     plan: Plan, chunk: Chunk, head: Head, memory: ChunkMemory, problem: Problem, metric: Metric
 ) -> tuple[Head, ChunkMemory] | None:
     """The head and memory after one visit, or None where it left finite numbers."""
-    start, gradient_sum = to_solver(head.x, head.gradient_sum, metric)
-    x, gradients = start.copy(), memory.gradients.copy()
+    start, gradient_sum = x_to_solver(head.x, metric), sum_to_solver(head.gradient_sum, metric).copy()
+    x, middle, gradients = start.copy(), start.copy(), memory.gradients.copy()
     past, left, end = _shares(head, memory, problem)
-    anchor = to_solver(head.past_sum / head.past_weight, start, metric)[0] if past else start
-    share = functools.partial(
-        _share_steps, anchor=frozen(anchor), past=past,
+    anchor = x_to_solver(head.past_sum / head.past_weight, metric) if past else start
+    _share_steps(
+        plan.orders, x, middle, gradient_sum, (left, end), anchor=frozen(anchor), past=past,
         gradients=gradients, plan=plan, chunk=chunk, head=head, problem=problem, metric=metric,
     )  # fmt: skip
-    half = (left + end) / 2
-    share([order[: len(order) // 2] for order in plan.orders], x, gradient_sum, (left, half))
-    middle = x.copy()
-    share([order[len(order) // 2 :] for order in plan.orders], x, gradient_sum, (half, end))
 
     with np.errstate(invalid="ignore", over="ignore"):
-        moves = [_squared_length(middle - start, metric), _squared_length(x - middle, metric)]
-        middle, _ = to_user(middle, gradient_sum, metric)
-        x, gradient_sum = to_user(x, gradient_sum, metric)
+        scale = np.append(metric.scale, 1.0)
+        moves = squared_move(start, middle, scale), squared_move(middle, x, scale)
+        x, middle, gradient_sum = x_to_user(x, metric), x_to_user(middle, metric), sum_to_user(gradient_sum, metric)
         if metric.basis is not None:
             # Turned there and back, large columns would leave their rounding in small ones.
             gradient_sum = head.gradient_sum + weighted_sum(
                 chunk.rows, gradients - memory.gradients.astype(float), problem, len(plan.orders)
             )
-        largest = np.maximum(np.abs(x), np.abs(middle)).max()  # NaN if any is
-        good = largest < LARGEST_COEFFICIENT and np.isfinite(gradient_sum).all()
+        largest = max(-x.min(), x.max(), -middle.min(), middle.max())
+        # Sums tell NaN.
+        good = largest < LARGEST_COEFFICIENT and np.isfinite(x.sum() + middle.sum() + gradient_sum.sum())
     if not good:
         return None
     if memory.total is not None:
@@ -155,27 +162,26 @@ def _shares(head: Head, memory: ChunkMemory, problem: Problem) -> tuple[float, f
     return past, 1.0 - past, max(0.0, 1.0 - past - own)
 
 
-def _squared_length(move: np.ndarray, metric: Metric) -> float:
-    return float((move[:, :-1] ** 2 / metric.scale).sum() + (move[:, -1] ** 2).sum())
-
-
-def _share_steps(orders, x, gradient_sum, left, *, plan, chunk, **how):
-    """Steps over the rows of all threads, which write to x, the gradient sum and the gradients.
+def _share_steps(orders, x, middle, gradient_sum, left, *, plan, chunk, **how):
+    """Steps over the rows of all threads, which write to x, the gradient sum and the gradients; x halfway to middle.
 
     Threads go on from one x and one sum, each on its own copies, and bring together the mean of the former
     and the changes of the latter, several times. As a mean moves less than its parts, steps are raised.
     """
     if len(orders) == 1:
-        _run_steps(orders[0], x, gradient_sum, left, plan=plan, chunk=chunk, **how)
+        _run_steps(orders[0], x, middle, gradient_sum, left, plan=plan, chunk=chunk, **how)
         return
     if how["problem"].automatic:
         plan = plan._replace(step=plan.step * len(orders) ** 0.5)
     worth = chunk.entries // (len(orders) * max(ROUND_ENTRIES, ENTRIES_A_COEFFICIENT * x.size))
     with threads(len(orders)) as each, np.errstate(over="ignore", invalid="ignore"):
-        rounds = min(max(worth, 1), ROUNDS)
+        rounds = 2 * min(max(worth, 1), ROUNDS)
         shares = itertools.pairwise(np.linspace(*left, rounds + 1).tolist())
-        for share, *parts in zip(shares, *(np.array_split(order, rounds) for order in orders), strict=True):
-            copies = [(x.copy(), gradient_sum.copy()) for _ in parts]
+        parts_of_rounds = zip(*(np.array_split(order, rounds) for order in orders), strict=True)
+        for k, (share, parts) in enumerate(zip(shares, parts_of_rounds, strict=True)):
+            if k == rounds // 2:
+                middle[:] = x
+            copies = [(x.copy(), middle.copy(), gradient_sum.copy()) for _ in parts]
 
             def run(part, copy, share=share):
                 _run_steps(part, *copy, share, plan=plan, chunk=chunk, **how)
@@ -184,37 +190,42 @@ def _share_steps(orders, x, gradient_sum, left, *, plan, chunk, **how):
             counts = np.array([len(part) for part in parts])
             if not counts.any():  # no row has weight, or there are fewer rows than rounds
                 continue
-            x[:] = sum(count / counts.sum() * own for count, (own, _) in zip(counts, copies, strict=True))
-            gradient_sum += sum(own - gradient_sum for _, own in copies)
+            x[:] = sum(count / counts.sum() * own for count, (own, *_) in zip(counts, copies, strict=True))
+            gradient_sum += sum(own - gradient_sum for *_, own in copies)
 
 
-def _run_steps(order, x, gradient_sum, left, *, anchor, past, gradients, plan, chunk, head, problem, metric):
-    """Choose and call the kernel that updates the three arrays in place."""
-    kernels = kernels_for(problem.loss, problem.penalty)
-    step = problem.step(metric, head.cut) * plan.step
-    rest = (x, anchor, gradient_sum, gradients, shift_of(metric), frozen(metric.scale))
-    steps = (step, step if problem.fit_intercept else 0.0, 1.0 / head.weight)
-    after = (float(problem.loss.curvature or 0.0), problem.loss, problem.penalty)
-    less = (left[0] - left[1]) / max(len(order), 1)
+def _run_steps(order, x, middle, gradient_sum, left, *, anchor, past, gradients, plan, chunk, head, problem, metric):
+    """Choose and call the kernel that updates the four arrays in place."""
+    kernels, step = kernels_for(problem.loss, problem.penalty), problem.step(metric, head.cut) * plan.step
+    bound, less = float(problem.loss.curvature or 0.0), (left[0] - left[1]) / max(len(order), 1)
+    short = problem.automatic and bound and step * plan.pull * plan.often * bound <= SHORT
+    do = Pass(
+        step, step if problem.fit_intercept else 0.0, 1.0 / head.weight, left[0], less, past,
+        plan.pull, plan.often, plan.most, bound, GROUP if short else 1, 0,
+    )  # fmt: skip
+    written = (x, middle, anchor, gradient_sum, gradients)
+    after = (room_for(len(x)), problem.loss, problem.penalty)
     for block, rows, gathered in solver_rows(chunk.rows, metric, order):
-        shares = (left[0] - block.start * less, less, past)
-        before = (frozen(chunk.targets), frozen(chunk.weights), frozen(order[block]), frozen(plan.pull))
+        own = do._replace(left=do.left - block.start * do.less, half=max(len(order) // 2 - block.start, -1))
+        before = (frozen(chunk.targets), frozen(chunk.weights), frozen(order[block]), plan.lengths)
         if sp.issparse(rows):
             arrays = row_arrays(rows, slice(0, rows.shape[0]))
-            kernels.sparse_pass(*arrays, *before, *rest, frozen(metric.rarity), *steps, *shares, *after)
+            table = room_of_columns(x.shape[1] - 1, len(x), past == 0.0 and not metric.shift.any())
+            coordinates = (shift_of(metric), frozen(metric.scale), frozen(metric.rarity))
+            kernels.sparse_pass(*arrays, *before, *written, *coordinates, table, own, *after)
         else:
-            kernels.dense_pass(frozen(rows), gathered, *before, *rest, *steps, *shares, *after)
+            coordinates = (shift_of(metric), frozen(metric.scale))
+            kernels.dense_pass(frozen(rows), gathered, *before, *written, *coordinates, own, *after)
 
 
 def weighted_sum(rows: Any, factors: np.ndarray, problem: Problem, count: int = 1) -> np.ndarray:
     """sum_i factors_i a_i over rows, of shape (k, p + 1), by `count` threads."""
     if sp.issparse(rows):
         return np.column_stack([factors.T @ rows, factors.sum(axis=0)])
-    kernels = kernels_for(problem.loss, problem.penalty)
 
     def part(block: slice) -> np.ndarray:
         out = np.zeros((factors.shape[1], rows.shape[1] + 1))
-        kernels.dense_sum(frozen(rows[block]), frozen(factors[block]), out)
+        dense_sum(frozen(rows[block]), frozen(factors[block]), out)
         return out
 
     with threads(count) as each:

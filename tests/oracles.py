@@ -50,47 +50,64 @@ def implicit_gradient(loss, z, y, w, h, old, m):
 
 def saga_pass(
     A, b, weights, order, pull, norms, x, gradient_sum, memory, metric, step, weight, problem,
-    left=None, past=0.0, anchor=None,
+    left=None, past=0.0, anchor=None, together=1,
 ):  # fmt: skip
     """One pass in the solver's coordinates, row by row; sparse SAGA where A is sparse. Returns new arrays.
 
-    `left` is the share of rows still to come before each visit, `past` that of rows seen before the chunk.
+    `left` is the share of rows still to come before each visit, `past` that of rows seen before the chunk. So many rows
+    `together` take their derivatives at one x, and make one step of their sum.
     """
     left = np.ones(len(order)) if left is None else left
     loss, penalty = problem.loss, problem.penalty
     x, gradient_sum, memory = x.copy(), gradient_sum.copy(), memory.copy()
-    for own, i in zip(left, order, strict=True):
-        if sp.issparse(A):
-            support = A[[i]].indices
-            row = A[[i]].toarray().ravel().astype(float) - metric.shift
-            rarity = metric.rarity
-        else:
-            row = A[i].astype(float) - metric.shift
-            row = row if metric.basis is None else row @ metric.basis
-            support, rarity = np.arange(len(row)), np.ones(len(row))
-        z = x[:, support] @ row[support] + x[:, -1]
-        m = np.empty(len(z))
-        row_derivative(loss, z, b[i], m)
-        m, old = weights[i] * m, memory[i].astype(float)
-        base, counted = old, own + past
-        if past:
-            there = np.empty(len(z))
-            row_derivative(loss, anchor[:, support] @ row[support] + anchor[:, -1], b[i], there)
-            base = (own * old + past * weights[i] * there) / counted
-        if norms is not None:
-            m = implicit_gradient(loss, z, b[i], weights[i], step * pull[i] * counted * norms[i], base, m)
-        memory[i] = m
-        changes = counted * (memory[i].astype(float) - base)
-        for k, (delta, change) in enumerate(zip(memory[i].astype(float) - old, changes, strict=True)):
-            for j in support:
-                s = step * metric.scale[j]
-                v = x[k, j] - s * (pull[i] * change * row[j] + rarity[j] * gradient_sum[k, j] / weight)
-                x[k, j] = penalty.prox(v, s * rarity[j])
-                gradient_sum[k, j] += delta * row[j]
-            if problem.fit_intercept:
-                x[k, -1] -= step * (pull[i] * change + gradient_sum[k, -1] / weight)
-            gradient_sum[k, -1] += delta
+    for first in range(0, len(order), together):
+        group = order[first : first + together]
+        found = []
+        for own, i in zip(left[first:], group, strict=False):
+            if sp.issparse(A):
+                support = A[[i]].indices
+                row = A[[i]].toarray().ravel().astype(float) - metric.shift
+                rarity = metric.rarity
+            else:
+                row = A[i].astype(float) - metric.shift
+                row = row if metric.basis is None else row @ metric.basis
+                support, rarity = np.arange(len(row)), np.ones(len(row))
+            z = x[:, support] @ row[support] + x[:, -1]
+            m = np.empty(len(z))
+            row_derivative(loss, z, b[i], m)
+            m, old = weights[i] * m, memory[i].astype(float)
+            base, counted = old, own + past
+            if past:
+                there = np.empty(len(z))
+                row_derivative(loss, anchor[:, support] @ row[support] + anchor[:, -1], b[i], there)
+                base = (own * old + past * weights[i] * there) / counted
+            if norms is not None:
+                m = implicit_gradient(loss, z, b[i], weights[i], step * pull[i] * counted * norms[i], base, m)
+            memory[i] = m
+            pulled = counted * (memory[i].astype(float) - base) * pull[i]
+            change = memory[i].astype(float) - old
+            found.append((support, np.append(row[support], 1.0), pulled, change))
+        for part in [found] if len(found) == together else [[one] for one in found]:
+            support, before = part[0][0], gradient_sum.copy()  # of dense rows all have the same
+            for k in range(len(x)):
+                for at, j in enumerate(support):
+                    s = step * metric.scale[j]
+                    pull_j = sum(pulled[k] * row[at] for _, row, pulled, _ in part)
+                    v = x[k, j] - s * (pull_j + len(part) * rarity[j] * before[k, j] / weight)
+                    x[k, j] = penalty.prox(v, s * len(part) * rarity[j])
+                if problem.fit_intercept:
+                    pull_c = sum(pulled[k] for _, _, pulled, _ in part)
+                    x[k, -1] -= step * (pull_c + len(part) * before[k, -1] / weight)
+                for _, row, _, change in part:
+                    gradient_sum[k, np.append(support, -1)] += change[k] * row
     return x, gradient_sum, memory
+
+
+def pull_of_rows(plan, weights):
+    """What the change of each row's gradient is multiplied by."""
+    if not plan.lengths.size:
+        return np.full(len(weights), plan.pull)
+    return plan.pull / np.clip(np.ceil(plan.lengths * weights / plan.often), 1, plan.most)
 
 
 def objective(A, b, x, intercept, loss, penalty, weights=None):

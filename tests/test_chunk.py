@@ -14,7 +14,7 @@ from dask_saga.chunk import chunk_gradient, fresh_memory
 from dask_saga.columns import column_stats, merge
 from dask_saga.inputs import read_chunk
 from dask_saga.losses import LOSSES, MultinomialLogLoss
-from dask_saga.metric import choose_metric, row_norms, to_solver, to_user
+from dask_saga.metric import choose_metric, row_norms, sum_to_solver, sum_to_user, x_to_solver, x_to_user
 from dask_saga.penalties import PENALTIES
 from dask_saga.state import Problem, new_head
 from dask_saga.steps import plan_visit, row_order
@@ -47,11 +47,8 @@ def problem_for(loss, penalty="elasticnet", **kwargs):
 
 
 def shares_left(start, end, visits):
-    """The share of rows to come before each visit; its middle is that of the visits' halves."""
-    first, middle = visits // 2, (start + end) / 2
-    return np.r_[
-        np.linspace(start, middle, first, endpoint=False), np.linspace(middle, end, visits - first, endpoint=False)
-    ]
+    """The share of rows to come before each visit."""
+    return np.linspace(start, end, visits, endpoint=False)
 
 
 OUTPUTS = {
@@ -61,6 +58,7 @@ OUTPUTS = {
 }
 STEPS = {
     "auto": {"step_size_scale": 2.0},  # so that implicit steps count
+    "short": {"step_size_scale": 0.02},  # so that rows take steps together
     "given": {"step_size": 1e-3},
     "rotated": {"step_size_scale": 2.0},
 }
@@ -94,7 +92,7 @@ def test_two_passes_equal_plain_python(kind, name, steps, weighted, memory_dtype
     rows = sp.csr_array(A) if sp.issparse(A) else np.asarray(A)
     turned = (rows.toarray() - metric.shift) * (rows.toarray() != 0) if sp.issparse(A) else rows - metric.shift
     turned = turned if metric.basis is None else turned @ metric.basis
-    norms = (turned**2 * metric.scale).sum(axis=1) + 1
+    norms = ((turned**2 * metric.scale).sum(axis=1) + 1).astype(np.float32)
     used, ratio = np.flatnonzero(w), np.count_nonzero(w) / w.sum()
     times = np.clip(np.ceil(norms * w * ratio / (2 * metric.mean_square)), 1, len(used)).astype(int)
     if steps == "given":
@@ -103,15 +101,19 @@ def test_two_passes_equal_plain_python(kind, name, steps, weighted, memory_dtype
         assert times.max() > 1
     more, plain = times[used].sum() / len(used), steps == "given" or loss.curvature is None
     for seed in (3, 4):
+        pace = metric._replace(pace=min(metric.pace, 1.0 if seed == 3 else np.inf))
+        hardest = 2 * metric.mean_square * problem.step(pace, head.cut) * (loss.curvature or np.inf)
+        together = 4 if steps != "given" and hardest <= 1 else 1
+        assert steps != "short" or together == 4 or loss.curvature is None
         head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
-        order = row_order(seed, np.concatenate([used, np.repeat(used, times[used] - 1)]))
-        turned_x, turned_sum = to_solver(x, gradient_sum, metric)
+        order = row_order(seed, np.repeat(used, times[used]))
+        turned_x, turned_sum = x_to_solver(x, metric), sum_to_solver(gradient_sum, metric)
         x, gradient_sum, gradients = oracles.saga_pass(
             rows, chunk.targets, w, order, ratio * more / times, norms, turned_x, turned_sum, gradients, metric,
-            problem.step(metric._replace(pace=min(metric.pace, 1.0 if seed == 3 else np.inf)), head.cut) / more,
-            w.sum(), problem, left=None if plain else shares_left(1.0, 0.0, len(order)),
+            problem.step(pace, head.cut) / more, w.sum(), problem,
+            left=None if plain else shares_left(1.0, 0.0, len(order)), together=1 if sp.issparse(A) else together,
         )  # fmt: skip
-        x, gradient_sum = to_user(x, gradient_sum, metric)
+        x, gradient_sum = x_to_user(x, metric), sum_to_user(gradient_sum, metric)
     tolerance = 1e-8 if memory_dtype == "float64" else 1e-4
     np.testing.assert_allclose(head.x, x, rtol=tolerance, atol=tolerance * np.abs(x).max())
     np.testing.assert_allclose(head.gradient_sum, gradient_sum, rtol=tolerance, atol=tolerance * 400)
@@ -139,16 +141,17 @@ def test_the_second_chunk_of_a_pass_equals_plain_python(kind, name, rotated, mon
     assert first.past_weight == 24
     assert np.any(first.past_sum != 24 * first.x)  # it is x on the way
     second, memory = chunk_saga(chunks[1], first, fresh_memory(chunks[1], problem), problem, metric, 4)
-    (x, total), (anchor, _) = (to_solver(v, first.gradient_sum, metric) for v in (first.x, first.past_sum / 24))
+    x, anchor = (x_to_solver(v, metric) for v in (first.x, first.past_sum / 24))
+    total = sum_to_solver(first.gradient_sum, metric)
     plan = plan_visit(chunks[1], first, memory, problem, metric, 4)
     [order], norms = plan.orders, row_norms(chunks[1], metric, problem)
     rows, step = KINDS[kind](A[24:]), problem.step(metric) * plan.step
     x, total, gradients = oracles.saga_pass(
-        rows, chunks[1].targets, np.ones(16), order, plan.pull[:, 0], norms, x, total,
+        rows, chunks[1].targets, np.ones(16), order, oracles.pull_of_rows(plan, np.ones(16)), norms, x, total,
         np.zeros((16, problem.outputs)), metric, step, 40.0, problem,
         left=shares_left(0.4, 0.0, len(order)), past=0.6, anchor=anchor,
     )  # fmt: skip
-    x, total = to_user(x, total, metric)
+    x, total = x_to_user(x, metric), sum_to_user(total, metric)
     np.testing.assert_allclose(second.x, x, rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(second.gradient_sum, total, rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(memory.gradients, gradients, rtol=1e-8, atol=1e-10)

@@ -18,7 +18,7 @@ from dask_saga.chunk import chunk_gradient, fresh_memory
 from dask_saga.columns import column_stats
 from dask_saga.inputs import read_chunk
 from dask_saga.losses import LOSSES, LogLoss
-from dask_saga.metric import choose_metric, row_norms, to_solver, to_user
+from dask_saga.metric import choose_metric, row_norms, sum_to_solver, sum_to_user, x_to_solver, x_to_user
 from dask_saga.penalties import PENALTIES, ElasticNet
 from dask_saga.problem import Problem
 from dask_saga.state import new_head
@@ -87,25 +87,24 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
         visited = [set(order.tolist()) for order in plan.orders]
         assert sum(map(len, visited)) == len(set.union(*visited)) == np.count_nonzero(w)
         head, memory = chunk_saga(chunk, head, None if seed == 3 else memory, problem, metric, seed)
-        x, gradient_sum = to_solver(x, gradient_sum, metric)
+        x, gradient_sum = x_to_solver(x, metric), sum_to_solver(gradient_sum, metric)
         pace = metric._replace(pace=min(metric.pace, 1.0 if seed == 3 else np.inf))
         step = problem.step(pace) * plan.step * (np.sqrt(n_threads) if problem.automatic else 1.0)
-        lefts = iter(np.linspace(1.0, 0.0, 2 * rounds + 1)) if problem.automatic else itertools.repeat(1.0)
-        start = next(lefts)
-        for half in (0, 1):
-            halves = [(order[: len(order) // 2], order[len(order) // 2 :])[half] for order in plan.orders]
-            for parts in zip(*(np.array_split(order, rounds) for order in halves), strict=True):
-                ends, end = [], next(lefts)
-                for part in parts:
-                    own_x, own_sum, gradients = oracles.saga_pass(
-                        A, chunk.targets, w, part, plan.pull[:, 0], norms, x, gradient_sum, gradients, metric, step,
-                        w.sum(), problem, left=np.linspace(start, end, len(part), endpoint=False),
-                    )  # fmt: skip
-                    ends.append((own_x, own_sum - gradient_sum))
-                x = np.average([own_x for own_x, _ in ends], axis=0, weights=[len(part) for part in parts])
-                gradient_sum = gradient_sum + sum(change for _, change in ends)
-                start = end
-        x, gradient_sum = to_user(x, gradient_sum, metric)
+        short = problem.automatic and kind != "sparse" and step * plan.pull * plan.often * problem.loss.curvature <= 1
+        lefts = np.linspace(1.0, 0.0, 2 * rounds + 1) if problem.automatic else np.ones(2 * rounds + 1)
+        parts_of_rounds = zip(*(np.array_split(order, 2 * rounds) for order in plan.orders), strict=True)
+        for (start, end), parts in zip(itertools.pairwise(lefts), parts_of_rounds, strict=True):
+            ends = []
+            for part in parts:
+                own_x, own_sum, gradients = oracles.saga_pass(
+                    A, chunk.targets, w, part, oracles.pull_of_rows(plan, w), norms, x, gradient_sum, gradients, metric,
+                    step, w.sum(), problem, left=np.linspace(start, end, len(part), endpoint=False),
+                    together=4 if short else 1,
+                )  # fmt: skip
+                ends.append((own_x, own_sum - gradient_sum))
+            x = np.average([own_x for own_x, _ in ends], axis=0, weights=[len(part) for part in parts])
+            gradient_sum = gradient_sum + sum(change for _, change in ends)
+        x, gradient_sum = x_to_user(x, metric), sum_to_user(gradient_sum, metric)
         np.testing.assert_allclose(head.x, x, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(head.gradient_sum, gradient_sum, rtol=1e-7, atol=1e-7)
         np.testing.assert_allclose(memory.gradients, gradients, rtol=1e-5, atol=1e-8)
