@@ -398,14 +398,15 @@ def _build(sources: int, cache: bool) -> Kernels:
                 x[k, j], gradient_sum[k, j] = columns[j * width + k], columns[j * width + at_sum + k]
 
     @jit
-    def dense_gradient(A, b, weights, x, gradient, gradients, room, loss):
-        """Add sum_i w_i f'(z_i) a_i, with 1 for the intercept's column, to ``gradient``; return sum_i w_i f(z_i).
+    def dense_gradient(A, b, weights, x, gradient, gradients, total, room, loss):
+        """Add sum_i w_i f'(z_i) a_i, with 1 for the intercept's column, to ``gradient``; return ``total`` and the sum
+        of w_i f(z_i).
 
         ``gradients``, unless empty, gets the factors, and ``gradient`` the sum of what is stored there.
         """
         sources  # noqa: B018
         A, b, weights, x, gradient = borrowed(A), borrowed(b), borrowed(weights), borrowed(x), borrowed(gradient)
-        p, outputs, total, n = A.shape[1], outputs_of(room), 0.0, U(A.shape[0])
+        p, outputs, n = A.shape[1], outputs_of(room), U(A.shape[0])
         z, m, factors = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs], scratch(room, 2)
         for first in range(U(0), n, U(GROUP)):
             last = min(first + U(GROUP), n)
@@ -435,11 +436,11 @@ def _build(sources: int, cache: bool) -> Kernels:
         return total
 
     @jit
-    def sparse_gradient(data, indices, indptr, b, weights, x, gradient, gradients, room, loss):
+    def sparse_gradient(data, indices, indptr, b, weights, x, gradient, gradients, total, room, loss):
         """As ``dense_gradient``."""
         sources  # noqa: B018
         b, weights, x, gradient = borrowed(b), borrowed(weights), borrowed(x), borrowed(gradient)
-        p, outputs, total = x.shape[1] - 1, outputs_of(room), 0.0
+        p, outputs = x.shape[1] - 1, outputs_of(room)
         z, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
         for i in range(U(indptr.size - 1)):
             w, start, end = weights[i] if weights.size else 1.0, U(indptr[i]), U(indptr[i + U(1)])

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from ._intrinsics import room_for
 from ._kernels import kernels_for
 from .columns import ColumnStats, column_stats, merge, typical, without
-from .inputs import Chunk, frozen, row_arrays
+from .inputs import Chunk, frozen, row_blocks
 from .mapping import SharedMap
 from .metric import (
     STALE,
@@ -179,10 +179,12 @@ def chunk_gradient(
     kernels = kernels_for(problem.loss, problem.penalty)
     add = kernels.sparse_gradient if sp.issparse(chunk.rows) else kernels.dense_gradient
 
-    def part(block: slice) -> tuple[float, np.ndarray]:
-        gradient, targets, weights = np.zeros_like(x), frozen(chunk.targets[block]), frozen(chunk.weights[block])
-        rest = (targets, weights, frozen(x), gradient, gradients[block], room_for(len(x)), problem.loss)
-        return add(*row_arrays(chunk.rows, block), *rest), gradient
+    def part(rows: slice) -> tuple[float, np.ndarray]:
+        total, gradient, room = 0.0, np.zeros_like(x), room_for(len(x))
+        for block, arrays in row_blocks(chunk.rows, rows):
+            targets, weights = frozen(chunk.targets[block]), frozen(chunk.weights[block])
+            total = add(*arrays, targets, weights, frozen(x), gradient, gradients[block], total, room, problem.loss)
+        return total, gradient
 
     count = sharers(problem.n_threads, chunk.entries)
     with threads(count) as each:

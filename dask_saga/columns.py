@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ._rows import dense_moments, sparse_moments
-from .inputs import LARGEST, Chunk, check_finite, frozen, row_arrays
+from .inputs import LARGEST, Chunk, check_finite, frozen, ordered_blocks, row_arrays
 from .penalties import ElasticNet
 from .threads import one_blas_thread, sharers, threads
 
@@ -183,27 +183,22 @@ def _measure_dense(chunk, full, problem, chunks, factors):
     (target, pulls), weight = _pulls(chunk.targets, weights), weights.sum()
     pulls = np.column_stack([pulls, factors])
     count = sharers(problem.n_threads, chunk.entries)
-    blocks = [slice(start, start + MOMENTS) for start in range(0, n, MOMENTS)]
+    blocks = [slice(start, min(start + MOMENTS, n)) for start in range(0, n, MOMENTS)]
 
     def moments(origin: np.ndarray) -> tuple[np.ndarray, ...]:
         # Not by BLAS: its sums depend on the alignment of the rows and on its threads.
         def add(block: slice) -> np.ndarray:
             out = np.zeros((4 + pulls.shape[1], p))
             out[2:4] = [[np.inf], [-np.inf]]
-            dense_moments(
-                frozen(np.ascontiguousarray(rows[block])),
-                frozen(weights[block]),
-                frozen(pulls[block]),
-                frozen(origin),
-                out,
-            )
+            for some, few in ordered_blocks(rows, block):
+                dense_moments(frozen(few), frozen(weights[some]), frozen(pulls[some]), frozen(origin), out)
             return out
 
         with threads(count) as each:
             parts = np.array(list(each(add, blocks)))
         return *parts[:, :2].sum(axis=0), parts[:, 2].min(axis=0), parts[:, 3].max(axis=0), parts[:, 4:].sum(axis=0)
 
-    origin = _middle(rows[:: max(1, n // 1000)])
+    origin = _middle(np.ascontiguousarray(rows[:: max(1, n // 1000)]))
     mean, squares, low, high, cross, sums = _about(moments, origin, full, weight, factors)
     _check_values(rows, low, high, mean)  # before products, of which threads would warn
     products = _products(rows, weights, mean, squares, problem, chunks) if wants_products(p, problem) else None
@@ -242,7 +237,7 @@ def _products(
     few = rows.size * p <= FEW  # to tell BLAS how many threads it may take would cost more than they do
 
     def multiply(block: slice) -> np.ndarray:
-        apart = (rows[block] - mean) * np.sqrt(weights[block])[:, None]
+        apart = (np.ascontiguousarray(rows[block]) - mean) * np.sqrt(weights[block])[:, None]
         # Of a matrix times its transpose BLAS takes half.
         return np.einsum("ij,ik->jk", apart, apart) if few else apart.T @ apart
 

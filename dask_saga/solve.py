@@ -192,8 +192,8 @@ def _penalty_object(penalty: Any) -> Any:
     return resolve_penalty(penalty)
 
 
-def _read_pair(pair: Any, name: int | None, loss: Any) -> Chunk:
+def _read_pair(pair: Any, name: int | None, loss: Any, order: str | None) -> Chunk:
     lone, name = name is None, name or 0
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"chunk {name}: chunks must hold pairs (A, b), not {type(pair).__name__}")
-    return read_chunk(*pair, loss=loss, name=name, finite=lone)  # later nobody names a lone one
+    return read_chunk(*pair, loss=loss, name=name, finite=lone, order=order)  # later nobody names a lone one

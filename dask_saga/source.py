@@ -119,8 +119,11 @@ class Source:
         self.decided = True
         self.loads = self.executor.recipes(self.blocks)
 
-    def begin(self, read: Callable[[Any, int | None], Chunk]) -> None:
-        """Set how a block is read, and hold chunks if that was left open and a first one tells that they fit."""
+    def begin(self, read: Callable[..., Chunk]) -> None:
+        """Set how a block is read, given its name and the order of its rows.
+
+        Chunks are held from now on if that was left open and a first one tells that they fit.
+        """
         self.read = read
         if self.decided:
             return
@@ -163,9 +166,9 @@ class Source:
         [chunk] = self._chunks([k])
         return chunk
 
-    def _chunks(self, numbers: list[int]) -> list:
+    def _chunks(self, numbers: list[int], order: str | None = "C") -> list:
         """References to chunks that are not there."""
-        calls = [self._reading(k) for k in numbers]
+        calls = [self._reading(k, order) for k in numbers]
         chunks = self.executor.map(_read, calls, name="saga-read", lanes=[self.lane(k) for k in numbers])
         if self.holds:
             self.held.update(zip(numbers, chunks, strict=True))
@@ -173,16 +176,18 @@ class Source:
                 self.blocks[k] = None
         return chunks
 
-    def _reading(self, k: int) -> tuple:
+    def _reading(self, k: int, order: str | None) -> tuple:
         """What ``_read`` takes for a chunk."""
         self.reads[k] += 1
         block = self.blocks[k] if self.holds else self.executor.load([self.loads[k]], self.lane(k))[0]
-        return self.read, block, self.name(k), self.expected[k] if self.expected else None
+        return self.read, block, self.name(k), self.expected[k] if self.expected else None, order
 
     def _chunk_within(self, k: int) -> Any:
-        """A chunk that is for one task: to be read there if its block can be made there, too."""
-        is_recipe = isinstance(self.loads[k], Recipe)
-        return Recipe(_read, *self._reading(k)) if is_recipe else self.chunk(k)
+        """A chunk that is for one task, which reads it once: there if its block can be made there, too."""
+        if isinstance(self.loads[k], Recipe):
+            return Recipe(_read, *self._reading(k, None))
+        [chunk] = self._chunks([k], None)
+        return chunk
 
     def each(self, order: list[int], load: Callable[[int], Any] | None = None) -> Iterator[tuple[int, Any]]:
         """Numbers of chunks and references; what is not held is loaded a little ahead of its turn."""
@@ -222,8 +227,8 @@ def _size(chunk: Chunk) -> tuple[int, int]:
     return chunk.nbytes, len(chunk.targets)
 
 
-def _read(read: Callable, block: Any, name: int | None, expected: tuple[str, str] | None) -> Chunk:
-    chunk = read(block, name)
+def _read(read: Callable, block: Any, name: int | None, expected: tuple[str, str] | None, order: str | None) -> Chunk:
+    chunk = read(block, name, order=order)
     if expected is not None and (chunk.content, chunk.weights_content) != expected:
         raise ValueError(
             f"chunk {name or 0}: its values are not those of the first read; "

@@ -62,7 +62,8 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     some = weighty[np.sort(rng.choice(n, count, replace=False, shuffle=False))] if n else weighty
     weights = chunk.weights[some] if chunk.weights.size else np.ones(count)
     weights = weights * (chunk.weight / weights.sum()) if count else weights
-    return Chunk(chunk.rows[some], frozen(chunk.targets[some]), frozen(weights), chunk.content, "sample")
+    rows = chunk.rows[some] if sp.issparse(chunk.rows) else np.ascontiguousarray(chunk.rows[some])
+    return Chunk(rows, frozen(chunk.targets[some]), frozen(weights), chunk.content, "sample")
 
 
 def is_enough(samples: list[Chunk]) -> bool:

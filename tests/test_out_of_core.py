@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import tracemalloc
 import weakref
 
 import dask
@@ -16,11 +17,16 @@ from dask.distributed import Client, LocalCluster, get_task_stream
 from dask.utils import key_split
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
+from dask_saga.chunk import chunk_gradient
+from dask_saga.columns import measure
 from dask_saga.executors import TASKS_AHEAD, LocalExecutor
 from dask_saga.inputs import dask_blocks, most_bytes, read_chunk
-from dask_saga.losses import LogLoss
+from dask_saga.losses import LOSSES, LogLoss
+from dask_saga.penalties import PENALTIES
+from dask_saga.problem import Problem
 from dask_saga.recipes import block_recipes
 from dask_saga.source import HELD_SHARE, Source
+from dask_saga.start import sample_rows
 
 from .conftest import make_rows
 
@@ -184,7 +190,7 @@ def test_values_that_change_between_reads_are_refused(on, request):
     assert (model.coef_, model.state_) == before
 
 
-def read(block, name):
+def read(block, name, order):
     return read_chunk(*block, loss=LogLoss())
 
 
@@ -289,3 +295,38 @@ def test_persist_is_checked():
     for fit in (SAGAClassifier().fit, lambda X, y, persist: saga([(X, y)], persist=persist)):
         with pytest.raises(ValueError, match="persist='no' must be True, False or 'auto'"):
             fit(X, labels, persist="no")
+
+
+@pytest.mark.parametrize("layout", ["F", "strided"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("loss", ["log_loss", "squared_error"])
+def test_rows_that_are_read_once_stay_as_they_lie(loss, weighted, layout, monkeypatch):
+    monkeypatch.setattr("dask_saga.inputs.BLOCK_BYTES", 1000)  # so that there are many blocks
+    B, b = make_rows(n=203, classes=loss == "log_loss")
+    lies = np.asfortranarray(B) if layout == "F" else np.repeat(B, 2, axis=1)[:, ::2]
+    weights = np.random.default_rng(0).random(203) * (np.arange(203) % 7 > 0) if weighted else None
+    problem = Problem(LOSSES[loss](), PENALTIES["l2"](1e-3, 0.5), True)
+    x, told = np.ones((1, 9)), []
+    for rows, order in ((lies, "C"), (lies, None)):
+        chunk = read_chunk(rows, b, weights, order=order)
+        assert np.shares_memory(chunk.rows, rows) == (order is None)
+        gradients = np.empty((203, 1))
+        stats, zero = measure(chunk, problem, 1, np.ones((203, 1)) if weights is None else weights[:, None])
+        sample = sample_rows(chunk, 1)
+        assert sample.rows.flags.c_contiguous
+        value, gradient = chunk_gradient(chunk, x, problem, gradients)
+        told.append([chunk.content, *stats, zero, sample.rows, value, gradient, gradients])
+    for one, other in zip(*told, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_pass_over_rows_that_lie_by_columns_copies_little_of_them():
+    B, b = make_rows(n=40_000, p=50)
+    B, problem = np.asfortranarray(B), Problem(LogLoss(), PENALTIES["l2"](1e-3, 0.5), True)
+    chunk_gradient(read_chunk(B, b, order=None), np.zeros((1, 51)), problem)  # compiles
+    tracemalloc.start()
+    chunk = read_chunk(B, b, finite=False, order=None)
+    chunk_gradient(chunk, np.zeros((1, 51)), problem, np.empty((40_000, 1), np.float32))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 0.15 * B.nbytes  # a block at a time, and the targets

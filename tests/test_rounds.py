@@ -139,9 +139,9 @@ def test_what_is_loaded_comes_from_all_lanes_in_turn():
     A, y = make_rows(n=70)
     read = []
 
-    def note(block, name):
+    def note(block, name, order):
         read.append(name)
-        return read_chunk(*block, loss=LogLoss())
+        return read_chunk(*block, loss=LogLoss(), order=order)
 
     blocks = [(A[k : k + 10], np.sign(y[k : k + 10] - 0.5)) for k in range(0, 70, 10)]
     with Source(LocalExecutor(), blocks, persist=False, n_parallel=2) as source:
