@@ -146,7 +146,7 @@ def _extremes(rows: Any, name: str) -> np.ndarray:
 
 def _pulls(targets: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
     """Weighted mean of the targets, and weighted deviations from it."""
-    targets = targets.mean(axis=1)
+    targets = targets.mean(axis=1) if targets.shape[1] > 1 else targets[:, 0]
     target = float((targets * weights).sum() / weights.sum())
     return target, (targets - target) * weights
 

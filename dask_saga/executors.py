@@ -22,10 +22,11 @@ from dask import delayed, is_dask_collection
 from dask.base import get_scheduler
 from dask.system import CPU_COUNT
 from distributed import Future, rejoin, secede, wait
+from distributed.client import futures_of
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.system import MEMORY_LIMIT
 
-from .recipes import Recipe, block_recipes, call
+from .recipes import Recipe, block_recipes, call, persisted_blocks
 
 __all__ = ["ClientExecutor", "LocalExecutor", "find_executor"]
 
@@ -33,6 +34,8 @@ __all__ = ["ClientExecutor", "LocalExecutor", "find_executor"]
 TASKS_AHEAD = 4
 # The most that is put on the scheduler at once.
 PUT_BYTES = 2**26
+# Tasks whose results take room: they are let go of at once.
+LARGE = ("saga-read", "saga-chunk")
 
 
 class LocalExecutor:
@@ -112,12 +115,24 @@ class _Wishes(SchedulerPlugin):
             self.scheduler.tasks[key].worker_restrictions = set()
 
 
+class Part:
+    """Reference to one result of a task that has several. Not a tuple, in which Dask would look for tasks."""
+
+    def __init__(self, future: Future, number: int):
+        self.future, self.number = future, number
+
+
 class ClientExecutor:
-    """Runs tasks on a cluster; references are futures."""
+    """Runs tasks on a cluster; references are futures, and parts of futures."""
 
     def __init__(self, client: Any):
         self.client = client
         self.working: deque = deque()
+        self.homes: dict = {}  # of what lies on the cluster, by key
+        # Futures of this round of tasks and of the one before. A client sends no message within 10 ms of another, and
+        # to let go of a future is one: it must not come just before the tasks of the next round.
+        self.rounds: deque = deque([[]], maxlen=2)
+        self.gathered = False
         self.places: list[dict] = []
         self.token, self.count = uuid.uuid4().hex, itertools.count()
 
@@ -145,19 +160,71 @@ class ClientExecutor:
     def submit(self, function: Callable, *args: Any, name: str, lane: int | None = None) -> Any:
         if any(isinstance(arg, Recipe) for arg in args):
             function, args = call, (function, *args)
-        return self.client.submit(function, *args, key=self._key(name), pure=False, **self._place(lane))
+        if any(isinstance(arg, Part) for arg in args):
+            function, args = _call_one, (function, *_parts(args))
+        future = self.client.submit(function, *args, key=self._key(name), pure=False, **self._place(lane))
+        return self._sent(name, future)
+
+    def _sent(self, name: str, future: Future) -> Future:
+        if self.gathered:
+            self.rounds.append([])
+            self.gathered = False
+        if name not in LARGE:
+            self.rounds[-1].append(future)
+        return future
 
     def map(self, function: Callable, calls: list[tuple], *, name: str, lanes: list[int] | None = None) -> list:
-        """References to the function's result for each tuple of arguments: one message to the scheduler a lane."""
-        lanes, references = lanes if self.places and lanes else [None] * len(calls), {}
+        """References to the function's result for each tuple of arguments: one message to the scheduler a lane.
+
+        Calls whose first arguments lie on one worker are one task: each costs the scheduler about a millisecond.
+        """
         if any(isinstance(arg, Recipe) for args in calls for arg in args):
             function, calls = call, [(function, *args) for args in calls]
+        elif not (self.places and lanes):
+            groups = self._neighbours(calls)
+            if len(groups) < len(calls):
+                return self._map_groups(function, calls, groups, name)
+        if any(isinstance(arg, Part) for args in calls for arg in args):
+            function, calls = _call_one, [(function, *_parts(args)) for args in calls]
+        lanes, references = lanes if self.places and lanes else [None] * len(calls), {}
         for lane in dict.fromkeys(lanes):
             members = [k for k, own in enumerate(lanes) if own == lane]
             columns = [list(column) for column in zip(*(calls[k] for k in members), strict=True)]
             keys = [self._key(name) for _ in members]
             futures = self.client.map(function, *columns, key=keys, pure=False, **self._place(lane))
-            references.update(zip(members, futures, strict=True))
+            references.update((k, self._sent(name, future)) for k, future in zip(members, futures, strict=True))
+        return [references[k] for k in range(len(calls))]
+
+    def _neighbours(self, calls: list[tuple]) -> list[list[int]]:
+        """Numbers of calls in groups whose first references lie together, no more in one than a thread's share."""
+        homes, groups = [self._home(args) for args in calls], {}
+        wanted = [home for home in homes if isinstance(home, Future) and home.key not in self.homes]
+        if wanted:
+            found = self.client.who_has(wanted)
+            self.homes |= {future.key: min(found.get(future.key, ()), default=future.key) for future in wanted}
+        for k, home in enumerate(homes):
+            groups.setdefault(self.homes[home.key] if isinstance(home, Future) else home or k, []).append(k)
+        most = -(-len(calls) // self.threads())
+        return [group[k : k + most] for group in groups.values() for k in range(0, len(group), most)]
+
+    def _home(self, args: tuple) -> Any:
+        """What tells where the first reference lies: the task that has its other parts, or a future that is there."""
+        for arg in args:
+            if isinstance(arg, Part):
+                return arg.future.key
+            for future in futures_of(arg) if isinstance(arg, (Future, tuple)) else ():
+                return future if future.done() else None
+        return None
+
+    def _map_groups(self, function: Callable, calls: list[tuple], groups: list[list[int]], name: str) -> list:
+        references: dict[int, Part] = {}
+        for group in groups:
+            args = [arg for k in group for arg in calls[k]]
+            future = self.client.submit(
+                _call_each, function, len(group), *_parts(args), key=self._key(name), pure=False
+            )
+            self._sent(name, future)
+            references |= {k: Part(future, number) for number, k in enumerate(group)}
         return [references[k] for k in range(len(calls))]
 
     def at_once(self, function: Callable, calls: list[tuple], *, name: str) -> list:
@@ -165,7 +232,9 @@ class ClientExecutor:
 
     def gather(self, references: list) -> list:
         with _seceded():
-            return self.client.gather(references)
+            values = self.client.gather([one.future if isinstance(one, Part) else one for one in references])
+        self.gathered = True
+        return [v[one.number] if isinstance(one, Part) else v for v, one in zip(values, references, strict=True)]
 
     def put(self, values: list) -> list:
         """References to values that are here; the scheduler keeps the values, so no lost worker loses them."""
@@ -183,6 +252,9 @@ class ClientExecutor:
     def load(self, blocks: list, lane: int | None = None) -> list:
         if any(isinstance(block, Recipe) for block in blocks):
             return blocks
+        there = persisted_blocks(blocks)
+        if there is not None:
+            return there
         lazy = [block if is_dask_collection(block) else delayed(block) for block in blocks]
         return self.client.compute(lazy, **self._place(lane))
 
@@ -200,6 +272,7 @@ class ClientExecutor:
     def release(self, interrupted: bool = False) -> None:
         """Let go of all tasks."""
         self.working.clear()
+        self.rounds = deque([[]], maxlen=2)
         if not interrupted:
             return
         # What the pass had submitted goes with its references, of which broken calls leave some in cycles.
@@ -213,6 +286,22 @@ class ClientExecutor:
     def memory(self) -> float:
         """Memory limits of all workers in bytes; unbounded while there is none."""
         return self.client.run_on_scheduler(_memory_limits) or np.inf
+
+
+def _parts(args: Any) -> tuple:
+    """For each argument the number of the part that is meant, if it is one; then the arguments themselves."""
+    numbers = [arg.number if isinstance(arg, Part) else None for arg in args]
+    return numbers, *(arg.future if isinstance(arg, Part) else arg for arg in args)
+
+
+def _call_one(function: Callable, numbers: list, *args: Any) -> Any:
+    return function(*(arg if k is None else arg[k] for k, arg in zip(numbers, args, strict=True)))
+
+
+def _call_each(function: Callable, count: int, numbers: list, *args: Any) -> list:
+    size = len(args) // count
+    calls = [slice(size * k, size * (k + 1)) for k in range(count)]
+    return [_call_one(function, numbers[one], *args[one]) for one in calls]
 
 
 def _itself(value: Any) -> Any:

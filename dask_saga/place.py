@@ -152,6 +152,8 @@ def gathered(fit: Fit, place: Place) -> Saved:
 
 
 def _head(fit: Fit, place: Place) -> Any:
+    if isinstance(place.visits[0], Visited):  # it is here
+        return merge_round(fit.problem, fit.prepared.axes, *place.visits)
     return fit.source.executor.submit(merge_round, fit.problem, fit.prepared.metric, *place.visits, name="saga-head")
 
 
@@ -168,12 +170,15 @@ def without_lineage(fit: Fit, place: Place) -> Place:
 def result(fit: Fit, place: Place, interrupted: bool) -> Result:
     """The result, with the memory of each chunk, joined or not."""
     executor, prepared, problem = fit.source.executor, fit.prepared, fit.problem
-    calls = []
+    calls, apart = [], len(prepared.groups) == len(fit.ids)
+    there = executor.gather(place.own) if apart and not place.window else place.own  # no heads go with these
     for g, group in enumerate(prepared.groups):
         facts, lengths = ([known[k] for k in group] for known in (prepared.facts, prepared.lengths))
-        calls.append((fit.source.held[g] if len(group) > 1 else None, place.own[g], facts, lengths, problem))
-    memories = executor.map(_memories, calls, name="saga-gather")
-    head, *memories = executor.gather([_head(fit, place), *memories])
+        calls.append((None if apart else fit.source.held[g], there[g], facts, lengths, problem))
+    if there is place.own:
+        head, *memories = executor.gather([_head(fit, place), *executor.map(_memories, calls, name="saga-gather")])
+    else:
+        head, memories = _head(fit, place), [_memories(*call) for call in calls]
     if len(prepared.groups) < len(fit.ids):  # what was found for one chunk does not hold for its parts
         head = head._replace(cut=min(head.cut, 1.0))
     # A refinement is a pass, too: the next chunk to return begins another.
@@ -195,8 +200,8 @@ def result(fit: Fit, place: Place, interrupted: bool) -> Result:
 # Tasks beside those of the rounds.
 
 
-def _limited(head: Head, limits: np.ndarray) -> Visited:
-    return Visited(head._replace(limits=limits), None)
+def _limited(head: Head, *limits: np.ndarray) -> Visited:
+    return Visited(head._replace(limits=frozen(np.min(limits, axis=0))), None)
 
 
 def _told(one: Remembered) -> Remembered:

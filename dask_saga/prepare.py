@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+from dask.sizeof import sizeof
 
 from .chunk import chunk_gradient, count_outputs, factors_at_zero, fresh_memory
 from .columns import ColumnStats, measure, merge
@@ -20,8 +21,10 @@ from .state import ChunkMemory
 
 __all__ = ["Prepared", "Remembered", "prepare", "remember"]
 
-# Chunks whose statistics one task merges.
-MERGED = 16
+# Chunks whose statistics one task merges, and of which it finds the limits of axes.
+MERGED, LIMITED = 64, 16
+# Coordinates of so few bytes go with the tasks that want them first: these need not wait until they are put.
+TRAVELS = 2**16
 # Data up to this size are one chunk, however they are blocked: a visit costs 0.25 ms of Python, on a cluster some ms.
 JOINED_BYTES = 2**22
 
@@ -51,7 +54,7 @@ class Prepared(NamedTuple):
     gradient : ndarray of shape (k, p + 1) or None
         What ``refine`` takes at zero.
     limits : list
-        A reference to what is so named in ``Head``, of single chunks, until that has it.
+        References to what is so named in ``Head``, of single chunks, until that has it.
     """
 
     groups: list[list[int]]
@@ -119,20 +122,17 @@ def _merge(*examined: _Examined) -> _Examined:
     return _Examined(facts, shapes, sum(one.value for one in examined), stats, zero, samples)
 
 
-def _whole(examined: _Examined) -> tuple[_Examined, bool]:
-    return examined._replace(samples=[]), is_enough(examined.samples)
+def _whole(*examined: _Examined) -> tuple[_Examined, bool]:
+    whole = _merge(*examined)
+    return whole._replace(samples=[]), is_enough(whole.samples)
 
 
 def _limits(metric: Metric, problem: Problem, *examined: _Examined) -> np.ndarray:
-    return _least(*(axis_limits(one.stats, metric, problem) for one in examined))
+    return np.min([axis_limits(one.stats, metric, problem) for one in examined], axis=0)
 
 
-def _least(*limits: np.ndarray) -> np.ndarray:
-    return frozen(np.min(limits, axis=0))
-
-
-def _make_sample(examined: _Examined, metric: Metric, problem: Problem) -> Sample:
-    return make_sample(join_chunks(*examined.samples), metric, problem)
+def _make_sample(metric: Metric, problem: Problem, *examined: _Examined) -> Sample:
+    return make_sample(join_chunks(*itertools.chain(*(one.samples for one in examined))), metric, problem)
 
 
 def remember(chunk: Chunk, x: np.ndarray, problem: Problem, visits: int) -> Remembered:
@@ -157,10 +157,10 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     """
     executor, examined = source.executor, source.map(_examine, problem, len(source), name="saga-examine", named=True)
     merged = examined
-    while len(merged) > 1:
+    while len(merged) > MERGED:
         parts = [merged[k : k + MERGED] for k in range(0, len(merged), MERGED)]
         merged = [executor.submit(_merge, *part, name="saga-merge") for part in parts]
-    [(whole, enough)] = executor.gather([executor.submit(_whole, merged[0], name="saga-whole")])
+    [(whole, enough)] = executor.gather([executor.submit(_whole, *merged, name="saga-whole")])
     facts, shapes, value, stats, zero, _ = whole
     for k, shape in enumerate(shapes):
         if shape.columns != shapes[0].columns:
@@ -170,10 +170,15 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     source.sizes = [shape.nbytes for shape in shapes]
     source.expected = [(fact.content, fact.weights_content) for fact in facts]
     axes = choose_metric(stats, problem)
-    [there] = executor.put([axes])
-    parts = [examined[k : k + MERGED] for k in range(0, len(examined), MERGED)]
-    limits = [executor.submit(_limits, there, problem, *part, name="saga-limits") for part in parts]
-    limits = [executor.submit(_least, *limits, name="saga-limits")]
+    near = axes if sizeof(axes) <= TRAVELS else executor.put([axes])[0]
+    sample, gradient = [], None
+    if problem.automatic and axes.basis is not None and getattr(problem.loss, "quadratic", False):
+        sample, gradient = [near], zero / stats.weight
+    elif problem.automatic and enough:
+        sample = [executor.submit(_make_sample, near, problem, *merged, name="saga-sample")]
+    parts = [examined[k : k + LIMITED] for k in range(0, len(examined), LIMITED)]
+    limits = [executor.submit(_limits, near, problem, *part, name="saga-limits") for part in parts]
+    [there] = executor.put([axes]) if near is axes else [near]
     groups, nbytes = [[k] for k in range(len(source))], sum(source.sizes)
     if joins and len(source) > 1 and nbytes <= JOINED_BYTES and len({shape.is_sparse for shape in shapes}) == 1:
         # Whether `persist` or not: it must not change the bits.
@@ -181,10 +186,5 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
             source.hold()
         groups = [list(range(len(source)))]
         source.join()
-    sample, gradient = [], None
-    if problem.automatic and axes.basis is not None and getattr(problem.loss, "quadratic", False):
-        sample, gradient = [there], zero / stats.weight
-    elif problem.automatic and enough:
-        sample = [executor.submit(_make_sample, merged[0], there, problem, name="saga-sample")]
     lengths = [shape.length for shape in shapes]
     return Prepared(groups, lengths, facts, stats, axes, there, value, zero, sample, gradient, limits)

@@ -11,9 +11,10 @@ from dask import is_dask_collection
 from dask.delayed import Delayed
 from dask.optimization import cull
 from dask.utils import ensure_dict
+from distributed import Future
 from distributed.client import futures_of
 
-__all__ = ["Recipe", "block_recipes", "call"]
+__all__ = ["Recipe", "block_recipes", "call", "persisted_blocks"]
 
 
 class Recipe:
@@ -33,6 +34,25 @@ class Recipe:
 def call(function: Callable, *args: Any) -> Any:
     """``function(*args)``, of recipes what they make."""
     return function(*(call(arg.function, *arg.args) if isinstance(arg, Recipe) else arg for arg in args))
+
+
+def persisted_blocks(blocks: list) -> list | None:
+    """Blocks, as tuples, whose lazy parts are all futures already, with these; None if one is not."""
+    wholes: dict[int, dict] = {}
+    found = []
+    for block in blocks:
+        if isinstance(block, Delayed):
+            return None
+        parts = []
+        for part in block:
+            if is_dask_collection(part):
+                whole = wholes.setdefault(id(part.dask), ensure_dict(part.dask))
+                part = whole.get(part.key)
+                if not isinstance(part, Future):
+                    return None
+            parts.append(part)
+        found.append(tuple(parts))
+    return found
 
 
 def block_recipes(blocks: list) -> list:

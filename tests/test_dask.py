@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import sparse
+from distributed import wait
+from distributed.client import futures_of
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
@@ -185,10 +187,21 @@ def test_scores_by_block_are_weighted():
     assert regressor.score(A, numbers) == pytest.approx(r2_score(numbers, regressor.predict(A)))
 
 
-@pytest.mark.parametrize("epoch", [2, 10, 14])
-def test_a_killed_worker_changes_nothing(cluster, client, epoch):
+small_blocks = da.from_array(A, chunks=(75, 8)), da.from_array(y, chunks=75)
+
+
+def persisted(client):
+    """The rows in the memory of two workers, in eight chunks."""
+    held = dask.persist(*small_blocks)
+    wait(held)
+    return held
+
+
+@pytest.mark.parametrize(("epoch", "held"), [(2, False), (10, False), (14, False), (2, True), (12, True)])
+def test_a_killed_worker_changes_nothing(cluster, client, epoch, held):
     settings = {"random_state": 0, "max_iter": 20, "tol": 0.0}
-    expected = SAGAClassifier(**settings).fit(X, labels, callback=lambda info: info.epoch == 16)
+    rows = persisted(client) if held else (X, labels)
+    expected = SAGAClassifier(**settings).fit(*rows, callback=lambda info: info.epoch == 16)
     killed = []
 
     def kill(info):
@@ -202,9 +215,41 @@ def test_a_killed_worker_changes_nothing(cluster, client, epoch):
             os.kill(pid, signal.SIGKILL)
         return info.epoch == 16
 
-    model = SAGAClassifier(**settings).fit(X, labels, callback=kill)
+    model = SAGAClassifier(**settings).fit(*rows, callback=kill)
     assert killed
     assert model.coef_.tobytes() == expected.coef_.tobytes()
+
+
+@pytest.mark.parametrize("penalty", ["l2", "l1"])
+def test_chunks_that_lie_together_share_tasks(client, penalty):
+    held, counts = persisted(client), []
+
+    def count(info):
+        counts.append(client.run_on_scheduler(_examining))
+
+    settings = {"penalty": penalty, "random_state": 0, "max_iter": 50}
+    on_cluster = SAGAClassifier(**settings).fit(*held, callback=count)
+    homes = {workers for future in futures_of(held[0]) for workers in client.who_has([future]).values()}
+    assert counts[0] <= 2 * len(homes) < 8  # tasks; a thread's share of the chunks in each
+    pairs = [(A[k : k + 75], y[k : k + 75]) for k in range(0, 600, 75)]
+    ours = saga(pairs, penalty=on_cluster._problem().penalty, fit_intercept=True, tol=1e-4, random_state=0)
+    assert ours.x.tobytes() == on_cluster.coef_[0].tobytes()
+    assert on_cluster.state_.digest == SAGAClassifier(**settings).fit(*small_blocks).state_.digest
+
+
+def _examining(dask_scheduler):
+    return sum(str(key).startswith("saga-examine") for key in dask_scheduler.tasks)
+
+
+def test_chunks_that_moved_are_found(client):
+    expected = SAGAClassifier(random_state=0).fit(*small_blocks)
+    held = persisted(client)
+    [first, second] = client.scheduler_info(n_workers=-1)["workers"]
+    client.replicate(futures_of(held), n=2)
+    model = SAGAClassifier(random_state=0).fit(*held)
+    assert model.state_.digest == expected.state_.digest
+    client.rebalance(futures_of(held), workers=[first, second])
+    assert SAGAClassifier(random_state=0).fit(*held).state_.digest == expected.state_.digest
 
 
 def test_the_scheduler_forgets_old_tasks(client):
@@ -215,7 +260,8 @@ def test_the_scheduler_forgets_old_tasks(client):
 
     with pytest.warns(ConvergenceWarning):
         SAGAClassifier(random_state=0, max_iter=41, tol=0.0).fit(X, labels, callback=count)
-    assert max(counts[20:]) <= max(counts[:20]) + 2
+    # Lineage is cut each ten epochs: no period after the first cut holds more than the one before.
+    assert max(counts[21:]) <= max(counts[11:21]) + 2
 
 
 def test_columns_of_one_parquet_read_apart(tmp_path):
