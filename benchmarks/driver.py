@@ -15,7 +15,8 @@ pairs, and how much of the time that chunk tasks run two of them do; then passes
 flat: what 100 passes over 100 chunks leave on the scheduler, and in the memory of all processes.
 
 rivals: seconds of fit to 1e-6 beside dask-ml's LogisticRegression, each of its solvers; no penalty, as their
-penalties differ. Theirs are refitted with more and more iterations.
+penalties differ. The fewest iterations that reach it are found first; then medians of interleaved runs, of the quickest
+solver and ours.
 
 Usage: python benchmarks/driver.py [PART ...] [--gigabytes 10] [--kind npy parquet] [--limit 1GB] [--folder DIR]
 """
@@ -32,6 +33,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -80,15 +82,13 @@ def empty_chain(client: Client, chunks: list, columns: int, visits: int) -> list
 
 
 def visits(client: Client, repeat: int) -> None:
-    rng = np.random.default_rng(0)
-    A = rng.standard_normal((200_000, 50))
-    b = (A[:, 0] + rng.logistic(size=len(A)) > 0).astype(int)
-    X, y = dask.persist(da.from_array(A, chunks=(10_000, 50)), da.from_array(b, chunks=10_000))
+    X, y = persisted_rows(200_000, 50, 20)
     blocks = client.compute(list(X.to_delayed().ravel()))
     found: dict[str, list[float]] = {"fit": [], "empty tasks": []}
     for _ in range(repeat):
         with get_task_stream(client) as stream:
-            SAGAClassifier(max_iter=5, tol=0.0, random_state=0).fit(X, y)
+            # A step of one's own needs no sample, so all passes are visits.
+            SAGAClassifier(step_size=1e-3, max_iter=5, tol=0.0, random_state=0).fit(X, y)
         found["fit"].append(statistics.median(gaps(stream.data, "saga-chunk")))
         found["empty tasks"].append(statistics.median(empty_chain(client, blocks, 50, 100)))
     fit, empty = (statistics.median(values) * 1e3 for values in found.values())
@@ -208,10 +208,26 @@ def larger_table(client: Client, folder: Path, kinds: list[str], gigabytes: floa
 
 
 def logistic_rows(n: int, p: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Standard normal columns, and labels with much noise."""
-    rng = np.random.default_rng(seed)
+    """Standard normal columns, and labels with much noise; of each seed from the same distribution."""
+    rng, slopes = np.random.default_rng(seed), np.random.default_rng(p).standard_normal(p) / np.sqrt(p)
     A = rng.standard_normal((n, p))
-    return A, (A @ rng.standard_normal(p) / np.sqrt(p) + rng.logistic(size=n) > 0).astype(int)
+    return A, (A @ slopes + rng.logistic(size=n) > 0).astype(int)
+
+
+def all_rows(n: int, p: int, chunks: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same as ``persisted_rows``, here."""
+    A, b = zip(*(logistic_rows(n // chunks, p, seed=k) for k in range(chunks)), strict=True)
+    return np.concatenate(A), np.concatenate(b)
+
+
+def persisted_rows(n: int, p: int, chunks: int) -> tuple[da.Array, da.Array]:
+    """Such rows, drawn where they lie: Dask then keeps neighbours together."""
+    pairs = [dask.delayed(logistic_rows, nout=2)(n // chunks, p, seed=k) for k in range(chunks)]
+    X = da.concatenate([da.from_delayed(rows, (n // chunks, p), float) for rows, _ in pairs])
+    y = da.concatenate([da.from_delayed(labels, (n // chunks,), int) for _, labels in pairs])
+    X, y = dask.persist(X, y)
+    wait([X, y])
+    return X, y
 
 
 class Reference:
@@ -256,31 +272,21 @@ def overlap(stream: list[dict]) -> float:
 
 
 def parallel(client: Client, repeat: int) -> None:
-    n, p, chunks = 960_000, 100, 12
-    A, b = logistic_rows(n, p)
-    reference = Reference(A, b, 1e-4)
-    X, y = dask.persist(da.from_array(A, chunks=(n // chunks, p)), da.from_array(b, chunks=n // chunks))
+    n, p, chunks = 480_000, 400, 12  # of so many columns no sample leads, so all passes are visits
+    X, y = persisted_rows(n, p, chunks)
+    reference = Reference(*all_rows(n, p, chunks), 1e-4)
+    SAGAClassifier(max_iter=1).fit(X, y)  # workers have loaded the kernels
     found: dict[int, list[tuple[int, float, float]]] = {1: [], 2: []}
     shares = []
     for seed, width in itertools.product(range(repeat), (1, 2)):
-        unpaid: list[float] = []
-
-        def reached(info, unpaid=unpaid):
-            began = time.perf_counter()
-            enough = reference.gap(info.x, info.intercept) <= LEVEL
-            unpaid.append(time.perf_counter() - began)
-            return enough
-
-        model = SAGAClassifier(max_iter=60, tol=0.0, random_state=seed, n_parallel=width)
+        passes = reference.passes(X, y, seed=seed, n_parallel=width)
+        model = SAGAClassifier(max_iter=passes, tol=0.0, random_state=seed, n_parallel=width)
         with get_task_stream(client) as stream:
-            began = time.perf_counter()
-            model.fit(X, y, callback=reached)
-            whole = time.perf_counter() - began - sum(unpaid)
-        inside = model.history_[-1]["seconds"] - sum(unpaid[:-1])  # it was read before the last call
-        found[width].append((model.n_iter_, inside, whole))
+            whole, _ = timed(model.fit, X, y)
+        found[width].append((passes, model.history_[-1]["seconds"], whole))
         if width == 2:
             shares.append(overlap(stream.data))
-    print(f"{n:,} x {p} in {chunks} held chunks, to {LEVEL:g}, medians of {repeat} random_states:\n")
+    print(f"{n:,} x {p} in {chunks} held chunks, to {LEVEL:g}, medians of {repeat} pairs:\n")
     print("| n_parallel | passes | seconds of the passes | of the whole fit | two at a time |\n" + "|---" * 5 + "|")
     for width, rows in found.items():
         passes, inside, whole = (statistics.median(column) for column in zip(*rows, strict=True))
@@ -306,8 +312,7 @@ def memory_of(process: int | None = None) -> float:
 
 
 def flat(client: Client) -> None:
-    A, b = logistic_rows(100_000, 20)
-    X, y = dask.persist(da.from_array(A, chunks=(1000, 20)), da.from_array(b, chunks=1000))
+    X, y = persisted_rows(100_000, 20, 100)
     rows = []
 
     def note(info):
@@ -326,15 +331,14 @@ def flat(client: Client) -> None:
     print(flush=True)
 
 
-def seconds_to_level(fit: Callable[[int], tuple], gap: Callable) -> tuple[int, float, float]:
+def fewest(fit: Callable[[int], tuple], gap: Callable) -> tuple[int, float, float]:
     """The fewest iterations, doubled and then bisected, that reach LEVEL; their seconds, and the last gap."""
     seen: dict[int, tuple[float, float]] = {}
 
     def at(k: int) -> bool:
         if k not in seen:
-            began = time.perf_counter()
-            w, c = fit(k)
-            seen[k] = time.perf_counter() - began, gap(w, c)
+            seconds, found = timed(fit, k)
+            seen[k] = seconds, gap(*found)
         return seen[k][1] <= LEVEL
 
     good = 1
@@ -349,37 +353,48 @@ def seconds_to_level(fit: Callable[[int], tuple], gap: Callable) -> tuple[int, f
     return good, *seen[good]
 
 
-def rivals(client: Client) -> None:
+def timed(function: Callable, *args: object) -> tuple[float, object]:
+    """Seconds and result, once what the fit before left on the cluster is gone."""
+    time.sleep(0.1)
+    began = time.perf_counter()
+    result = function(*args)
+    return time.perf_counter() - began, result
+
+
+def rivals(client: Client, repeat: int) -> None:
     n, p, chunks = 500_000, 54, 20
-    A, b = logistic_rows(n, p)
-    reference = Reference(A, b, 0.0)
-    X, y = dask.persist(da.from_array(A, chunks=(n // chunks, p)), da.from_array(b, chunks=n // chunks))
-    wait([X, y])
+    X, y = persisted_rows(n, p, chunks)
+    reference = Reference(*all_rows(n, p, chunks), 0.0)
     SAGAClassifier(penalty=None, max_iter=1).fit(X, y)  # workers have loaded the kernels
-    passes, times = reference.passes(X, y, penalty=None), []
-    for _ in range(5):
-        began = time.perf_counter()
-        SAGAClassifier(penalty=None, max_iter=passes, tol=0.0, random_state=0).fit(X, y)
-        times.append(time.perf_counter() - began)
-    print(f"{n:,} x {p} in {chunks} persisted chunks, to {LEVEL:g}:\n")
-    print("| solver | passes or iterations | seconds | times ours |\n|---|---|---|---|")
-    ours = statistics.median(times)
-    print(f"| ours | {passes} | {ours:.2f} | 1 |", flush=True)
-    for solver in ("lbfgs", "newton", "admm", "proximal_grad", "gradient_descent"):
+    passes = reference.passes(X, y, penalty=None)
+
+    def ours():
+        return SAGAClassifier(penalty=None, max_iter=passes, tol=0.0, random_state=0).fit(X, y)
+
+    def theirs(solver, k):
         tight = {"abstol": 1e-12, "reltol": 1e-12} if solver == "admm" else {"tol": 1e-14}
+        model = DaskMLRegression(C=1e15, solver=solver, max_iter=k, solver_kwargs=tight).fit(X, y)
+        return model.coef_, model.intercept_
 
-        def fit(k, solver=solver, tight=tight):
-            model = DaskMLRegression(C=1e15, solver=solver, max_iter=k, solver_kwargs=tight).fit(X, y)
-            return model.coef_, model.intercept_
-
+    print(f"{n:,} x {p} in {chunks} persisted chunks, to {LEVEL:g}:\n")
+    print("| solver | passes or iterations | seconds |\n|---|---|---|")
+    print(f"| ours | {passes} | {statistics.median(timed(ours)[0] for _ in range(repeat)):.2f} |", flush=True)
+    found: dict[str, tuple[float, int]] = {}
+    for solver in ("lbfgs", "newton", "admm", "proximal_grad", "gradient_descent"):
         try:
-            count, seconds, last = seconds_to_level(fit, reference.gap)
+            count, seconds, last = fewest(partial(theirs, solver), reference.gap)
         except Exception as error:
-            print(f"| dask-ml, {solver} | fails: {type(error).__name__}: {error} | | |", flush=True)
+            print(f"| dask-ml, {solver} | fails: {type(error).__name__}: {error} | |", flush=True)
             continue
-        found = f"{seconds:.2f} | {seconds / ours:.1f}" if np.isfinite(seconds) else f"- | at {last:.0e}"
-        print(f"| dask-ml, {solver} | {count} | {found} |", flush=True)
-    print()
+        print(f"| dask-ml, {solver} | {count} | {f'{seconds:.2f}' if seconds < np.inf else f'- | at {last:.0e}'} |")
+        found[solver] = seconds, count
+    solver = min(found, key=found.get)
+    pairs = [(timed(ours)[0], timed(theirs, solver, found[solver][1])[0]) for _ in range(repeat)]
+    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratio = statistics.median(their / our for our, their in pairs)
+    print(
+        f"\nOurs {mine:.2f} s, {solver} {other:.2f} s, medians of {repeat} pairs; their ratio {ratio:.2f}\n", flush=True
+    )
 
 
 def main() -> None:
@@ -405,10 +420,10 @@ def main() -> None:
         ):
             if part == "larger":
                 larger_table(client, given.folder or Path(folder), given.kind, given.gigabytes)
-            elif part in ("flat", "rivals"):
-                {"flat": flat, "rivals": rivals}[part](client)
+            elif part == "flat":
+                flat(client)
             else:
-                {"visits": visits, "parallel": parallel}[part](client, given.repeat)
+                {"visits": visits, "parallel": parallel, "rivals": rivals}[part](client, given.repeat)
 
 
 if __name__ == "__main__":

@@ -143,14 +143,23 @@ def run(
     at_zero = _norm_at_zero(prepared, weight, problem)
     place = resume(fit, saved, tol) if saved else begin(fit, at_zero)
     rng = np.random.default_rng(seed) if shuffle else None
+    orders = (draw_rounds(parts, rng) for _ in itertools.count())
     for _ in place.history:
-        draw_rounds(parts, rng)
+        next(orders)
     began = time.perf_counter() - (place.history[-1]["seconds"] if place.history else 0.0)
-    interrupted, over = False, place.converged or place.summary.diverged
+    interrupted, over, ahead = False, place.converged or place.summary.diverged, None
     try:
         for epoch in range(len(place.history) + 1, 0 if over else max_iter + 1):
-            rounds, refines = draw_rounds(parts, rng), place.refines
-            place = _refined(fit, place) if refines else _one_pass(fit, place, rounds)
+            refines = place.refines
+            if refines:
+                next(orders)
+                place = _refined(fit, place)
+            else:
+                coming = ahead or _one_pass(fit, place, next(orders), epoch)
+                # The next pass is submitted before this one has ended, unless its lineage will be cut then.
+                follows = source.holds and source.executor.goes_ahead and epoch % LINEAGE and epoch < max_iter
+                ahead = _one_pass(fit, coming, next(orders), epoch + 1) if follows else None
+                place = _ended(fit, place, coming)
             place = _noted(fit, place, at_zero, began)
             norm = place.history[-1]["gradient_norm"]
             if not place.summary.diverged and norm <= tol and (epoch >= place.next_check or epoch == max_iter):
@@ -201,12 +210,11 @@ def _refine(sample: Any, before: Visited, problem: Problem, turn: int) -> np.nda
     return refine(sample, before.head.x, before.head.gradient_average, problem, turn)
 
 
-def _one_pass(fit: Fit, place: Place, rounds: list[list[int]]) -> Place:
-    """The place after one more visit of every chunk."""
+def _one_pass(fit: Fit, place: Place, rounds: list[list[int]], epoch: int) -> Place:
+    """The place after one more visit of every chunk; its summary is a reference."""
     source, executor, facts = fit.source, fit.source.executor, fit.prepared.facts
     visits, own, window, count, text = place.visits, list(place.own), place.window, place.count, place.text
-    epoch, coming = len(place.history) + 1, source.each(list(itertools.chain(*rounds)))
-    norms = fit.row_norms()
+    coming, norms = source.each(list(itertools.chain(*rounds))), fit.row_norms()
     for members in rounds:
         opens = any(window_is_due(g, window, len(own), count) for g in members)
         window, count = (frozenset(), 0) if opens else (window, count)
@@ -222,10 +230,15 @@ def _one_pass(fit: Fit, place: Place, rounds: list[list[int]]) -> Place:
         for g, visited in zip(members, visits, strict=True):
             own[g] = visited
             source.used(visited)
-    [summary] = executor.gather(
-        [executor.submit(round_summary, fit.problem, fit.prepared.metric, *visits, name="saga-summary")]
-    )
+    summary = executor.submit(round_summary, fit.problem, fit.prepared.metric, *visits, name="saga-summary")
     return place._replace(visits=visits, own=own, summary=summary, window=window, count=count, text=text)
+
+
+def _ended(fit: Fit, place: Place, coming: Place) -> Place:
+    """The place where a pass ends, once it has; what was found out meanwhile holds there, too."""
+    [summary] = fit.source.executor.gather([coming.summary])
+    known = {name: getattr(place, name) for name in ("history", "next_check", "wait")}
+    return coming._replace(summary=summary, **known)
 
 
 def _noted(fit: Fit, place: Place, at_zero: float, began: float) -> Place:

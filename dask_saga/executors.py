@@ -36,10 +36,14 @@ TASKS_AHEAD = 4
 PUT_BYTES = 2**26
 # Tasks whose results take room: they are let go of at once.
 LARGE = ("saga-read", "saga-chunk")
+# What a whole pass waits for; the next pass may have begun by then.
+FIRST = ("saga-summary", "saga-confirm", "saga-gather", "saga-head")
 
 
 class LocalExecutor:
     """Runs every task at once in this process; references are values."""
+
+    goes_ahead = False  # whether `submit` returns before the task has run
 
     def threads(self) -> int:
         """How many tasks can run at a time."""
@@ -125,6 +129,8 @@ class Part:
 class ClientExecutor:
     """Runs tasks on a cluster; references are futures, and parts of futures."""
 
+    goes_ahead = True
+
     def __init__(self, client: Any):
         self.client = client
         self.working: deque = deque()
@@ -157,12 +163,15 @@ class ClientExecutor:
         # The name is what the dashboard groups tasks by; futures of an earlier fit may still be alive.
         return f"{name}-{self.token}-{next(self.count)}"
 
+    def _task(self, name: str) -> dict:
+        return {"key": self._key(name), "pure": False, "priority": int(name in FIRST)}
+
     def submit(self, function: Callable, *args: Any, name: str, lane: int | None = None) -> Any:
         if any(isinstance(arg, Recipe) for arg in args):
             function, args = call, (function, *args)
         if any(isinstance(arg, Part) for arg in args):
             function, args = _call_one, (function, *_parts(args))
-        future = self.client.submit(function, *args, key=self._key(name), pure=False, **self._place(lane))
+        future = self.client.submit(function, *args, **self._task(name), **self._place(lane))
         return self._sent(name, future)
 
     def _sent(self, name: str, future: Future) -> Future:
@@ -178,33 +187,36 @@ class ClientExecutor:
 
         Calls whose first arguments lie on one worker are one task: each costs the scheduler about a millisecond.
         """
+        lanes = lanes if self.places and lanes else [None] * len(calls)
         if any(isinstance(arg, Recipe) for args in calls for arg in args):
             function, calls = call, [(function, *args) for args in calls]
-        elif not (self.places and lanes):
-            groups = self._neighbours(calls)
+        else:
+            groups = self._neighbours(calls, lanes)
             if len(groups) < len(calls):
-                return self._map_groups(function, calls, groups, name)
+                return self._map_groups(function, calls, groups, lanes, name)
         if any(isinstance(arg, Part) for args in calls for arg in args):
             function, calls = _call_one, [(function, *_parts(args)) for args in calls]
-        lanes, references = lanes if self.places and lanes else [None] * len(calls), {}
+        references: dict[int, Any] = {}
         for lane in dict.fromkeys(lanes):
             members = [k for k, own in enumerate(lanes) if own == lane]
             columns = [list(column) for column in zip(*(calls[k] for k in members), strict=True)]
-            keys = [self._key(name) for _ in members]
-            futures = self.client.map(function, *columns, key=keys, pure=False, **self._place(lane))
+            task = {**self._task(name), "key": [self._key(name) for _ in members]}
+            futures = self.client.map(function, *columns, **task, **self._place(lane))
             references.update((k, self._sent(name, future)) for k, future in zip(members, futures, strict=True))
         return [references[k] for k in range(len(calls))]
 
-    def _neighbours(self, calls: list[tuple]) -> list[list[int]]:
-        """Numbers of calls in groups whose first references lie together, no more in one than a thread's share."""
+    def _neighbours(self, calls: list[tuple], lanes: list) -> list[list[int]]:
+        """Numbers of calls in groups whose first references lie together, none much larger than a thread's share."""
         homes, groups = [self._home(args) for args in calls], {}
         wanted = [home for home in homes if isinstance(home, Future) and home.key not in self.homes]
         if wanted:
             found = self.client.who_has(wanted)
             self.homes |= {future.key: min(found.get(future.key, ()), default=future.key) for future in wanted}
-        for k, home in enumerate(homes):
-            groups.setdefault(self.homes[home.key] if isinstance(home, Future) else home or k, []).append(k)
-        most = -(-len(calls) // self.threads())
+        for k, (home, lane) in enumerate(zip(homes, lanes, strict=True)):
+            there = self.homes[home.key] if isinstance(home, Future) else home or k
+            # One task for what moves to a lane: the scheduler takes none away from workers that have no other.
+            groups.setdefault(there if lane is None or home is None else ("lane", lane), []).append(k)
+        most = -(-5 * len(calls) // (4 * self.threads()))  # a call more is no task more
         return [group[k : k + most] for group in groups.values() for k in range(0, len(group), most)]
 
     def _home(self, args: tuple) -> Any:
@@ -216,13 +228,11 @@ class ClientExecutor:
                 return future if future.done() else None
         return None
 
-    def _map_groups(self, function: Callable, calls: list[tuple], groups: list[list[int]], name: str) -> list:
+    def _map_groups(self, function: Callable, calls: list, groups: list[list[int]], lanes: list, name: str) -> list:
         references: dict[int, Part] = {}
         for group in groups:
-            args = [arg for k in group for arg in calls[k]]
-            future = self.client.submit(
-                _call_each, function, len(group), *_parts(args), key=self._key(name), pure=False
-            )
+            args, place = [arg for k in group for arg in calls[k]], self._place(lanes[group[0]])
+            future = self.client.submit(_call_each, function, len(group), *_parts(args), **self._task(name), **place)
             self._sent(name, future)
             references |= {k: Part(future, number) for number, k in enumerate(group)}
         return [references[k] for k in range(len(calls))]

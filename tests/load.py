@@ -123,9 +123,9 @@ CASES = {
 class Watch(threading.Thread):
     """The most tasks on the scheduler, and memory of the processes."""
 
-    def __init__(self, cluster: Any):
+    def __init__(self, cluster: Any, others: set[int]):
         super().__init__(daemon=True)
-        self.cluster, self.ended = cluster, threading.Event()
+        self.cluster, self.others, self.ended = cluster, others, threading.Event()
         self.tasks, self.memory, self.base = 0, {}, psutil.Process().memory_info().rss
 
     def run(self) -> None:
@@ -133,6 +133,8 @@ class Watch(threading.Thread):
             self.tasks = max(self.tasks, len(self.cluster.scheduler.tasks))
             own = psutil.Process()
             for process in [own, *own.children(recursive=True)]:
+                if process.pid in self.others:
+                    continue
                 try:
                     used = process.memory_info().rss
                 except psutil.Error:
@@ -150,13 +152,14 @@ def run(names: list[str], long: bool) -> list[dict]:
     for name in names:
         function, short_size, long_size = CASES[name]
         joined, prepare.JOINED_BYTES = prepare.JOINED_BYTES, 0
+        others = {process.pid for process in psutil.Process().children(recursive=True)}
         with (
             LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit="4GiB") as cluster,
             Client(cluster),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
-            watch = Watch(cluster)
+            watch = Watch(cluster, others)
             watch.start()
             began = time.perf_counter()
             try:

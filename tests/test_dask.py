@@ -1,6 +1,7 @@
 """``fit``, predictions and scores on Dask collections: same bits everywhere, lazy where expected."""
 
 import threading
+import time
 
 import dask
 import dask.array as da
@@ -63,6 +64,30 @@ def test_nothing_is_left_on_the_cluster(client):
         if not tasks():
             break
     assert tasks() == 0
+
+
+def test_the_next_pass_does_not_wait_for_the_client(client):
+    rows, visits = persisted(client), []
+
+    def wait_for_visits(info):
+        if info.epoch == 2:
+            deadline = time.monotonic() + 20
+            while (not visits or visits[-1] < 24) and time.monotonic() < deadline:
+                visits.append(client.run_on_scheduler(_visited))
+        return info.epoch == 2
+
+    # A step of one's own: all passes are visits.
+    SAGAClassifier(random_state=0, step_size=1e-3, tol=0.0).fit(*rows, callback=wait_for_visits)
+    assert visits[-1] == 24  # of three passes, of which the callback has seen two
+    deadline = time.monotonic() + 20
+    while client.run_on_scheduler(_visited) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not client.run_on_scheduler(_visited)
+
+
+def _visited(dask_scheduler):
+    tasks = [task for key, task in dask_scheduler.tasks.items() if str(key).startswith("saga-chunk")]
+    return sum(task.state in ("memory", "released") for task in tasks)
 
 
 @pytest.mark.joins  # as in the task, where nothing is patched
@@ -220,19 +245,20 @@ def test_a_killed_worker_changes_nothing(cluster, client, epoch, held):
     assert model.coef_.tobytes() == expected.coef_.tobytes()
 
 
-@pytest.mark.parametrize("penalty", ["l2", "l1"])
-def test_chunks_that_lie_together_share_tasks(client, penalty):
+@pytest.mark.parametrize(("penalty", "n_parallel"), [("l2", 1), ("l1", 1), ("l2", 2)])
+def test_chunks_that_lie_together_share_tasks(client, penalty, n_parallel):
     held, counts = persisted(client), []
 
     def count(info):
         counts.append(client.run_on_scheduler(_examining))
 
-    settings = {"penalty": penalty, "random_state": 0, "max_iter": 50}
+    settings = {"penalty": penalty, "random_state": 0, "max_iter": 50, "n_parallel": n_parallel}
     on_cluster = SAGAClassifier(**settings).fit(*held, callback=count)
     homes = {workers for future in futures_of(held[0]) for workers in client.who_has([future]).values()}
     assert counts[0] <= 2 * len(homes) < 8  # tasks; a thread's share of the chunks in each
     pairs = [(A[k : k + 75], y[k : k + 75]) for k in range(0, 600, 75)]
-    ours = saga(pairs, penalty=on_cluster._problem().penalty, fit_intercept=True, tol=1e-4, random_state=0)
+    asked = {"fit_intercept": True, "tol": 1e-4, "random_state": 0, "n_parallel": n_parallel}
+    ours = saga(pairs, penalty=on_cluster._problem().penalty, **asked)
     assert ours.x.tobytes() == on_cluster.coef_[0].tobytes()
     assert on_cluster.state_.digest == SAGAClassifier(**settings).fit(*small_blocks).state_.digest
 
