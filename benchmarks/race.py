@@ -25,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from passes import sparse
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from threadpoolctl import threadpool_limits
 from trust_optimum import ALPHA, Objective, Optimum, objective, optimum
@@ -57,6 +58,8 @@ RACES: dict[str, Callable[[], DataSet]] = {
     "long": lambda: normal(1_000_000, 20)._replace(name="1,000,000 x 20"),
     "text": SETS["text"],
     "one_hot": SETS["flights_one_hot"],
+    "sparse": lambda: DataSet("100,000 x 47,000, 75 a row", *sparse(100_000, 47_000, 75), "binary"),
+    "sparse_wide": lambda: DataSet("50,000 x 500,000, 100 a row", *sparse(50_000, 500_000, 100), "binary"),
 }
 
 

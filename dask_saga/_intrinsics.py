@@ -15,10 +15,12 @@ from numba.extending import intrinsic, overload, register_jitable
 from numba.np.arrayobj import make_array, populate_array
 
 __all__ = [
+    "AHEAD",
     "CACHE_LINE",
     "DOUBLES",
     "FASTMATH",
     "GROUP",
+    "NEAR_BYTES",
     "borrowed",
     "compiled",
     "inlined",
@@ -36,6 +38,8 @@ __all__ = [
 
 CACHE_LINE = 64
 DOUBLES = CACHE_LINE // 8  # that fill a line of the cache
+# Rows between a prefetch and its use. What takes no more than NEAR_BYTES is in the cache anyway.
+AHEAD, NEAR_BYTES = 8, 2**21
 # Rows that may share the x at which their derivatives are taken.
 GROUP = 4
 # Arrays of ``scratch`` that a loop over rows needs at most.

@@ -32,9 +32,11 @@ import numpy as np
 
 from . import _intrinsics, _rows, losses, penalties
 from ._intrinsics import (
+    AHEAD,
     CACHE_LINE,
     DOUBLES,
     GROUP,
+    NEAR_BYTES,
     borrowed,
     compiled,
     inlined,
@@ -53,10 +55,8 @@ from .penalties import prox, shrink
 
 __all__ = ["Kernels", "Pass", "kernels_for", "room_of_columns"]
 
-# Rows between a prefetch and its use, if short; long ones would else push each other out of the cache.
-AHEAD, AHEAD_BYTES = 8, 2**15
-# Columns of sparse rows that take no more are not worth prefetches.
-NEAR_BYTES = 2**21
+# Rows that are asked for ahead take no more: they would else push each other out of the cache.
+AHEAD_BYTES = 2**15
 # Steps in units of the inverse of a row's curvature that are not long.
 LINEAR = 4.0
 HALF_LINE = DOUBLES // 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from ._intrinsics import borrowed, compiled
+from ._intrinsics import AHEAD, NEAR_BYTES, borrowed, compiled, prefetch
 
 __all__ = [
     "dense_moments",
@@ -83,8 +83,13 @@ def dense_moments(A, weights, pulls, origin, out):
 def sparse_moments(data, indices, indptr, weights, pulls, origin, out, counts):
     """As ``dense_moments``, of what is stored and with ``out`` of shape (p, 4 + c); ``counts`` is added to."""
     out = borrowed(out)
-    for i in range(indptr.size - 1):
-        w = weights[i]
+    n, flat, near = indptr.size - 1, out.reshape(-1), out.nbytes <= NEAR_BYTES
+    for i in range(n):
+        w, coming = weights[i], i + AHEAD
+        if coming < n and not near:
+            for q in range(indptr[coming], indptr[coming + 1]):
+                prefetch(flat, indices[q] * out.shape[1])
+                prefetch(counts, indices[q])
         for q in range(indptr[i], indptr[i + 1]):
             j = indices[q]
             a, line = data[q] - origin[j], out[j]

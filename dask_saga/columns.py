@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ __all__ = ["ColumnStats", "column_stats", "measure", "merge", "no_stats", "typic
 MOST_ROTATED = 300
 # Rows of a chunk of which products are taken, at least, and rows that are looked at together.
 MOST_MULTIPLIED, LEAST_MULTIPLIED, MOMENTS = 2**13, 2**10, 2**12
+# Rows that tell which columns may be stored by all.
+LOOKED_AT = 64
 # Multiplications of so few are not worth BLAS.
 FEW = 2**15
 # Sums are taken anew about the mean where squares about the origin are so many times larger than those about it.
@@ -116,7 +119,7 @@ def measure(
     """
     rows, p, sparse = chunk.rows, chunk.rows.shape[1], sp.issparse(chunk.rows)
     used = chunk.weights > 0 if chunk.weights.size else np.ones(len(chunk.targets), bool)
-    full = np.bincount(rows.indices, minlength=p) == len(used) if sparse else np.ones(p, bool)
+    full = _stored_by_all(rows) if sparse else np.ones(p, bool)
     factors = np.zeros((len(used), 0)) if factors is None else factors
     if not used.all():
         # What it does not count must not be too large either.
@@ -129,6 +132,19 @@ def measure(
         else:
             stats, sums = (_measure_sparse if sparse else _measure_dense)(chunk, full, problem, chunks, factors)
     return stats, np.column_stack([sums, factors.sum(axis=0)])
+
+
+def _stored_by_all(rows: sp.csr_matrix) -> np.ndarray:
+    """Which columns every row stores: few rows tell that most are not among them."""
+    common = np.arange(rows.shape[1])
+    for start, end in itertools.pairwise(rows.indptr[: LOOKED_AT + 1]):
+        common = np.intersect1d(common, rows.indices[start:end], assume_unique=True)
+        if not common.size:
+            break
+    full = np.zeros(rows.shape[1], bool)
+    if common.size:
+        full[common] = np.bincount(rows.indices, minlength=rows.shape[1])[common] == rows.shape[0]
+    return full
 
 
 def _check_values(rows: Any, low: np.ndarray, high: np.ndarray, *sums: np.ndarray) -> None:

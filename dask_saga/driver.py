@@ -180,6 +180,8 @@ def run(
         if not place.history:
             raise
         interrupted = source.interrupted = True
+    coming = ahead = None  # so that the cluster forgets it
+    source.executor.let_go()
     return result(fit, place, interrupted)
 
 

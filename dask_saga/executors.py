@@ -27,6 +27,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.system import MEMORY_LIMIT
 
 from .recipes import Recipe, block_recipes, call, persisted_blocks
+from .threads import even_slices
 
 __all__ = ["ClientExecutor", "LocalExecutor", "find_executor"]
 
@@ -36,8 +37,10 @@ TASKS_AHEAD = 4
 PUT_BYTES = 2**26
 # Tasks whose results take room: they are let go of at once.
 LARGE = ("saga-read", "saga-chunk")
+# Calls that one task makes at most, as what wants one of their results gets all.
+GROUPED = 16
 # What a whole pass waits for; the next pass may have begun by then.
-FIRST = ("saga-summary", "saga-confirm", "saga-gather", "saga-head")
+URGENT = ("saga-summary", "saga-confirm", "saga-gather", "saga-head")
 
 
 class LocalExecutor:
@@ -96,8 +99,11 @@ class LocalExecutor:
     def throttle(self, task: Any) -> None:
         """Nothing to wait for."""
 
-    def release(self, interrupted: bool = False) -> None:
+    def let_go(self) -> None:
         """Nothing is kept."""
+
+    def release(self, interrupted: bool = False) -> None:
+        """Nothing runs."""
 
     def memory(self) -> float:
         return MEMORY_LIMIT
@@ -135,10 +141,10 @@ class ClientExecutor:
         self.client = client
         self.working: deque = deque()
         self.homes: dict = {}  # of what lies on the cluster, by key
-        # Futures of this round of tasks and of the one before. A client sends no message within 10 ms of another, and
-        # to let go of a future is one: it must not come just before the tasks of the next round.
-        self.rounds: deque = deque([[]], maxlen=2)
-        self.gathered = False
+        # Futures of the tasks since the last gathering, and of those before it. A client sends no message within 10 ms
+        # of another, and to let go of a future is one: it must not come just before the next tasks.
+        self.kept: deque = deque([[]], maxlen=2)
+        self.has_gathered = False
         self.places: list[dict] = []
         self.token, self.count = uuid.uuid4().hex, itertools.count()
 
@@ -163,8 +169,8 @@ class ClientExecutor:
         # The name is what the dashboard groups tasks by; futures of an earlier fit may still be alive.
         return f"{name}-{self.token}-{next(self.count)}"
 
-    def _task(self, name: str) -> dict:
-        return {"key": self._key(name), "pure": False, "priority": int(name in FIRST)}
+    def _task(self, name: str, keys: list | None = None) -> dict:
+        return {"key": keys or self._key(name), "pure": False, "priority": int(name in URGENT)}
 
     def submit(self, function: Callable, *args: Any, name: str, lane: int | None = None) -> Any:
         if any(isinstance(arg, Recipe) for arg in args):
@@ -175,11 +181,11 @@ class ClientExecutor:
         return self._sent(name, future)
 
     def _sent(self, name: str, future: Future) -> Future:
-        if self.gathered:
-            self.rounds.append([])
-            self.gathered = False
+        if self.has_gathered:
+            self.kept.append([])
+            self.has_gathered = False
         if name not in LARGE:
-            self.rounds[-1].append(future)
+            self.kept[-1].append(future)
         return future
 
     def map(self, function: Callable, calls: list[tuple], *, name: str, lanes: list[int] | None = None) -> list:
@@ -190,7 +196,7 @@ class ClientExecutor:
         lanes = lanes if self.places and lanes else [None] * len(calls)
         if any(isinstance(arg, Recipe) for args in calls for arg in args):
             function, calls = call, [(function, *args) for args in calls]
-        else:
+        elif len(calls) > 1:
             groups = self._neighbours(calls, lanes)
             if len(groups) < len(calls):
                 return self._map_groups(function, calls, groups, lanes, name)
@@ -200,8 +206,8 @@ class ClientExecutor:
         for lane in dict.fromkeys(lanes):
             members = [k for k, own in enumerate(lanes) if own == lane]
             columns = [list(column) for column in zip(*(calls[k] for k in members), strict=True)]
-            task = {**self._task(name), "key": [self._key(name) for _ in members]}
-            futures = self.client.map(function, *columns, **task, **self._place(lane))
+            keys = [self._key(name) for _ in members]
+            futures = self.client.map(function, *columns, **self._task(name, keys), **self._place(lane))
             references.update((k, self._sent(name, future)) for k, future in zip(members, futures, strict=True))
         return [references[k] for k in range(len(calls))]
 
@@ -214,10 +220,12 @@ class ClientExecutor:
             self.homes |= {future.key: min(found.get(future.key, ()), default=future.key) for future in wanted}
         for k, (home, lane) in enumerate(zip(homes, lanes, strict=True)):
             there = self.homes[home.key] if isinstance(home, Future) else home or k
-            # One task for what moves to a lane: the scheduler takes none away from workers that have no other.
-            groups.setdefault(there if lane is None or home is None else ("lane", lane), []).append(k)
-        most = -(-5 * len(calls) // (4 * self.threads()))  # a call more is no task more
-        return [group[k : k + most] for group in groups.values() for k in range(0, len(group), most)]
+            if lane is not None and home is not None:
+                # What moves to a lane is one task, which the scheduler then takes from no worker.
+                there = lane, there if there in self.places[lane]["workers"] else None
+            groups.setdefault(there, []).append(k)
+        most = min(-(-5 * len(calls) // (4 * self.threads())), GROUPED)  # a call more is no task more
+        return [group[part] for group in groups.values() for part in even_slices(len(group), -(-len(group) // most))]
 
     def _home(self, args: tuple) -> Any:
         """What tells where the first reference lies: the task that has its other parts, or a future that is there."""
@@ -243,7 +251,7 @@ class ClientExecutor:
     def gather(self, references: list) -> list:
         with _seceded():
             values = self.client.gather([one.future if isinstance(one, Part) else one for one in references])
-        self.gathered = True
+        self.has_gathered = True
         return [v[one.number] if isinstance(one, Part) else v for v, one in zip(values, references, strict=True)]
 
     def put(self, values: list) -> list:
@@ -254,15 +262,16 @@ class ClientExecutor:
 
     def forget_lineage(self, size: int) -> bool:
         """Whether results of so many bytes are worth putting anew, so that the tasks before can be forgotten."""
+        self.homes.clear()  # workers come and go
         return size <= PUT_BYTES
 
     def recipes(self, blocks: list) -> list:
-        return block_recipes(blocks)
+        return persisted_blocks(blocks, self.client) or block_recipes(blocks)
 
     def load(self, blocks: list, lane: int | None = None) -> list:
         if any(isinstance(block, Recipe) for block in blocks):
             return blocks
-        there = persisted_blocks(blocks)
+        there = persisted_blocks(blocks, self.client)
         if there is not None:
             return there
         lazy = [block if is_dask_collection(block) else delayed(block) for block in blocks]
@@ -279,10 +288,14 @@ class ClientExecutor:
             with _seceded(), self.client.as_current():
                 wait(self.working.popleft())
 
+    def let_go(self) -> None:
+        """Keep no more futures than others do."""
+        self.kept = deque([[]], maxlen=2)
+
     def release(self, interrupted: bool = False) -> None:
         """Let go of all tasks."""
         self.working.clear()
-        self.rounds = deque([[]], maxlen=2)
+        self.let_go()
         if not interrupted:
             return
         # What the pass had submitted goes with its references, of which broken calls leave some in cycles.

@@ -171,14 +171,15 @@ def result(fit: Fit, place: Place, interrupted: bool) -> Result:
     """The result, with the memory of each chunk, joined or not."""
     executor, prepared, problem = fit.source.executor, fit.prepared, fit.problem
     calls, apart = [], len(prepared.groups) == len(fit.ids)
-    there = executor.gather(place.own) if apart and not place.window else place.own  # no heads go with these
+    alone = apart and not place.window  # memories without heads are asked for as they are
+    there = executor.gather(place.own) if alone else place.own
     for g, group in enumerate(prepared.groups):
         facts, lengths = ([known[k] for k in group] for known in (prepared.facts, prepared.lengths))
         calls.append((None if apart else fit.source.held[g], there[g], facts, lengths, problem))
-    if there is place.own:
-        head, *memories = executor.gather([_head(fit, place), *executor.map(_memories, calls, name="saga-gather")])
-    else:
+    if alone:
         head, memories = _head(fit, place), [_memories(*call) for call in calls]
+    else:
+        head, *memories = executor.gather([_head(fit, place), *executor.map(_memories, calls, name="saga-gather")])
     if len(prepared.groups) < len(fit.ids):  # what was found for one chunk does not hold for its parts
         head = head._replace(cut=min(head.cut, 1.0))
     # A refinement is a pass, too: the next chunk to return begins another.

@@ -22,7 +22,7 @@ from .state import ChunkMemory
 __all__ = ["Prepared", "Remembered", "prepare", "remember"]
 
 # Chunks whose statistics one task merges, and of which it finds the limits of axes.
-MERGED, LIMITED = 64, 16
+MERGED, LIMITED = 32, 16
 # Coordinates of so few bytes go with the tasks that want them first: these need not wait until they are put.
 TRAVELS = 2**16
 # Data up to this size are one chunk, however they are blocked: a visit costs 0.25 ms of Python, on a cluster some ms.

@@ -36,8 +36,8 @@ def call(function: Callable, *args: Any) -> Any:
     return function(*(call(arg.function, *arg.args) if isinstance(arg, Recipe) else arg for arg in args))
 
 
-def persisted_blocks(blocks: list) -> list | None:
-    """Blocks, as tuples, whose lazy parts are all futures already, with these; None if one is not."""
+def persisted_blocks(blocks: list, client: Any) -> list | None:
+    """Blocks, as tuples, whose lazy parts are all futures of this client already, with these; None if one is not."""
     wholes: dict[int, dict] = {}
     found = []
     for block in blocks:
@@ -46,9 +46,10 @@ def persisted_blocks(blocks: list) -> list | None:
         parts = []
         for part in block:
             if is_dask_collection(part):
-                whole = wholes.setdefault(id(part.dask), ensure_dict(part.dask))
-                part = whole.get(part.key)
-                if not isinstance(part, Future):
+                if id(part.dask) not in wholes:  # all blocks of a collection have the same
+                    wholes[id(part.dask)] = ensure_dict(part.dask)
+                part = wholes[id(part.dask)].get(part.key)
+                if not isinstance(part, Future) or part.client is not client:  # one that came with a task has none
                     return None
             parts.append(part)
         found.append(tuple(parts))

@@ -225,6 +225,7 @@ def persisted(client):
 @pytest.mark.parametrize(("epoch", "held"), [(2, False), (10, False), (14, False), (2, True), (12, True)])
 def test_a_killed_worker_changes_nothing(cluster, client, epoch, held):
     settings = {"random_state": 0, "max_iter": 20, "tol": 0.0}
+    client.wait_for_workers(2)  # the one that the test before has killed comes again
     rows = persisted(client) if held else (X, labels)
     expected = SAGAClassifier(**settings).fit(*rows, callback=lambda info: info.epoch == 16)
     killed = []
@@ -276,6 +277,16 @@ def test_chunks_that_moved_are_found(client):
     assert model.state_.digest == expected.state_.digest
     client.rebalance(futures_of(held), workers=[first, second])
     assert SAGAClassifier(random_state=0).fit(*held).state_.digest == expected.state_.digest
+
+
+@pytest.mark.joins  # as in the task, where nothing is patched
+def test_persisted_rows_inside_a_task(client):
+    held = persisted(client)
+
+    def train():  # futures that come with a task belong to no client
+        return SAGAClassifier(random_state=0).fit(*held).coef_.tobytes()
+
+    assert client.submit(train, pure=False).result(timeout=60) == train()
 
 
 def test_the_scheduler_forgets_old_tasks(client):
