@@ -10,9 +10,12 @@ units of its limit; and what was spilled. With one chunk at a time, and two. Arr
 does: its own pool keeps five times what a file of 64 MB takes.
 
 parallel: seconds and passes to a relative suboptimality of 1e-6 with n_parallel 2 and 1, medians of interleaved
-pairs, and how much of the time that chunk tasks run two of them do; then passes of 64 chunks, 8 at a time and one.
+pairs, and how much of the time that chunk tasks run two of them do, with chunks of 128 MB and of 512; then passes of
+64 chunks, 8 at a time and one.
 
-flat: what 100 passes over 100 chunks leave on the scheduler, and in the memory of all processes.
+flat: what 100 passes over 100 chunks leave on the scheduler, and in the memory of all processes. Each connection of
+distributed keeps its last 1,000 batches of messages, which grow to some 50 MB; here 20, and no dashboard, which
+keeps 100,000 tasks.
 
 rivals: seconds of fit to 1e-6 beside dask-ml's LogisticRegression, each of its solvers; no penalty, as their
 penalties differ. The fewest iterations that reach it are found first; then medians of interleaved runs, of the quickest
@@ -271,8 +274,8 @@ def overlap(stream: list[dict]) -> float:
     return seconds[1] / sum(seconds)
 
 
-def parallel(client: Client, repeat: int) -> None:
-    n, p, chunks = 480_000, 400, 12  # of so many columns no sample leads, so all passes are visits
+def compare_widths(client: Client, n: int, p: int, chunks: int, repeat: int) -> None:
+    """Print a table of passes and seconds with one and two chunks at a time."""
     X, y = persisted_rows(n, p, chunks)
     reference = Reference(*all_rows(n, p, chunks), 1e-4)
     SAGAClassifier(max_iter=1).fit(X, y)  # workers have loaded the kernels
@@ -298,6 +301,12 @@ def parallel(client: Client, repeat: int) -> None:
         f"the whole fit {gain[2]:.2f}\n",
         flush=True,
     )
+
+
+def parallel(client: Client, repeat: int) -> None:
+    # Of so many columns no sample leads, so all passes are visits.
+    for rows, chunks in ((40_000, 12), (160_000, 8)):
+        compare_widths(client, rows * chunks, 400, chunks, repeat)
     p = 50
     A, b = logistic_rows(256_000, p, seed=1)
     reference = Reference(A, b, 1e-4)
@@ -412,10 +421,13 @@ def main() -> None:
     parts = given.parts or ["visits", "larger", "parallel", "flat", "rivals"]
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # of the workers
     for part in parts:
-        limit = given.limit if part == "larger" else "4GB"
+        limit, is_flat = given.limit if part == "larger" else "8GB", part == "flat"
         with (
+            dask.config.set({"distributed.admin.low-level-log-length": 20} if is_flat else {}),
             tempfile.TemporaryDirectory() as folder,
-            LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=limit, dashboard_address=":0") as cluster,
+            LocalCluster(
+                n_workers=2, threads_per_worker=1, memory_limit=limit, dashboard_address=None if is_flat else ":0"
+            ) as cluster,
             Client(cluster) as client,
         ):
             if part == "larger":

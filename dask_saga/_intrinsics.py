@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +22,10 @@ __all__ = [
     "FASTMATH",
     "GROUP",
     "NEAR_BYTES",
+    "add_at_once",
     "borrowed",
     "compiled",
+    "empty_on_lines",
     "inlined",
     "load",
     "numbers_of",
@@ -79,6 +82,17 @@ def prefetch(typing_context: Any, array: Any, index: Any) -> tuple:
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
+
+
+@intrinsic
+def add_at_once(typing_context: Any, array: Any, more: Any) -> tuple:
+    """Add to ``array[0]``, an integer, as one operation that other threads see; return what it was."""
+
+    def generate(context, builder, signature, arguments):
+        address = make_array(array)(context, builder, arguments[0]).data
+        return builder.atomic_rmw("add", address, arguments[1], "seq_cst")
+
+    return array.dtype(array, array.dtype), generate
 
 
 @intrinsic
@@ -208,3 +222,11 @@ def on_lines(room):
     """What of an array of doubles, which it borrows, begins with a line of the cache; the last DOUBLES may be lost."""
     start = (-room.ctypes.data % CACHE_LINE) // 8
     return borrowed(room)[start : start + room.size - DOUBLES]
+
+
+def empty_on_lines(*shape: int) -> np.ndarray:
+    """An empty array of doubles that begins with a line of the cache."""
+    size = math.prod(shape)
+    room = np.empty(size + DOUBLES)
+    start = (-room.ctypes.data % CACHE_LINE) // room.itemsize
+    return room[start : start + size].reshape(shape)

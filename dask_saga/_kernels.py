@@ -3,8 +3,9 @@
 Shapes: ``x`` and ``gradient_sum`` are (k, p + 1) for k outputs, the intercept last. They are in
 the solver's coordinates, where a row is ``a_i - shift`` and column j takes steps ``step * scale_j``.
 ``gradients`` is (n, k), ``b`` (n, 1) or (n, k). ``weights`` has one entry a row, or none for all
-ones; ``lengths`` each row's squared length, or none. ``room`` is that for a row's numbers. What is written is named so;
-``middle`` gets x as it is at the visit ``half``.
+ones; ``lengths`` each row's squared length, or none. ``room`` is that for a row's numbers. What is written is named
+so; ``middle`` gets x as it is at the visit ``half``. Of sparse rows x and the sum are kept in a ``table`` of the
+columns and ``ends``, for the intercept.
 
 Rows come without replacement. The change of a row's gradient from its memory speaks for rows still to come, of
 which there are ``left - t * less`` at the t-th visit, as a share of all; that from ``anchor`` for those of chunks
@@ -39,6 +40,7 @@ from ._intrinsics import (
     NEAR_BYTES,
     borrowed,
     compiled,
+    empty_on_lines,
     inlined,
     load,
     numbers_of,
@@ -102,7 +104,10 @@ class Kernels(NamedTuple):
     """The compiled loops for one kind of caller."""
 
     dense_pass: Callable
+    fill_columns: Callable
     sparse_pass: Callable
+    read_columns: Callable
+    merge_columns: Callable
     dense_gradient: Callable
     sparse_gradient: Callable
     proximal_step: Callable
@@ -245,16 +250,13 @@ def four(array, k, outputs):
     return array[k], array[outputs + k], array[2 * outputs + k], array[3 * outputs + k]
 
 
-def room_of_columns(p: int, outputs: int, plain: bool) -> np.ndarray:
-    """Room for what the sparse loop keeps of each column side by side, on lines of the cache.
+def room_of_columns(count: int, p: int, outputs: int, plain: bool) -> np.ndarray:
+    """Room for what the sparse loops of so many threads keep of each column side by side, on lines of the cache.
 
     These are x and gradient_sum of each output, the step and that of the average and the penalty, and unless the
     columns are `plain` the shift and the anchors.
     """
-    width = HALF_LINE if plain and outputs == 1 else whole_lines(3 * outputs + 3)
-    room = np.empty(p * width + DOUBLES)
-    start = (-room.ctypes.data % CACHE_LINE) // room.itemsize
-    return room[start : start + p * width].reshape(p, width)
+    return empty_on_lines(count, p, HALF_LINE if plain and outputs == 1 else whole_lines(3 * outputs + 3))
 
 
 def _build(sources: int, cache: bool) -> Kernels:
@@ -331,35 +333,37 @@ def _build(sources: int, cache: bool) -> Kernels:
         owner[0] = 0.0  # no longer borrowed
 
     @jit
-    def sparse_pass(data, indices, indptr, b, weights, order, lengths, x, middle, anchor, gradient_sum, gradients,
-                    shift, scale, rarity, table, do, room, loss, penalty):  # fmt: skip
-        """Each row takes a step of its own, on its support. ``table`` is from ``room_of_columns``."""
+    def fill_columns(x, gradient_sum, anchor, shift, scale, rarity, step, table, ends):
+        """Write what ``sparse_pass`` keeps of each column to ``table``, and of the intercept to ``ends``."""
+        sources  # noqa: B018
+        p, outputs, width = U(table.shape[0]), U(x.shape[0]), U(table.shape[1])
+        columns, whole = borrowed(table).reshape(-1), table.shape[1] > HALF_LINE
+        for j in range(p):
+            c, own = j * width, step * scale[j]
+            columns[c + U(2) * outputs], columns[c + U(2) * outputs + U(1)] = own, own * rarity[j]
+            for k in range(outputs):
+                columns[c + k], columns[c + outputs + k] = x[k, j], gradient_sum[k, j]
+            if whole:
+                columns[c + U(2) * outputs + U(2)] = shift[j]
+                for k in range(outputs):
+                    columns[c + U(2) * outputs + U(3) + k] = anchor[k, j]
+        for k in range(outputs):
+            ends[0, k], ends[1, k], ends[2, k] = x[k, p], gradient_sum[k, p], anchor[k, p]
+
+    @jit
+    def sparse_pass(data, indices, indptr, b, weights, order, lengths, gradients, table, shifted, ends, do, room, loss,
+                    penalty):  # fmt: skip
+        """Each row takes a step of its own, on its support."""
         sources  # noqa: B018
         data, indices, indptr, b = borrowed(data), borrowed(indices), borrowed(indptr), borrowed(b)
         weights, order, lengths, gradients = borrowed(weights), borrowed(order), borrowed(lengths), borrowed(gradients)
-        p, outputs, visits, halfway = U(x.shape[1] - 1), outputs_of(room), U(order.size), U(do.half)
+        outputs, visits, ends = outputs_of(room), U(order.size), borrowed(ends)
         numbers, deltas, pulls = numbers_of(room), scratch(room, 5), scratch(room, 6)
-        z, u = numbers[0], numbers[1]
-        shifted, whole, width = shift.any(), table.shape[1] > HALF_LINE, U(table.shape[1])
+        z, u, x, sums, anchor = numbers[0], numbers[1], ends[0], ends[1], ends[2]
         at_sum, at_step, at_rare, at_shift = U(outputs), U(2 * outputs), U(2 * outputs + 1), U(2 * outputs + 2)
         at_anchor, columns, near = U(2 * outputs + 3), borrowed(table).reshape(-1), table.nbytes <= NEAR_BYTES
-        for j in range(p):
-            c, step = j * width, do.step * scale[j]
-            columns[c + at_step], columns[c + at_rare] = step, step * rarity[j]
-            if whole:
-                columns[c + at_shift] = shift[j]
-            for k in range(U(outputs)):
-                columns[c + k], columns[c + at_sum + k] = x[k, j], gradient_sum[k, j]
-                if whole:
-                    columns[c + at_anchor + k] = anchor[k, j]
-
-        targets, memory = b.reshape(-1), gradients.reshape(-1)
+        targets, memory, width = b.reshape(-1), gradients.reshape(-1), U(table.shape[1])
         for t in range(visits):
-            if t == halfway:
-                for k in range(outputs):
-                    middle[k, p] = x[k, p]
-                    for j in range(p):
-                        middle[k, j] = columns[j * width + U(k)]
             if t + U(3 * AHEAD) < visits:
                 prefetch(indptr, U(order[t + U(3 * AHEAD)]))
             if t + U(2 * AHEAD) < visits:
@@ -378,9 +382,9 @@ def _build(sources: int, cache: bool) -> Kernels:
             start, end = U(indptr[i]), U(indptr[i + U(1)])
             row = data, indices, start, end
             for k in range(U(outputs)):
-                z[k] = x[k, p] + stored(row, columns, width, k, shifted, at_shift)
+                z[k] = x[k] + stored(row, columns, width, k, shifted, at_shift)
                 if do.past > 0.0:
-                    u[k] = anchor[k, p] + stored(row, columns, width, at_anchor + k, shifted, at_shift)
+                    u[k] = anchor[k] + stored(row, columns, width, at_anchor + k, shifted, at_shift)
             renew(loss, numbers, gradients, i, b[i], w, length, do.left - t * do.less, do, U(0), deltas, pulls)
             for k in range(U(outputs)):
                 pulled, delta = pulls[k], deltas[k]
@@ -391,11 +395,37 @@ def _build(sources: int, cache: bool) -> Kernels:
                     v = columns[c + k] - (step * pulled * a + rare * do.inverse_weight * total)
                     columns[c + k] = prox(penalty, v, rare, shrink(penalty, rare))
                     columns[c + at_sum + k] = total + delta * a
-                x[k, p] -= do.intercept_step * (pulled + do.inverse_weight * gradient_sum[k, p])
-                gradient_sum[k, p] += delta
-        for k in range(U(outputs)):
+                x[k] -= do.intercept_step * (pulled + do.inverse_weight * sums[k])
+                sums[k] += delta
+
+    @jit
+    def read_columns(table, ends, x, gradient_sum):
+        """The inverse of ``fill_columns``."""
+        sources  # noqa: B018
+        p, width, outputs, columns = U(table.shape[0]), U(table.shape[1]), U(x.shape[0]), borrowed(table).reshape(-1)
+        for k in range(outputs):
             for j in range(p):
-                x[k, j], gradient_sum[k, j] = columns[j * width + k], columns[j * width + at_sum + k]
+                x[k, j], gradient_sum[k, j] = columns[j * width + k], columns[j * width + outputs + k]
+            x[k, p], gradient_sum[k, p] = ends[0, k], ends[1, k]
+
+    @jit
+    def merge_columns(moved, summed, shares, further, x, gradient_sum, table, ends):
+        """Bring x and the sum, from which threads went to ``moved`` and ``summed``, to what comes of it, the table too.
+
+        The sum gets all changes, x ``further`` times the mean of its moves by ``shares``.
+        """
+        sources  # noqa: B018
+        p, width, outputs, columns = U(table.shape[0]), U(table.shape[1]), U(x.shape[0]), borrowed(table).reshape(-1)
+        for k in range(outputs):
+            for j in range(p + U(1)):
+                old, total, move, change = x[k, j], gradient_sum[k, j], 0.0, 0.0
+                for t in range(U(shares.size)):
+                    move += shares[t] * (moved[t, k, j] - old)
+                    change += summed[t, k, j] - total
+                x[k, j], gradient_sum[k, j] = old + further[j] * move, total + change
+                if j < p:
+                    columns[j * width + k], columns[j * width + outputs + k] = x[k, j], gradient_sum[k, j]
+            ends[0, k], ends[1, k] = x[k, p], gradient_sum[k, p]
 
     @jit
     def dense_gradient(A, b, weights, x, gradient, gradients, total, room, loss):
@@ -467,7 +497,16 @@ def _build(sources: int, cache: bool) -> Kernels:
         for j in range(x.size):
             out[j] = prox(penalty, x[j] - steps[j] * direction[j], steps[j], shrink(penalty, steps[j]))
 
-    return Kernels(dense_pass, sparse_pass, dense_gradient, sparse_gradient, proximal_step)
+    return Kernels(
+        dense_pass,
+        fill_columns,
+        sparse_pass,
+        read_columns,
+        merge_columns,
+        dense_gradient,
+        sparse_gradient,
+        proximal_step,
+    )
 
 
 def _digest(*modules) -> int:

@@ -21,6 +21,7 @@ __all__ = [
 
 # Of a row's squared length, kept in 32 bits.
 LONGEST = float(np.finfo(np.float32).max)
+U = np.uint64
 
 
 @njit(nogil=True)  # no fastmath: all loops must find the same
@@ -80,26 +81,25 @@ def dense_moments(A, weights, pulls, origin, out):
 
 
 @compiled
-def sparse_moments(data, indices, indptr, weights, pulls, origin, out, counts):
-    """As ``dense_moments``, of what is stored and with ``out`` of shape (p, 4 + c); ``counts`` is added to."""
-    out = borrowed(out)
-    n, flat, near = indptr.size - 1, out.reshape(-1), out.nbytes <= NEAR_BYTES
+def sparse_moments(data, indices, indptr, weights, pulls, origin, out):
+    """As ``dense_moments``, of what is stored and with ``out`` of shape (p, 5 + c or more), where counts come fifth."""
+    out, pulls, indices = borrowed(out), borrowed(pulls), borrowed(indices)
+    n, lines, width, near = U(indptr.size - 1), out.reshape(-1), U(out.shape[1]), out.nbytes <= NEAR_BYTES // 2
     for i in range(n):
-        w, coming = weights[i], i + AHEAD
+        w, coming = weights[i], i + U(AHEAD)
         if coming < n and not near:
-            for q in range(indptr[coming], indptr[coming + 1]):
-                prefetch(flat, indices[q] * out.shape[1])
-                prefetch(counts, indices[q])
-        for q in range(indptr[i], indptr[i + 1]):
-            j = indices[q]
-            a, line = data[q] - origin[j], out[j]
-            counts[j] += 1
-            line[0] += w * a
-            line[1] += w * a * a
-            line[2] = data[q] if data[q] < line[2] else line[2]
-            line[3] = data[q] if data[q] > line[3] else line[3]
-            for c in range(pulls.shape[1]):
-                line[4 + c] += pulls[i, c] * a
+            for q in range(U(indptr[coming]), U(indptr[coming + U(1)])):
+                prefetch(lines, U(indices[q]) * width)
+        for q in range(U(indptr[i]), U(indptr[i + U(1)])):
+            j, value = U(indices[q]), data[q]
+            a, c = value - origin[j], j * width
+            lines[c] += w * a
+            lines[c + U(1)] += w * a * a
+            lines[c + U(2)] = value if value < lines[c + U(2)] else lines[c + U(2)]
+            lines[c + U(3)] = value if value > lines[c + U(3)] else lines[c + U(3)]
+            lines[c + U(4)] += 1.0
+            for k in range(U(pulls.shape[1])):
+                lines[c + U(5) + k] += pulls[i, k] * a
 
 
 @compiled

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from ._intrinsics import empty_on_lines, whole_lines
 from ._rows import dense_moments, sparse_moments
 from .inputs import LARGEST, Chunk, check_finite, frozen, ordered_blocks, row_arrays
 from .penalties import ElasticNet
-from .threads import one_blas_thread, sharers, threads
+from .threads import even_slices, one_blas_thread, sharers, threads
 
 __all__ = ["ColumnStats", "column_stats", "measure", "merge", "no_stats", "typical", "wants_products", "without"]
 
@@ -19,6 +20,8 @@ __all__ = ["ColumnStats", "column_stats", "measure", "merge", "no_stats", "typic
 MOST_ROTATED = 300
 # Rows of a chunk of which products are taken, at least, and rows that are looked at together.
 MOST_MULTIPLIED, LEAST_MULTIPLIED, MOMENTS = 2**13, 2**10, 2**12
+# Entries of sparse rows for each column that are looked at together, at least.
+MOMENTS_ENTRIES = 32
 # Rows that tell which columns may be stored by all.
 LOOKED_AT = 64
 # Multiplications of so few are not worth BLAS.
@@ -171,16 +174,27 @@ def _measure_sparse(chunk, full, problem, chunks, factors):
     rows, n, p = chunk.rows, len(chunk.targets), len(full)
     weights = chunk.weights if chunk.weights.size else np.ones(n)
     (target, pulls), weight = _pulls(chunk.targets, weights), weights.sum()
-    arrays = row_arrays(rows, slice(0, n))
-    rest = frozen(weights), frozen(np.column_stack([pulls, factors]))
+    pulls = np.column_stack([pulls, factors])
+    parts = even_slices(n, 2 ** min(max(rows.nnz // (MOMENTS_ENTRIES * p), 1).bit_length() - 1, 3))
+    count = sharers(problem.n_threads, chunk.entries)
     some = np.flatnonzero(full)
 
     def moments(origin: np.ndarray) -> tuple[np.ndarray, ...]:
         nonlocal counts
-        counts, out = np.zeros(p, np.int64), np.zeros((p, 5 + factors.shape[1]))
-        out[:, 2:4] = np.inf, -np.inf
-        sparse_moments(*arrays, *rest, frozen(origin), out, counts)
-        return out[:, 0], out[:, 1], out[:, 2], out[:, 3], out[:, 4:].T
+
+        def add(part: slice) -> np.ndarray:
+            out = empty_on_lines(p, whole_lines(5 + pulls.shape[1]))
+            out[:], out[:, 2], out[:, 3] = 0.0, np.inf, -np.inf
+            few = frozen(weights[part]), frozen(pulls[part])
+            sparse_moments(*row_arrays(rows, part), *few, frozen(origin), out)
+            return out
+
+        with threads(count) as each:
+            tables = list(each(add, parts))
+        low, high = (bound([one[:, k] for one in tables], axis=0) for k, bound in ((2, np.min), (3, np.max)))
+        out = sum(tables[1:], start=tables[0])
+        counts = out[:, 4].astype(np.int64)
+        return out[:, 0], out[:, 1], low, high, out[:, 5 : 5 + pulls.shape[1]].T
 
     counts, origin = np.zeros(p, np.int64), np.zeros(p)
     if full.any():  # only what every row stores has an origin of its own

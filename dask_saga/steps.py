@@ -1,19 +1,17 @@
-"""The steps of one visit: which rows in which order, the kernels run over them, and threads that share them."""
+"""The steps of one visit: which rows in which order, and what comes of them."""
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
-from ._intrinsics import GROUP, room_for
-from ._kernels import Pass, kernels_for, room_of_columns
 from ._rows import dense_sum, repeated, shuffle, squared_move
-from .inputs import Chunk, frozen, row_arrays
-from .metric import Metric, row_norms, shift_of, solver_rows, sum_to_solver, sum_to_user, x_to_solver, x_to_user
+from .inputs import Chunk, frozen
+from .metric import Metric, row_norms, sum_to_solver, sum_to_user, x_to_solver, x_to_user
 from .problem import Problem
+from .sharing import ENTRIES_A_COEFFICIENT, share_dense_steps, share_sparse_steps
 from .state import LARGEST_COEFFICIENT, ChunkMemory, Head
 from .threads import even_slices, sharers, threads
 
@@ -23,14 +21,8 @@ __all__ = ["plan_visit", "row_order", "take_steps", "weighted_sum"]
 ROW_BOUND = 2.0
 # Random numbers that are drawn at a time, an even number, as two come from one draw of 64 bits.
 DRAWS = 2**16
-# Rows share x where the longest step of one is at most so long in units of the inverse of its curvature: four implicit
-# ones along one direction, of h / (1 + h) each, then do not overshoot by more than they were off.
-SHORT = 1.0
-# Times that threads bring together what they found in each half of a visit, at most.
-ROUNDS = 16
-# Entries of a thread's rows in a round, at least: starting it costs as much as some thousands; and for each of x, as
-# x and the sum are copied, and what threads find apart is only averaged.
-ROUND_ENTRIES, ENTRIES_A_COEFFICIENT = 2**17, 32
+# Neighbouring rows that one thread visits, so that their memory gradients' lines of the cache do not go to and fro.
+NEIGHBOURS = 64
 
 
 def row_order(seed: Any, rows: np.ndarray) -> np.ndarray:
@@ -100,13 +92,10 @@ def _orders(seed: int, taken: np.ndarray, n: int, count: int) -> list[np.ndarray
     """The rows of each thread, of n drawn at random: no memory gradient has two writers."""
     if count == 1:
         return [row_order(seed, taken)]
-    owner = np.random.default_rng(seed).integers(count, size=n, dtype=np.uint8 if count < 256 else np.int64)[taken]
-
-    def own(k: int) -> np.ndarray:
-        return row_order((seed, k), taken[owner == k])
-
-    with threads(count) as each:
-        return list(each(own, range(count)))
+    block = max(1, min(NEIGHBOURS, n // (16 * count)))
+    owners = np.random.default_rng(seed).integers(count, size=-(-n // block), dtype=np.min_scalar_type(count))
+    owner = owners[taken // block]
+    return [row_order((seed, k), taken[owner == k]) for k in range(count)]
 
 
 def take_steps(
@@ -117,7 +106,8 @@ def take_steps(
     x, middle, gradients = start.copy(), start.copy(), memory.gradients.copy()
     past, left, end = _shares(head, memory, problem)
     anchor = x_to_solver(head.past_sum / head.past_weight, metric) if past else start
-    _share_steps(
+    share = share_sparse_steps if sp.issparse(chunk.rows) else share_dense_steps
+    share(
         plan.orders, x, middle, gradient_sum, (left, end), anchor=frozen(anchor), past=past,
         gradients=gradients, plan=plan, chunk=chunk, head=head, problem=problem, metric=metric,
     )  # fmt: skip
@@ -160,62 +150,6 @@ def _shares(head: Head, memory: ChunkMemory, problem: Problem) -> tuple[float, f
     own = memory.weight / head.weight
     past = max(0.0, min(head.past_weight / head.weight, 1.0 - own))  # rounding may leave less than nothing
     return past, 1.0 - past, max(0.0, 1.0 - past - own)
-
-
-def _share_steps(orders, x, middle, gradient_sum, left, *, plan, chunk, **how):
-    """Steps over the rows of all threads, which write to x, the gradient sum and the gradients; x halfway to middle.
-
-    Threads go on from one x and one sum, each on its own copies, and bring together the mean of the former
-    and the changes of the latter, several times. As a mean moves less than its parts, steps are raised.
-    """
-    if len(orders) == 1:
-        _run_steps(orders[0], x, middle, gradient_sum, left, plan=plan, chunk=chunk, **how)
-        return
-    if how["problem"].automatic:
-        plan = plan._replace(step=plan.step * len(orders) ** 0.5)
-    worth = chunk.entries // (len(orders) * max(ROUND_ENTRIES, ENTRIES_A_COEFFICIENT * x.size))
-    with threads(len(orders)) as each, np.errstate(over="ignore", invalid="ignore"):
-        rounds = 2 * min(max(worth, 1), ROUNDS)
-        shares = itertools.pairwise(np.linspace(*left, rounds + 1).tolist())
-        parts_of_rounds = zip(*(np.array_split(order, rounds) for order in orders), strict=True)
-        for k, (share, parts) in enumerate(zip(shares, parts_of_rounds, strict=True)):
-            if k == rounds // 2:
-                middle[:] = x
-            copies = [(x.copy(), middle.copy(), gradient_sum.copy()) for _ in parts]
-
-            def run(part, copy, share=share):
-                _run_steps(part, *copy, share, plan=plan, chunk=chunk, **how)
-
-            list(each(run, parts, copies))
-            counts = np.array([len(part) for part in parts])
-            if not counts.any():  # no row has weight, or there are fewer rows than rounds
-                continue
-            x[:] = sum(count / counts.sum() * own for count, (own, *_) in zip(counts, copies, strict=True))
-            gradient_sum += sum(own - gradient_sum for *_, own in copies)
-
-
-def _run_steps(order, x, middle, gradient_sum, left, *, anchor, past, gradients, plan, chunk, head, problem, metric):
-    """Choose and call the kernel that updates the four arrays in place."""
-    kernels, step = kernels_for(problem.loss, problem.penalty), problem.step(metric, head.cut) * plan.step
-    bound, less = float(problem.loss.curvature or 0.0), (left[0] - left[1]) / max(len(order), 1)
-    short = problem.automatic and bound and step * plan.pull * plan.often * bound <= SHORT
-    do = Pass(
-        step, step if problem.fit_intercept else 0.0, 1.0 / head.weight, left[0], less, past,
-        plan.pull, plan.often, plan.most, bound, GROUP if short else 1, 0,
-    )  # fmt: skip
-    written = (x, middle, anchor, gradient_sum, gradients)
-    after = (room_for(len(x)), problem.loss, problem.penalty)
-    for block, rows, gathered in solver_rows(chunk.rows, metric, order):
-        own = do._replace(left=do.left - block.start * do.less, half=max(len(order) // 2 - block.start, -1))
-        before = (frozen(chunk.targets), frozen(chunk.weights), frozen(order[block]), plan.lengths)
-        if sp.issparse(rows):
-            arrays = row_arrays(rows, slice(0, rows.shape[0]))
-            table = room_of_columns(x.shape[1] - 1, len(x), past == 0.0 and not metric.shift.any())
-            coordinates = (shift_of(metric), frozen(metric.scale), frozen(metric.rarity))
-            kernels.sparse_pass(*arrays, *before, *written, *coordinates, table, own, *after)
-        else:
-            coordinates = (shift_of(metric), frozen(metric.scale))
-            kernels.dense_pass(frozen(rows), gathered, *before, *written, *coordinates, own, *after)
 
 
 def weighted_sum(rows: Any, factors: np.ndarray, problem: Problem, count: int = 1) -> np.ndarray:

@@ -7,17 +7,22 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["even_slices", "one_blas_thread", "sharers", "threads"]
+from ._intrinsics import add_at_once, compiled
+
+__all__ = ["Meeting", "even_slices", "meet", "one_blas_thread", "sharers", "threads"]
 
 # Entries of rows for which one more thread pays.
 LEAST_ENTRIES = 2**17
+# Looks at who has arrived, of some 20 ns each, before others may have the core.
+SPINS = 2**12
 
 
 class _OneBLASThread:
@@ -73,12 +78,83 @@ def one_blas_thread(work: float = np.inf) -> Any:
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[Callable]:
-    """A ``map`` that `count` threads share, results in order; Python's own for one."""
+    """A ``map`` that `count` threads share, results in order; Python's own for one.
+
+    The caller is one of them: two new threads would often begin on one core, and it sleep on the other.
+    """
     if count == 1:
         yield map
         return
-    with one_blas_thread(), ThreadPoolExecutor(count) as pool:
-        yield pool.map
+    with one_blas_thread(), ThreadPoolExecutor(count - 1) as pool:
+
+        def each(function: Callable, *columns: Iterable) -> list:
+            calls, numbers = list(zip(*columns, strict=True)), itertools.count()
+            results = [None] * len(calls)
+
+            def work() -> None:
+                while (k := next(numbers)) < len(calls):
+                    results[k] = function(*calls[k])
+
+            others = [pool.submit(work) for _ in range(count - 1)]
+            work()
+            for other in others:
+                other.result()
+            return results
+
+        yield each
+
+
+class Broken(Exception):
+    """Another thread will not come."""
+
+
+class Meeting:
+    """Where threads wait for each other, busily: one that sleeps is woken on the core of the one that wakes it."""
+
+    def __init__(self, arrived: np.ndarray, count: int, failed: threading.Event):
+        self.arrived, self.count, self.failed, self.turns = arrived, count, failed, itertools.count(1)
+
+    def wait(self) -> None:
+        """Wait until all have come as often."""
+        arrive(self.arrived)
+        everyone = self.count * next(self.turns)
+        while not have_arrived(self.arrived, everyone, SPINS):
+            if self.failed.is_set():
+                raise Broken
+            time.sleep(0)
+
+
+def meet(count: int, run: Callable[[int, Meeting], None]) -> None:
+    """``run(t, meeting)`` in `count` threads at once, for t from 0."""
+    arrived, failed = np.zeros(1, np.int64), threading.Event()
+
+    def guarded(t: int) -> None:
+        try:
+            run(t, Meeting(arrived, count, failed))
+        except Broken:
+            pass  # the other one tells why
+        except BaseException:
+            failed.set()
+            raise
+
+    with threads(count) as each:
+        try:
+            list(each(guarded, range(count)))
+        except BaseException:
+            failed.set()  # perhaps not all have begun
+            raise
+
+
+@compiled
+def arrive(arrived):
+    add_at_once(arrived, 1)
+
+
+@compiled
+def have_arrived(arrived, all_of_them, spins):
+    while spins and add_at_once(arrived, 0) < all_of_them:
+        spins -= 1
+    return spins > 0
 
 
 def sharers(n_threads: int, entries: int) -> int:

@@ -21,8 +21,9 @@ from dask_saga.losses import LOSSES, LogLoss
 from dask_saga.metric import choose_metric, row_norms, sum_to_solver, sum_to_user, x_to_solver, x_to_user
 from dask_saga.penalties import PENALTIES, ElasticNet
 from dask_saga.problem import Problem
+from dask_saga.sharing import ROUNDS, SPARSE_ROUNDS
 from dask_saga.state import new_head
-from dask_saga.steps import ROUNDS, plan_visit
+from dask_saga.steps import plan_visit
 
 from . import oracles
 from .conftest import make_rows
@@ -32,7 +33,7 @@ from .conftest import make_rows
 def _shares_small_chunks(monkeypatch):
     for module in ("steps", "metric", "columns", "chunk"):
         monkeypatch.setattr(f"dask_saga.{module}.sharers", lambda n_threads, entries: n_threads)
-    monkeypatch.setattr("dask_saga.steps.ROUND_ENTRIES", 1)
+    monkeypatch.setattr("dask_saga.sharing.ROUND_ENTRIES", 1)
 
 
 def rows_of(kind, n=1600, p=6):
@@ -77,7 +78,9 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
     w = np.ones(n) if weights is None else weights
     head, memory = new_head(p), None
     x, gradient_sum, gradients = np.zeros((1, p + 1)), np.zeros((1, p + 1)), np.zeros((n, 1), np.float32)
-    rounds = min(ROUNDS, max(1, chunk.entries // (n_threads * 32 * (p + 1))))
+    sparse = kind == "sparse"
+    most, each = (SPARSE_ROUNDS, 8) if sparse else (ROUNDS, 32)
+    rounds = min(most, max(1, chunk.entries // (n_threads * each * (p + 1))))
     assert rounds > 1
     for seed in (3, 4):
         counted = head._replace(weight=w.sum(), rows=np.count_nonzero(w))
@@ -91,8 +94,21 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
         pace = metric._replace(pace=min(metric.pace, 1.0 if seed == 3 else np.inf))
         step = problem.step(pace) * plan.step * (np.sqrt(n_threads) if problem.automatic else 1.0)
         short = problem.automatic and kind != "sparse" and step * plan.pull * plan.often * problem.loss.curvature <= 1
-        lefts = np.linspace(1.0, 0.0, 2 * rounds + 1) if problem.automatic else np.ones(2 * rounds + 1)
-        parts_of_rounds = zip(*(np.array_split(order, 2 * rounds) for order in plan.orders), strict=True)
+        # Of a distance a column's steps in a round leave the share r; r**n_threads if threads followed one another.
+        steps = sum(map(len, plan.orders)) / n_threads / (2 * rounds)
+        left_by_round = np.exp(-0.5 * step * steps * metric.curvature * np.append(metric.spread * metric.scale, 1.0))
+        further = (1 - left_by_round**n_threads) / (1 - left_by_round)
+        bounds = [[len(order) * k // (2 * rounds) for k in range(2 * rounds + 1)] for order in plan.orders]
+        lefts = (
+            1.0 - np.sum(bounds, axis=0) / np.sum(bounds, axis=0)[-1] if problem.automatic else np.ones(2 * rounds + 1)
+        )
+        parts_of_rounds = zip(
+            *(
+                [order[start:end] for start, end in itertools.pairwise(own)]
+                for order, own in zip(plan.orders, bounds, strict=True)
+            ),
+            strict=True,
+        )
         for (start, end), parts in zip(itertools.pairwise(lefts), parts_of_rounds, strict=True):
             ends = []
             for part in parts:
@@ -102,7 +118,8 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
                     together=4 if short else 1,
                 )  # fmt: skip
                 ends.append((own_x, own_sum - gradient_sum))
-            x = np.average([own_x for own_x, _ in ends], axis=0, weights=[len(part) for part in parts])
+            mean = np.average([own_x for own_x, _ in ends], axis=0, weights=[len(part) for part in parts])
+            x = x + further * (mean - x) if sparse else mean
             gradient_sum = gradient_sum + sum(change for _, change in ends)
         x, gradient_sum = x_to_user(x, metric), sum_to_user(gradient_sum, metric)
         np.testing.assert_allclose(head.x, x, rtol=1e-9, atol=1e-12)
@@ -201,6 +218,33 @@ def test_fewer_rows_than_threads():
         for k in (1, 4)
     )
     np.testing.assert_allclose(four, one, rtol=1e-5, atol=1e-7)
+
+
+def test_threads_that_meet_see_what_the_others_did():
+    found, seen = np.zeros(3, int), []
+
+    def run(t, meeting):
+        for turn in range(1, 200):
+            found[t] = turn
+            meeting.wait()
+            seen.append(found.tolist() == [turn] * 3)
+            meeting.wait()
+
+    threads_module.meet(3, run)
+    assert len(seen) == 3 * 199
+    assert all(seen)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_thread_that_fails_lets_the_others_go(failing):
+    def run(t, meeting):
+        meeting.wait()
+        if t == failing:
+            raise OSError(f"thread {t}")
+        meeting.wait()
+
+    with pytest.raises(OSError, match=f"thread {failing}"):
+        threads_module.meet(3, run)
 
 
 def test_one_that_leaves_does_not_free_blas_for_the_others():

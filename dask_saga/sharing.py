@@ -1,0 +1,151 @@
+"""Kernels run over the rows of a visit, by threads that share them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from ._intrinsics import GROUP, room_for, whole_lines
+from ._kernels import Pass, kernels_for, room_of_columns
+from .inputs import Chunk, frozen, row_arrays
+from .metric import Metric, shift_of, solver_rows
+from .threads import Meeting, even_slices, meet, threads
+
+__all__ = ["ENTRIES_A_COEFFICIENT", "share_dense_steps", "share_sparse_steps"]
+
+# Rows share x where the longest step of one is at most so long in units of the inverse of its curvature: four implicit
+# ones along one direction, of h / (1 + h) each, then do not overshoot by more than they were off.
+SHORT = 1.0
+# Times that threads bring together what they found in each half of a visit, at most.
+ROUNDS, SPARSE_ROUNDS = 16, 4
+# Share of the bound of a loss's curvature by which rows of a round move a column, about: a bound is rarely met.
+MOVED = 0.5
+# Entries of a thread's rows in a round, at least: starting it costs as much as some thousands; and for each of x, as
+# x and the sum are copied, and what threads find apart is only averaged. Tables of sparse rows' columns are not.
+ROUND_ENTRIES, ENTRIES_A_COEFFICIENT, ENTRIES_A_TABLE = 2**17, 32, 8
+
+
+def share_dense_steps(orders, x, middle, gradient_sum, left, *, plan, chunk, **how):
+    """Steps over the rows of all threads, which write to x, the gradient sum and the gradients; x halfway to middle.
+
+    Threads go on from one x and one sum, each on its own copies, and bring together the mean of the former
+    and the changes of the latter, several times. As a mean moves less than its parts, steps are raised.
+    """
+    if len(orders) == 1:
+        _run_steps(orders[0], x, middle, gradient_sum, left, plan=plan, chunk=chunk, **how)
+        return
+    plan = _raised(plan, len(orders), how["problem"])
+    rounds = 2 * _worth(chunk, len(orders), ENTRIES_A_COEFFICIENT * x.size)
+    with threads(len(orders)) as each, np.errstate(over="ignore", invalid="ignore"):
+        for k, (share, parts) in enumerate(zip(*_rounds(orders, left, rounds), strict=True)):
+            if k == rounds // 2:
+                middle[:] = x
+            copies = [(x.copy(), middle.copy(), gradient_sum.copy()) for _ in parts]
+
+            def run(part, copy, share=share):
+                _run_steps(part, *copy, share, plan=plan, chunk=chunk, **how)
+
+            each(run, parts, copies)
+            counts = np.array([len(part) for part in parts])
+            if not counts.any():  # no row has weight, or there are fewer rows than rounds
+                continue
+            x[:] = sum(count / counts.sum() * own for count, (own, *_) in zip(counts, copies, strict=True))
+            gradient_sum += sum(own - gradient_sum for *_, own in copies)
+
+
+def share_sparse_steps(
+    orders, x, middle, gradient_sum, left, *, anchor, past, gradients, plan, chunk, head, problem, metric
+):
+    """The same of sparse rows: threads have tables of the columns, and bring together themselves what these hold."""
+    (outputs, p), count = (len(x), x.shape[1] - 1), len(orders)
+    plan, shift = _raised(plan, count, problem), shift_of(metric)
+    rounds = 2 * min(_worth(chunk, count, ENTRIES_A_TABLE * x.size), SPARSE_ROUNDS if count > 1 else 1)
+    lefts, parts = _rounds(orders, left, rounds)
+    lengths = np.array([[len(part) for part in some] for some in parts])
+    step, shifted = _step(plan, head, problem, metric), bool(shift.any())
+    further = how_far(step * lengths.mean(), count, metric) if count > 1 else None
+    shares = lengths / np.maximum(lengths.sum(axis=1, keepdims=True), 1)
+
+    kernels, sums = kernels_for(problem.loss, problem.penalty), (problem.loss, problem.penalty)
+    rows = (*row_arrays(chunk.rows, slice(0, len(chunk.targets))), frozen(chunk.targets), frozen(chunk.weights))
+    coordinates = (anchor, shift, frozen(metric.scale), frozen(metric.rarity), step)
+    tables = room_of_columns(count, p, outputs, past == 0.0 and not shifted)
+    ends = np.empty((count, 3, whole_lines(outputs)))  # no line of the cache has two writers
+    told = np.empty((2, count if count > 1 else 0, outputs, p + 1))
+
+    def run(t: int, meeting: Meeting) -> None:
+        own = (x, gradient_sum) if t == 0 else (x.copy(), gradient_sum.copy())
+        table, end = tables[t], ends[t]
+        kernels.fill_columns(*own, *coordinates, table, end)
+        for k, share in enumerate(lefts):
+            order = frozen(parts[k][t])
+            do = _pass_of(len(order), share, past, plan, head, problem, metric)
+            rest = (plan.lengths, gradients, table, shifted, end, do, room_for(outputs), *sums)
+            kernels.sparse_pass(*rows, order, *rest)
+            if count == 1:
+                kernels.read_columns(table, end, *own)
+            else:
+                kernels.read_columns(table, end, *told[:, t])
+                meeting.wait()
+                kernels.merge_columns(*told, shares[k], further, *own, table, end)
+                meeting.wait()
+            if k == rounds // 2 - 1 and t == 0:
+                middle[:] = x
+
+    meet(count, run)
+
+
+def how_far(steps: float, count: int, metric: Metric) -> np.ndarray:
+    """How many times the mean of the moves of threads, by so many steps each, all columns are to go; shape (p + 1,).
+
+    Steps that leave a share r of a distance leave r to the power of `count` where threads follow one another: columns
+    that a round moves little go as far as all moves together, others to the mean.
+    """
+    exponents = MOVED * steps * metric.curvature * np.append(metric.spread * metric.scale, 1.0)
+    exponents = np.maximum(exponents, np.finfo(float).tiny)
+    return np.expm1(-count * exponents) / np.expm1(-exponents)
+
+
+def _raised(plan: Any, count: int, problem: Any) -> Any:
+    return plan._replace(step=plan.step * count**0.5) if problem.automatic else plan
+
+
+def _worth(chunk: Chunk, count: int, least: int) -> int:
+    """Times that it is worth to bring together what so many threads found in half a visit."""
+    return min(max(chunk.entries // (count * max(ROUND_ENTRIES, least)), 1), ROUNDS)
+
+
+def _rounds(orders: list, left: tuple, rounds: int) -> tuple[list, list]:
+    """The shares left at the start and end of each round, and the rows of each thread in it."""
+    parts = list(zip(*([order[part] for part in even_slices(len(order), rounds)] for order in orders), strict=True))
+    done = np.cumsum([0, *(sum(map(len, some)) for some in parts)])
+    lefts = left[0] + (left[1] - left[0]) * done / max(done[-1], 1)
+    return list(itertools.pairwise(lefts.tolist())), parts
+
+
+def _step(plan, head, problem, metric) -> float:
+    return problem.step(metric, head.cut) * plan.step
+
+
+def _pass_of(visits, left, past, plan, head, problem, metric) -> Pass:
+    """What a kernel is told, of so many visits."""
+    bound, step, less = float(problem.loss.curvature or 0.0), _step(plan, head, problem, metric), left[0] - left[1]
+    short = problem.automatic and bound and step * plan.pull * plan.often * bound <= SHORT
+    return Pass(
+        step, step if problem.fit_intercept else 0.0, 1.0 / head.weight, left[0], less / max(visits, 1), past,
+        plan.pull, plan.often, plan.most, bound, GROUP if short else 1, 0,
+    )  # fmt: skip
+
+
+def _run_steps(order, x, middle, gradient_sum, left, *, anchor, past, gradients, plan, chunk, head, problem, metric):
+    """Call the kernel that updates the four arrays in place."""
+    kernels, written = kernels_for(problem.loss, problem.penalty), (x, middle, anchor, gradient_sum, gradients)
+    do = _pass_of(len(order), left, past, plan, head, problem, metric)
+    rest = (room_for(len(x)), problem.loss, problem.penalty)
+    coordinates = (shift_of(metric), frozen(metric.scale))
+    for block, rows, gathered in solver_rows(chunk.rows, metric, order):
+        own = do._replace(left=do.left - block.start * do.less, half=max(len(order) // 2 - block.start, -1))
+        before = (frozen(chunk.targets), frozen(chunk.weights), frozen(order[block]), plan.lengths)
+        kernels.dense_pass(frozen(rows), gathered, *before, *written, *coordinates, own, *rest)
