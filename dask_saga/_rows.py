@@ -12,6 +12,7 @@ __all__ = [
     "dense_norms",
     "dense_sum",
     "repeated",
+    "scaled_products",
     "shuffle",
     "sparse_moments",
     "sparse_norms",
@@ -126,12 +127,27 @@ def shuffle(rows, draws, end):
 
 
 @compiled
+def scaled_products(u, v, scale):
+    """u u, u v and v v of moves of shape (k, p + 1), in units of the steps of columns; those of the intercept are 1."""
+    uu, uv, vv, p = 0.0, 0.0, 0.0, scale.size
+    for k in range(u.shape[0]):
+        for j in range(p):
+            inverse = 1.0 / scale[j]
+            uu += u[k, j] * u[k, j] * inverse
+            uv += u[k, j] * v[k, j] * inverse
+            vv += v[k, j] * v[k, j] * inverse
+        uu, uv, vv = uu + u[k, p] * u[k, p], uv + u[k, p] * v[k, p], vv + v[k, p] * v[k, p]
+    return uu, uv, vv
+
+
+@compiled
 def squared_move(start, end, scale):
-    """The squared length of the way between two x of shape (k, p + 1), in units of the steps of columns."""
-    total = 0.0
+    """The squared length of the way between two x, in the same units."""
+    total, p = 0.0, scale.size
     for k in range(start.shape[0]):
-        for j in range(start.shape[1]):
+        for j in range(p):
             total += (end[k, j] - start[k, j]) ** 2 / scale[j]
+        total += (end[k, p] - start[k, p]) ** 2
     return total
 
 
@@ -149,8 +165,16 @@ def dense_norms(A, shift, scale, intercept, out):
 @compiled
 def sparse_norms(data, indices, indptr, shift, scale, intercept, out):
     """As ``dense_norms``."""
-    for i in range(indptr.size - 1):
-        total = intercept
-        for q in range(indptr[i], indptr[i + 1]):
-            total += (data[q] - shift[indices[q]]) ** 2 * scale[indices[q]]
+    data, indices, indptr, shift, scale = (
+        borrowed(data), borrowed(indices), borrowed(indptr), borrowed(shift), borrowed(scale)
+    )  # fmt: skip
+    n, shifted, near = U(indptr.size - 1), shift.any(), scale.nbytes <= NEAR_BYTES // 2
+    for i in range(n):
+        total, coming = intercept, i + U(AHEAD)
+        if coming < n and not near:
+            for q in range(U(indptr[coming]), U(indptr[coming + U(1)])):
+                prefetch(scale, U(indices[q]))
+        for q in range(U(indptr[i]), U(indptr[i + U(1)])):
+            a = data[q] - shift[U(indices[q])] if shifted else data[q]
+            total += a * a * scale[U(indices[q])]
         out[i] = min(total, LONGEST)

@@ -22,6 +22,8 @@ SHORT = 1.0
 ROUNDS, SPARSE_ROUNDS = 16, 4
 # Share of the bound of a loss's curvature by which rows of a round move a column, about: a bound is rarely met.
 MOVED = 0.5
+# How many times the mean of threads' moves a column goes at most.
+FARTHEST = 1.5
 # Entries of a thread's rows in a round, at least: starting it costs as much as some thousands; and for each of x, as
 # x and the sum are copied, and what threads find apart is only averaged. Tables of sparse rows' columns are not.
 ROUND_ENTRIES, ENTRIES_A_COEFFICIENT, ENTRIES_A_TABLE = 2**17, 32, 8
@@ -101,11 +103,12 @@ def how_far(steps: float, count: int, metric: Metric) -> np.ndarray:
     """How many times the mean of the moves of threads, by so many steps each, all columns are to go; shape (p + 1,).
 
     Steps that leave a share r of a distance leave r to the power of `count` where threads follow one another: columns
-    that a round moves little go as far as all moves together, others to the mean.
+    that a round moves little go as far as all moves together, others to the mean. But columns that come together move
+    more than each by itself, and none may go twice as far as the mean: it would end as far from where threads agree.
     """
     exponents = MOVED * steps * metric.curvature * np.append(metric.spread * metric.scale, 1.0)
     exponents = np.maximum(exponents, np.finfo(float).tiny)
-    return np.expm1(-count * exponents) / np.expm1(-exponents)
+    return np.minimum(np.expm1(-count * exponents) / np.expm1(-exponents), FARTHEST)
 
 
 def _raised(plan: Any, count: int, problem: Any) -> Any:

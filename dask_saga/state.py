@@ -6,6 +6,7 @@ So a copy is the state itself, and what fails half-way leaves no trace.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from dask.sizeof import sizeof
 from sklearn.utils import check_random_state
 
 from ._kernels import kernels_for
+from ._rows import scaled_products, squared_move
 from .columns import ColumnStats, no_stats
 from .inputs import frozen
 from .mapping import SharedMap
@@ -346,8 +348,7 @@ def gradient_mapping_norm(x: np.ndarray, gradient_average: np.ndarray, problem: 
     """Norm of the proximal gradient at x, scaled by the metric; zero at the optimum only."""
     step = 0.3 / metric.L
     x, gradient = x_to_solver(x, metric), sum_to_solver(gradient_average, metric)
-    moved = x - proximal_gradient_step(x, gradient, step, problem, metric)
-    return float(np.sqrt((moved**2 / np.append(metric.scale, 1.0)).sum())) / step
+    return math.sqrt(squared_move(x, proximal_gradient_step(x, gradient, step, problem, metric), metric.scale)) / step
 
 
 def candidate(head: Head, problem: Problem, metric: Metric) -> tuple[np.ndarray, bool]:
@@ -356,9 +357,8 @@ def candidate(head: Head, problem: Problem, metric: Metric) -> tuple[np.ndarray,
         return head.x, False
     mean = head.window_sum / head.window_count
     start, mean, x = (x_to_solver(v, metric) for v in (head.window_start, mean, head.x))
-    root = np.sqrt(np.append(metric.scale, 1.0))
-    u, d = (mean - start) / root, (x - mean) / root
-    if (u * d).sum() >= CIRCLES_BELOW * _length(u) * _length(d):
+    uu, ud, dd = scaled_products(mean - start, x - mean, metric.scale)
+    if ud >= CIRCLES_BELOW * math.sqrt(uu) * math.sqrt(dd):
         return head.x, False
     step = min(problem.step(metric, head.cut), 0.3 / metric.L)
     average = sum_to_solver(head.gradient_average, metric)
@@ -414,7 +414,8 @@ def _next_cut(head: Head, problem: Problem, metric: Metric, circles: bool) -> fl
     if not (problem.average and problem.automatic) or head.diverged:
         return head.cut
     ratio, fell = head.window_ratio / max(head.window_count, 1), head.window_energy / (head.last_energy or 1.0)
-    along = _cosine(head.x - head.window_start, head.last_move, metric)
+    moves = (x_to_solver(move, metric.unshifted) for move in (head.x - head.window_start, head.last_move))
+    along = _cosine(*moves, metric)
     if head.window_count < 2:
         ratio, circles = 0.0, along < ACROSS  # a chunk alone may settle
     # Nothing settles faster than step x rows x curvature; more is one row's luck to be in either half.
@@ -436,15 +437,10 @@ def _next_cut(head: Head, problem: Problem, metric: Metric, circles: bool) -> fl
 
 
 def _cosine(u: np.ndarray, v: np.ndarray, metric: Metric) -> float:
-    u, v = (x_to_solver(w, metric.unshifted) for w in (u, v))
-    root = np.sqrt(np.append(metric.scale, 1.0))
-    u, v = u / root, v / root
-    return float((u * v).sum() / (_length(u) * _length(v) or 1.0))
-
-
-def _length(v: np.ndarray) -> float:
+    """Of two moves in the solver's coordinates; 0 where one is none."""
     # Not by BLAS: its threads would change the bits of long ones, and spin beside the kernels for a while.
-    return float(np.sqrt((v * v).sum()))
+    uu, uv, vv = scaled_products(u, v, metric.scale)
+    return uv / (math.sqrt(uu) * math.sqrt(vv) or 1.0)
 
 
 def shown_x(state: SAGAState, problem: Problem) -> np.ndarray:

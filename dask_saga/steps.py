@@ -113,8 +113,7 @@ def take_steps(
     )  # fmt: skip
 
     with np.errstate(invalid="ignore", over="ignore"):
-        scale = np.append(metric.scale, 1.0)
-        moves = squared_move(start, middle, scale), squared_move(middle, x, scale)
+        moves = squared_move(start, middle, metric.scale), squared_move(middle, x, metric.scale)
         x, middle, gradient_sum = x_to_user(x, metric), x_to_user(middle, metric), sum_to_user(gradient_sum, metric)
         if metric.basis is not None:
             # Turned there and back, large columns would leave their rounding in small ones.
