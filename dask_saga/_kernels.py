@@ -256,7 +256,8 @@ def room_of_columns(count: int, p: int, outputs: int, plain: bool) -> np.ndarray
     These are x and gradient_sum of each output, the step and that of the average and the penalty, and unless the
     columns are `plain` the shift and the anchors.
     """
-    return empty_on_lines(count, p, HALF_LINE if plain and outputs == 1 else whole_lines(3 * outputs + 3))
+    width = HALF_LINE if plain and outputs == 1 else whole_lines(3 * outputs + 3)
+    return empty_on_lines(count, p + p % 2, width)[:, :p]  # no line has columns of two threads
 
 
 def _build(sources: int, cache: bool) -> Kernels:
@@ -409,22 +410,27 @@ def _build(sources: int, cache: bool) -> Kernels:
             x[k, p], gradient_sum[k, p] = ends[0, k], ends[1, k]
 
     @jit
-    def merge_columns(moved, summed, shares, further, x, gradient_sum, table, ends):
+    def merge_columns(moved, summed, shares, further, lower, upper, x, gradient_sum, table, ends):
         """Bring x and the sum, from which threads went to ``moved`` and ``summed``, to what comes of it, the table too.
 
-        The sum gets all changes, x ``further`` times the mean of its moves by ``shares``.
+        The sum gets all changes, x ``further`` times the mean of its moves by ``shares``, within bounds. Where threads
+        agree it is what they found: a zero, or a bound, of a penalty stays exact.
         """
         sources  # noqa: B018
         p, width, outputs, columns = U(table.shape[0]), U(table.shape[1]), U(x.shape[0]), borrowed(table).reshape(-1)
+        some = U(np.argmax(shares))
         for k in range(outputs):
             for j in range(p + U(1)):
-                old, total, move, change = x[k, j], gradient_sum[k, j], 0.0, 0.0
+                old, total, move, change, found, agree = x[k, j], gradient_sum[k, j], 0.0, 0.0, moved[some, k, j], True
                 for t in range(U(shares.size)):
                     move += shares[t] * (moved[t, k, j] - old)
                     change += summed[t, k, j] - total
-                x[k, j], gradient_sum[k, j] = old + further[j] * move, total + change
+                    agree &= shares[t] == 0.0 or moved[t, k, j] == found
+                new = found if agree else old + further[j] * move
                 if j < p:
-                    columns[j * width + k], columns[j * width + outputs + k] = x[k, j], gradient_sum[k, j]
+                    new = lower if new < lower else (upper if new > upper else new)
+                    columns[j * width + k], columns[j * width + outputs + k] = new, total + change
+                x[k, j], gradient_sum[k, j] = new, total + change
             ends[0, k], ends[1, k] = x[k, p], gradient_sum[k, p]
 
     @jit

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ._intrinsics import GROUP, room_for, whole_lines
+from ._intrinsics import GROUP, empty_on_lines, room_for, whole_lines
 from ._kernels import Pass, kernels_for, room_of_columns
 from .inputs import Chunk, frozen, row_arrays
 from .metric import Metric, shift_of, solver_rows
+from .penalties import ElasticNet
 from .threads import Meeting, even_slices, meet, threads
 
 __all__ = ["ENTRIES_A_COEFFICIENT", "share_dense_steps", "share_sparse_steps"]
@@ -65,25 +66,27 @@ def share_sparse_steps(
     plan, shift = _raised(plan, count, problem), shift_of(metric)
     rounds = 2 * min(_worth(chunk, count, ENTRIES_A_TABLE * x.size), SPARSE_ROUNDS if count > 1 else 1)
     lefts, parts = _rounds(orders, left, rounds)
-    lengths = np.array([[len(part) for part in some] for some in parts])
+    visits = np.array([[len(part) for part in some] for some in parts])
     step, shifted = _step(plan, head, problem, metric), bool(shift.any())
-    further = how_far(step * lengths.mean(), count, metric) if count > 1 else None
-    shares = lengths / np.maximum(lengths.sum(axis=1, keepdims=True), 1)
+    weights = visits / np.maximum(visits.sum(axis=1, keepdims=True), 1)
+    bounds, further = (-np.inf, np.inf), np.ones(p + 1)  # a mean leaves no domain of a penalty of the user's own
+    if count > 1 and isinstance(problem.penalty, ElasticNet):
+        bounds, further = (problem.penalty.lower, problem.penalty.upper), how_far(step, visits.mean(), count, metric)
 
     kernels, sums = kernels_for(problem.loss, problem.penalty), (problem.loss, problem.penalty)
     rows = (*row_arrays(chunk.rows, slice(0, len(chunk.targets))), frozen(chunk.targets), frozen(chunk.weights))
     coordinates = (anchor, shift, frozen(metric.scale), frozen(metric.rarity), step)
     tables = room_of_columns(count, p, outputs, past == 0.0 and not shifted)
-    ends = np.empty((count, 3, whole_lines(outputs)))  # no line of the cache has two writers
+    ends = empty_on_lines(count, 3, whole_lines(outputs))  # no line of the cache has two writers
     told = np.empty((2, count if count > 1 else 0, outputs, p + 1))
 
     def run(t: int, meeting: Meeting) -> None:
         own = (x, gradient_sum) if t == 0 else (x.copy(), gradient_sum.copy())
         table, end = tables[t], ends[t]
         kernels.fill_columns(*own, *coordinates, table, end)
-        for k, share in enumerate(lefts):
+        for k, pair in enumerate(lefts):
             order = frozen(parts[k][t])
-            do = _pass_of(len(order), share, past, plan, head, problem, metric)
+            do = _pass_of(len(order), pair, past, plan, head, problem, metric)
             rest = (plan.lengths, gradients, table, shifted, end, do, room_for(outputs), *sums)
             kernels.sparse_pass(*rows, order, *rest)
             if count == 1:
@@ -91,7 +94,7 @@ def share_sparse_steps(
             else:
                 kernels.read_columns(table, end, *told[:, t])
                 meeting.wait()
-                kernels.merge_columns(*told, shares[k], further, *own, table, end)
+                kernels.merge_columns(*told, weights[k], further, *bounds, *own, table, end)
                 meeting.wait()
             if k == rounds // 2 - 1 and t == 0:
                 middle[:] = x
@@ -99,14 +102,15 @@ def share_sparse_steps(
     meet(count, run)
 
 
-def how_far(steps: float, count: int, metric: Metric) -> np.ndarray:
-    """How many times the mean of the moves of threads, by so many steps each, all columns are to go; shape (p + 1,).
+def how_far(step: float, visits: float, count: int, metric: Metric) -> np.ndarray:
+    """How many times the mean of the moves of `count` threads, of so many visits each, columns are to go; (p + 1,).
 
     Steps that leave a share r of a distance leave r to the power of `count` where threads follow one another: columns
     that a round moves little go as far as all moves together, others to the mean. But columns that come together move
     more than each by itself, and none may go twice as far as the mean: it would end as far from where threads agree.
     """
-    exponents = MOVED * steps * metric.curvature * np.append(metric.spread * metric.scale, 1.0)
+    with np.errstate(over="ignore"):  # of a step of the user's own
+        exponents = MOVED * visits * metric.curvature * step * np.append(metric.spread * metric.scale, 1.0)
     exponents = np.maximum(exponents, np.finfo(float).tiny)
     return np.minimum(np.expm1(-count * exponents) / np.expm1(-exponents), FARTHEST)
 

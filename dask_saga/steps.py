@@ -93,7 +93,7 @@ def _orders(seed: int, taken: np.ndarray, n: int, count: int) -> list[np.ndarray
     if count == 1:
         return [row_order(seed, taken)]
     block = max(1, min(NEIGHBOURS, n // (16 * count)))
-    owners = np.random.default_rng(seed).integers(count, size=-(-n // block), dtype=np.min_scalar_type(count))
+    owners = np.random.default_rng(seed).permutation(np.arange(-(-n // block), dtype=np.int32) % count)
     owner = owners[taken // block]
     return [row_order((seed, k), taken[owner == k]) for k in range(count)]
 

@@ -89,11 +89,15 @@ def threads(count: int) -> Iterator[Callable]:
 
         def each(function: Callable, *columns: Iterable) -> list:
             calls, numbers = list(zip(*columns, strict=True)), itertools.count()
-            results = [None] * len(calls)
+            results, failed = [None] * len(calls), threading.Event()
 
             def work() -> None:
-                while (k := next(numbers)) < len(calls):
-                    results[k] = function(*calls[k])
+                try:
+                    while (k := next(numbers)) < len(calls) and not failed.is_set():
+                        results[k] = function(*calls[k])
+                except BaseException:
+                    failed.set()  # the others begin no more
+                    raise
 
             others = [pool.submit(work) for _ in range(count - 1)]
             work()

@@ -10,6 +10,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from sklearn.exceptions import ConvergenceWarning
 
 from dask_saga import SAGAClassifier, SAGARegressor, chunk_saga
 from dask_saga import metric as metric_module
@@ -119,7 +120,8 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
                 )  # fmt: skip
                 ends.append((own_x, own_sum - gradient_sum))
             mean = np.average([own_x for own_x, _ in ends], axis=0, weights=[len(part) for part in parts])
-            x = x + further * (mean - x) if sparse else mean
+            agreed = np.all([own_x == ends[0][0] for own_x, _ in ends], axis=0)
+            x = np.where(agreed, ends[0][0], x + further * (mean - x)) if sparse else mean
             gradient_sum = gradient_sum + sum(change for _, change in ends)
         x, gradient_sum = x_to_user(x, metric), sum_to_user(gradient_sum, metric)
         np.testing.assert_allclose(head.x, x, rtol=1e-9, atol=1e-12)
@@ -167,6 +169,31 @@ def test_the_optimum_is_that_of_one_thread(kind, penalty, loss):
             sum((memory.gradients.astype(float).T @ A) for memory in other.state_.chunks.values()),
             atol=1e-10,
         )
+
+
+@pytest.mark.parametrize("n_threads", [2, 4])
+def test_bounds_hold_after_any_visit_and_zeros_are_exact(n_threads):
+    rng, p = np.random.default_rng(0), 60
+    A = sp.csr_array(sp.random(3000, p, 0.2, random_state=0))
+    slopes = np.where(np.arange(p) < 6, 3.0 * (-1.0) ** np.arange(p), 0.0)
+    b = np.where(rng.random(3000) < 1 / (1 + np.exp(-(A @ slopes))), 1, -1)
+    settings = {"memory_dtype": "float64", "random_state": 0, "tol": 1e-8}
+
+    def coefficients(threads, max_iter, **how):
+        model = SAGAClassifier(penalty=ElasticNet(**how), n_threads=threads, max_iter=max_iter, **settings)
+        return model.fit(A, b).coef_
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for passes in (1, 2, 3):
+            low = coefficients(n_threads, passes, l2=1e-4, lower=0.0)
+            assert low.min() == 0.0
+            assert coefficients(n_threads, passes, l2=1e-4, upper=0.5).max() == 0.5
+    for how in ({"l1": 3e-3}, {"l2": 1e-4, "lower": 0.0}):
+        one, more = coefficients(1, 500, **how), coefficients(n_threads, 500, **how)
+        assert np.array_equal(one == 0.0, more == 0.0)
+        assert (one == 0.0).sum() > 20
+        np.testing.assert_allclose(more, one, atol=1e-5)
 
 
 @pytest.mark.parametrize("n_threads", [2, 4])
