@@ -192,7 +192,9 @@ def _measure_sparse(chunk, full, problem, chunks, factors):
         with threads(count) as each:
             tables = list(each(add, parts))
         low, high = (bound([one[:, k] for one in tables], axis=0) for k, bound in ((2, np.min), (3, np.max)))
-        out = sum(tables[1:], start=tables[0])
+        out = tables[0]
+        for other in tables[1:]:
+            out += other  # in its place: a table may be a good part of the chunk
         counts = out[:, 4].astype(np.int64)
         return out[:, 0], out[:, 1], low, high, out[:, 5 : 5 + pulls.shape[1]].T
 

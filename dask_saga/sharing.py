@@ -50,7 +50,7 @@ def share_dense_steps(orders, x, middle, gradient_sum, left, *, plan, chunk, **h
             def run(part, copy, share=share):
                 _run_steps(part, *copy, share, plan=plan, chunk=chunk, **how)
 
-            each(run, parts, copies)
+            list(each(run, parts, copies))
             counts = np.array([len(part) for part in parts])
             if not counts.any():  # no row has weight, or there are fewer rows than rounds
                 continue
@@ -73,7 +73,7 @@ def share_sparse_steps(
     if count > 1 and isinstance(problem.penalty, ElasticNet):
         bounds, further = (problem.penalty.lower, problem.penalty.upper), how_far(step, visits.mean(), count, metric)
 
-    kernels, sums = kernels_for(problem.loss, problem.penalty), (problem.loss, problem.penalty)
+    kernels, parameters = kernels_for(problem.loss, problem.penalty), (problem.loss, problem.penalty)
     rows = (*row_arrays(chunk.rows, slice(0, len(chunk.targets))), frozen(chunk.targets), frozen(chunk.weights))
     coordinates = (anchor, shift, frozen(metric.scale), frozen(metric.rarity), step)
     tables = room_of_columns(count, p, outputs, past == 0.0 and not shifted)
@@ -87,7 +87,7 @@ def share_sparse_steps(
         for k, pair in enumerate(lefts):
             order = frozen(parts[k][t])
             do = _pass_of(len(order), pair, past, plan, head, problem, metric)
-            rest = (plan.lengths, gradients, table, shifted, end, do, room_for(outputs), *sums)
+            rest = (plan.lengths, gradients, table, shifted, end, do, room_for(outputs), *parameters)
             kernels.sparse_pass(*rows, order, *rest)
             if count == 1:
                 kernels.read_columns(table, end, *own)

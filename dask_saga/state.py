@@ -414,8 +414,7 @@ def _next_cut(head: Head, problem: Problem, metric: Metric, circles: bool) -> fl
     if not (problem.average and problem.automatic) or head.diverged:
         return head.cut
     ratio, fell = head.window_ratio / max(head.window_count, 1), head.window_energy / (head.last_energy or 1.0)
-    moves = (x_to_solver(move, metric.unshifted) for move in (head.x - head.window_start, head.last_move))
-    along = _cosine(*moves, metric)
+    along = _cosine(head.x - head.window_start, head.last_move, metric)
     if head.window_count < 2:
         ratio, circles = 0.0, along < ACROSS  # a chunk alone may settle
     # Nothing settles faster than step x rows x curvature; more is one row's luck to be in either half.
@@ -437,9 +436,8 @@ def _next_cut(head: Head, problem: Problem, metric: Metric, circles: bool) -> fl
 
 
 def _cosine(u: np.ndarray, v: np.ndarray, metric: Metric) -> float:
-    """Of two moves in the solver's coordinates; 0 where one is none."""
-    # Not by BLAS: its threads would change the bits of long ones, and spin beside the kernels for a while.
-    uu, uv, vv = scaled_products(u, v, metric.scale)
+    """Of two moves, in the solver's coordinates; 0 where one is none."""
+    uu, uv, vv = scaled_products(*(x_to_solver(move, metric.unshifted) for move in (u, v)), metric.scale)
     return uv / (math.sqrt(uu) * math.sqrt(vv) or 1.0)
 
 

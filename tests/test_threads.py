@@ -100,9 +100,8 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
         left_by_round = np.exp(-0.5 * step * steps * metric.curvature * np.append(metric.spread * metric.scale, 1.0))
         further = np.minimum((1 - left_by_round**n_threads) / (1 - left_by_round), 1.5)
         bounds = [[len(order) * k // (2 * rounds) for k in range(2 * rounds + 1)] for order in plan.orders]
-        lefts = (
-            1.0 - np.sum(bounds, axis=0) / np.sum(bounds, axis=0)[-1] if problem.automatic else np.ones(2 * rounds + 1)
-        )
+        done = np.sum(bounds, axis=0)
+        lefts = 1.0 - done / done[-1] if problem.automatic else np.ones(len(done))
         parts_of_rounds = zip(
             *(
                 [order[start:end] for start, end in itertools.pairwise(own)]
