@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
     "borrowed",
     "compiled",
     "empty_on_lines",
+    "give_way",
     "inlined",
     "load",
     "numbers_of",
@@ -93,6 +95,19 @@ def add_at_once(typing_context: Any, array: Any, more: Any) -> tuple:
         return builder.atomic_rmw("add", address, arguments[1], "seq_cst")
 
     return array.dtype(array, array.dtype), generate
+
+
+@intrinsic
+def give_way(typing_context: Any) -> tuple:
+    """Let other threads have the core, where there is a call for it."""
+
+    def generate(context, builder, signature, arguments):
+        if os.name == "posix":
+            kind = ir.FunctionType(ir.IntType(32), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 @intrinsic

@@ -5,7 +5,7 @@ the solver's coordinates, where a row is ``a_i - shift`` and column j takes step
 ``gradients`` is (n, k), ``b`` (n, 1) or (n, k). ``weights`` has one entry a row, or none for all
 ones; ``lengths`` each row's squared length, or none. ``room`` is that for a row's numbers. What is written is named
 so; ``middle`` gets x as it is at the visit ``half``. Of sparse rows x and the sum are kept in a ``table`` of the
-columns and ``ends``, for the intercept.
+columns and ``ends`` (_tables.py).
 
 Rows come without replacement. The change of a row's gradient from its memory speaks for rows still to come, of
 which there are ``left - t * less`` at the t-th visit, as a share of all; that from ``anchor`` for those of chunks
@@ -40,7 +40,6 @@ from ._intrinsics import (
     NEAR_BYTES,
     borrowed,
     compiled,
-    empty_on_lines,
     inlined,
     load,
     numbers_of,
@@ -55,13 +54,12 @@ from ._rows import visits_of
 from .losses import curvature, gives_curvature, row_derivative, row_value_and_derivative, target
 from .penalties import prox, shrink
 
-__all__ = ["Kernels", "Pass", "kernels_for", "room_of_columns"]
+__all__ = ["Kernels", "Pass", "kernels_for"]
 
 # Rows that are asked for ahead take no more: they would else push each other out of the cache.
 AHEAD_BYTES = 2**15
 # Steps in units of the inverse of a row's curvature that are not long.
 LINEAR = 4.0
-HALF_LINE = DOUBLES // 2
 U = np.uint64
 
 
@@ -104,10 +102,7 @@ class Kernels(NamedTuple):
     """The compiled loops for one kind of caller."""
 
     dense_pass: Callable
-    fill_columns: Callable
     sparse_pass: Callable
-    read_columns: Callable
-    merge_columns: Callable
     dense_gradient: Callable
     sparse_gradient: Callable
     proximal_step: Callable
@@ -250,16 +245,6 @@ def four(array, k, outputs):
     return array[k], array[outputs + k], array[2 * outputs + k], array[3 * outputs + k]
 
 
-def room_of_columns(count: int, p: int, outputs: int, plain: bool) -> np.ndarray:
-    """Room for what the sparse loops of so many threads keep of each column side by side, on lines of the cache.
-
-    These are x and gradient_sum of each output, the step and that of the average and the penalty, and unless the
-    columns are `plain` the shift and the anchors.
-    """
-    width = HALF_LINE if plain and outputs == 1 else whole_lines(3 * outputs + 3)
-    return empty_on_lines(count, p + p % 2, width)[:, :p]  # no line has columns of two threads
-
-
 def _build(sources: int, cache: bool) -> Kernels:
     jit = functools.partial(compiled, cache=cache)
     # numba's on-disk cache follows edits of this file only. Naming `sources`, which the
@@ -334,24 +319,6 @@ def _build(sources: int, cache: bool) -> Kernels:
         owner[0] = 0.0  # no longer borrowed
 
     @jit
-    def fill_columns(x, gradient_sum, anchor, shift, scale, rarity, step, table, ends):
-        """Write what ``sparse_pass`` keeps of each column to ``table``, and of the intercept to ``ends``."""
-        sources  # noqa: B018
-        p, outputs, width = U(table.shape[0]), U(x.shape[0]), U(table.shape[1])
-        columns, whole = borrowed(table).reshape(-1), table.shape[1] > HALF_LINE
-        for j in range(p):
-            c, own = j * width, step * scale[j]
-            columns[c + U(2) * outputs], columns[c + U(2) * outputs + U(1)] = own, own * rarity[j]
-            for k in range(outputs):
-                columns[c + k], columns[c + outputs + k] = x[k, j], gradient_sum[k, j]
-            if whole:
-                columns[c + U(2) * outputs + U(2)] = shift[j]
-                for k in range(outputs):
-                    columns[c + U(2) * outputs + U(3) + k] = anchor[k, j]
-        for k in range(outputs):
-            ends[0, k], ends[1, k], ends[2, k] = x[k, p], gradient_sum[k, p], anchor[k, p]
-
-    @jit
     def sparse_pass(data, indices, indptr, b, weights, order, lengths, gradients, table, shifted, ends, do, room, loss,
                     penalty):  # fmt: skip
         """Each row takes a step of its own, on its support."""
@@ -398,40 +365,6 @@ def _build(sources: int, cache: bool) -> Kernels:
                     columns[c + at_sum + k] = total + delta * a
                 x[k] -= do.intercept_step * (pulled + do.inverse_weight * sums[k])
                 sums[k] += delta
-
-    @jit
-    def read_columns(table, ends, x, gradient_sum):
-        """The inverse of ``fill_columns``."""
-        sources  # noqa: B018
-        p, width, outputs, columns = U(table.shape[0]), U(table.shape[1]), U(x.shape[0]), borrowed(table).reshape(-1)
-        for k in range(outputs):
-            for j in range(p):
-                x[k, j], gradient_sum[k, j] = columns[j * width + k], columns[j * width + outputs + k]
-            x[k, p], gradient_sum[k, p] = ends[0, k], ends[1, k]
-
-    @jit
-    def merge_columns(moved, summed, shares, further, lower, upper, x, gradient_sum, table, ends):
-        """Bring x and the sum, from which threads went to ``moved`` and ``summed``, to what comes of it, the table too.
-
-        The sum gets all changes, x ``further`` times the mean of its moves by ``shares``, within bounds. Where threads
-        agree it is what they found: a zero, or a bound, of a penalty stays exact.
-        """
-        sources  # noqa: B018
-        p, width, outputs, columns = U(table.shape[0]), U(table.shape[1]), U(x.shape[0]), borrowed(table).reshape(-1)
-        some = U(np.argmax(shares))
-        for k in range(outputs):
-            for j in range(p + U(1)):
-                old, total, move, change, found, agree = x[k, j], gradient_sum[k, j], 0.0, 0.0, moved[some, k, j], True
-                for t in range(U(shares.size)):
-                    move += shares[t] * (moved[t, k, j] - old)
-                    change += summed[t, k, j] - total
-                    agree &= shares[t] == 0.0 or moved[t, k, j] == found
-                new = found if agree else old + further[j] * move
-                if j < p:
-                    new = lower if new < lower else (upper if new > upper else new)
-                    columns[j * width + k], columns[j * width + outputs + k] = new, total + change
-                x[k, j], gradient_sum[k, j] = new, total + change
-            ends[0, k], ends[1, k] = x[k, p], gradient_sum[k, p]
 
     @jit
     def dense_gradient(A, b, weights, x, gradient, gradients, total, room, loss):
@@ -505,10 +438,7 @@ def _build(sources: int, cache: bool) -> Kernels:
 
     return Kernels(
         dense_pass,
-        fill_columns,
         sparse_pass,
-        read_columns,
-        merge_columns,
         dense_gradient,
         sparse_gradient,
         proximal_step,

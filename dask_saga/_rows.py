@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from ._intrinsics import AHEAD, NEAR_BYTES, borrowed, compiled, prefetch
+from ._intrinsics import borrowed, compiled, inlined, prefetch
 
 __all__ = [
     "dense_moments",
@@ -13,7 +13,9 @@ __all__ = [
     "dense_sum",
     "repeated",
     "scaled_products",
-    "shuffle",
+    "scatter",
+    "shuffle_blocks",
+    "shuffle_groups",
     "sparse_moments",
     "sparse_norms",
     "squared_move",
@@ -22,6 +24,8 @@ __all__ = [
 
 # Of a row's squared length, kept in 32 bits.
 LONGEST = float(np.finfo(np.float32).max)
+# Entries between a prefetch and its use.
+ENTRIES_AHEAD = 64
 U = np.uint64
 
 
@@ -82,48 +86,81 @@ def dense_moments(A, weights, pulls, origin, out):
 
 
 @compiled
-def sparse_moments(data, indices, indptr, weights, pulls, origin, out):
-    """As ``dense_moments``, of what is stored and with ``out`` of shape (p, 5 + c or more), where counts come fifth."""
-    out, pulls, indices = borrowed(out), borrowed(pulls), borrowed(indices)
-    n, lines, width, near = U(indptr.size - 1), out.reshape(-1), U(out.shape[1]), out.nbytes <= NEAR_BYTES // 2
-    for i in range(n):
-        w, coming = weights[i], i + U(AHEAD)
-        if coming < n and not near:
-            for q in range(U(indptr[coming]), U(indptr[coming + U(1)])):
-                prefetch(lines, U(indices[q]) * width)
+def sparse_moments(data, indices, indptr, weights, pulls, out):
+    """As ``dense_moments``, of what is stored.
+
+    ``out``, of shape (p, 6 + c or more), is a line for each column: its origin, what it is to get, and as fifth of
+    these its count.
+    """
+    data, indices, indptr, pulls, out = (
+        borrowed(data),
+        borrowed(indices),
+        borrowed(indptr),
+        borrowed(pulls),
+        borrowed(out),
+    )
+    lines, width, last = out.reshape(-1), U(out.shape[1]), U(indices.size - 1)
+    for i in range(U(indptr.size - 1)):
+        w = weights[i]
         for q in range(U(indptr[i]), U(indptr[i + U(1)])):
-            j, value = U(indices[q]), data[q]
-            a, c = value - origin[j], j * width
-            lines[c] += w * a
-            lines[c + U(1)] += w * a * a
-            lines[c + U(2)] = value if value < lines[c + U(2)] else lines[c + U(2)]
-            lines[c + U(3)] = value if value > lines[c + U(3)] else lines[c + U(3)]
-            lines[c + U(4)] += 1.0
+            prefetch(lines, U(indices[min(q + U(ENTRIES_AHEAD), last)]) * width)
+            value, c = data[q], U(indices[q]) * width
+            a = value - lines[c]
+            lines[c + U(1)] += w * a
+            lines[c + U(2)] += w * a * a
+            lines[c + U(3)] = min(value, lines[c + U(3)])
+            lines[c + U(4)] = max(value, lines[c + U(4)])
+            lines[c + U(5)] += 1.0
             for k in range(U(pulls.shape[1])):
-                lines[c + U(5) + k] += pulls[i, k] * a
+                lines[c + U(6) + k] += pulls[i, k] * a
 
 
 @compiled
 def repeated(rows, lengths, weights, often, out):
-    """Write each row to ``out``, if it is not empty, once for each of its visits; return how many those are."""
-    count = 0
-    for t in range(rows.size):
+    """Write each row to ``out``, if it is not empty, and then the further visits of some; return how many all are."""
+    count = U(rows.size)
+    for t in range(U(rows.size)):
         i = rows[t]
-        visits = int(visits_of(lengths[i], weights[i] if weights.size else 1.0, often, float(rows.size)))
+        visits = U(visits_of(lengths[i], weights[i] if weights.size else 1.0, often, float(rows.size)))
         if out.size:
-            for k in range(count, count + visits):
+            out[t] = i
+            for k in range(count, count + visits - U(1)):
                 out[k] = i
-        count += visits
+        count += visits - U(1)
     return count
 
 
+@inlined
+def below(draw, count):
+    """A number below the count, of a draw of 32 bits."""
+    return (U(draw) * U(count)) >> U(32)
+
+
 @compiled
-def shuffle(rows, draws, end):
-    """Bring rows into a random order: those before ``end``, downwards, as far as there are draws of 32 bits."""
-    for t in range(draws.size):
-        i = end - 1 - t
-        j = np.int64((np.uint64(draws[t]) * np.uint64(i + 1)) >> np.uint64(32))
+def scatter(rows, draws, first):
+    """Exchange each row from the first on with one of all rows."""
+    for t in range(U(draws.size)):
+        i, j = U(first) + t, below(draws[t], rows.size)
         rows[i], rows[j] = rows[j], rows[i]
+
+
+@compiled
+def shuffle_blocks(rows, draws, width):
+    """Bring whole blocks of so many neighbours into a random order, one for each draw."""
+    for t in range(U(draws.size)):
+        i, j = U(draws.size) - t - U(1), below(draws[t], U(draws.size) - t)
+        for k in range(U(width)):
+            one, other = i * U(width) + k, j * U(width) + k
+            rows[one], rows[other] = rows[other], rows[one]
+
+
+@compiled
+def shuffle_groups(rows, draws, size):
+    """Bring each group of so many neighbours into a random order, with a draw for each."""
+    for start in range(U(0), U(rows.size), U(size)):
+        for left in range(min(U(size), U(rows.size) - start), U(0), -1):
+            i, j = start + left - U(1), start + below(draws[start + left - U(1)], left)
+            rows[i], rows[j] = rows[j], rows[i]
 
 
 @compiled
@@ -168,12 +205,9 @@ def sparse_norms(data, indices, indptr, shift, scale, intercept, out):
     data, indices, indptr, shift, scale = (
         borrowed(data), borrowed(indices), borrowed(indptr), borrowed(shift), borrowed(scale)
     )  # fmt: skip
-    n, shifted, near = U(indptr.size - 1), shift.any(), scale.nbytes <= NEAR_BYTES // 2
-    for i in range(n):
-        total, coming = intercept, i + U(AHEAD)
-        if coming < n and not near:
-            for q in range(U(indptr[coming]), U(indptr[coming + U(1)])):
-                prefetch(scale, U(indices[q]))
+    shifted = shift.any()
+    for i in range(U(indptr.size - 1)):
+        total = intercept
         for q in range(U(indptr[i]), U(indptr[i + U(1)])):
             a = data[q] - shift[U(indices[q])] if shifted else data[q]
             total += a * a * scale[U(indices[q])]

@@ -183,20 +183,19 @@ def _measure_sparse(chunk, full, problem, chunks, factors):
         nonlocal counts
 
         def add(part: slice) -> np.ndarray:
-            out = empty_on_lines(p, whole_lines(5 + pulls.shape[1]))
-            out[:], out[:, 2], out[:, 3] = 0.0, np.inf, -np.inf
-            few = frozen(weights[part]), frozen(pulls[part])
-            sparse_moments(*row_arrays(rows, part), *few, frozen(origin), out)
+            out = empty_on_lines(p, whole_lines(6 + pulls.shape[1]))
+            out[:], out[:, 0], out[:, 3], out[:, 4] = 0.0, origin, np.inf, -np.inf
+            sparse_moments(*row_arrays(rows, part), frozen(weights[part]), frozen(pulls[part]), out)
             return out
 
         with threads(count) as each:
             tables = list(each(add, parts))
-        low, high = (bound([one[:, k] for one in tables], axis=0) for k, bound in ((2, np.min), (3, np.max)))
+        low, high = (bound([one[:, k] for one in tables], axis=0) for k, bound in ((3, np.min), (4, np.max)))
         out = tables[0]
         for other in tables[1:]:
             out += other  # in its place: a table may be a good part of the chunk
-        counts = out[:, 4].astype(np.int64)
-        return out[:, 0], out[:, 1], low, high, out[:, 5 : 5 + pulls.shape[1]].T
+        counts = out[:, 5].astype(np.int64)
+        return out[:, 1], out[:, 2], low, high, out[:, 6 : 6 + pulls.shape[1]].T
 
     counts, origin = np.zeros(p, np.int64), np.zeros(p)
     if full.any():  # only what every row stores has an origin of its own

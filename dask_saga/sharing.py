@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ._intrinsics import GROUP, empty_on_lines, room_for, whole_lines
-from ._kernels import Pass, kernels_for, room_of_columns
+from ._intrinsics import GROUP, room_for
+from ._kernels import Pass, kernels_for
+from ._tables import bring_together, fill_table, read_table, room_of_tables
 from .inputs import Chunk, frozen, row_arrays
 from .metric import Metric, shift_of, solver_rows
 from .penalties import ElasticNet
-from .threads import Meeting, even_slices, meet, threads
+from .threads import even_slices, meet, threads
 
 __all__ = ["ENTRIES_A_COEFFICIENT", "share_dense_steps", "share_sparse_steps"]
 
@@ -21,6 +22,8 @@ __all__ = ["ENTRIES_A_COEFFICIENT", "share_dense_steps", "share_sparse_steps"]
 SHORT = 1.0
 # Times that threads bring together what they found in each half of a visit, at most.
 ROUNDS, SPARSE_ROUNDS = 16, 4
+# Visits of a column by each thread in a round from which it is brought together after every one.
+OFTEN = 16
 # Share of the bound of a loss's curvature by which rows of a round move a column, about: a bound is rarely met.
 MOVED = 0.5
 # How many times the mean of threads' moves a column goes at most.
@@ -64,45 +67,46 @@ def share_sparse_steps(
     """The same of sparse rows: threads have tables of the columns, and bring together themselves what these hold."""
     (outputs, p), count = (len(x), x.shape[1] - 1), len(orders)
     plan, shift = _raised(plan, count, problem), shift_of(metric)
-    rounds = 2 * min(_worth(chunk, count, ENTRIES_A_TABLE * x.size), SPARSE_ROUNDS if count > 1 else 1)
+    every, most = np.arange(p, dtype=np.int32), SPARSE_ROUNDS if count > 1 else 1
+    often = np.flatnonzero(sum(map(len, orders)) / (2 * most * count) > OFTEN * metric.rarity).astype(np.int32)
+    rounds = 2 * min(_worth(chunk, count, ENTRIES_A_TABLE * often.size), most)
     lefts, parts = _rounds(orders, left, rounds)
     visits = np.array([[len(part) for part in some] for some in parts])
+    shares = visits.sum(axis=0) / max(visits.sum(), 1)
     step, shifted = _step(plan, head, problem, metric), bool(shift.any())
-    weights = visits / np.maximum(visits.sum(axis=1, keepdims=True), 1)
     bounds, further = (-np.inf, np.inf), np.ones(p + 1)  # a mean leaves no domain of a penalty of the user's own
     if count > 1 and isinstance(problem.penalty, ElasticNet):
-        bounds, further = (problem.penalty.lower, problem.penalty.upper), how_far(step, visits.mean(), count, metric)
+        alone = np.full(p + 1, visits.mean() * (rounds // 2))
+        alone[often] = alone[p] = visits.mean()
+        bounds, further = (problem.penalty.lower, problem.penalty.upper), how_far(step, alone, count, metric)
 
-    kernels, parameters = kernels_for(problem.loss, problem.penalty), (problem.loss, problem.penalty)
+    sparse_pass = kernels_for(problem.loss, problem.penalty).sparse_pass
     rows = (*row_arrays(chunk.rows, slice(0, len(chunk.targets))), frozen(chunk.targets), frozen(chunk.weights))
     coordinates = (anchor, shift, frozen(metric.scale), frozen(metric.rarity), step)
-    tables = room_of_columns(count, p, outputs, past == 0.0 and not shifted)
-    ends = empty_on_lines(count, 3, whole_lines(outputs))  # no line of the cache has two writers
-    told = np.empty((2, count if count > 1 else 0, outputs, p + 1))
+    tables, ends = room_of_tables(count, p, outputs, past == 0.0 and not shifted)
 
-    def run(t: int, meeting: Meeting) -> None:
-        own = (x, gradient_sum) if t == 0 else (x.copy(), gradient_sum.copy())
-        table, end = tables[t], ends[t]
-        kernels.fill_columns(*own, *coordinates, table, end)
+    def run(t: int, *meeting: np.ndarray) -> bool:
+        table, own = tables[t], ends[t]
+        fill_table(x, gradient_sum, *coordinates, table, own)
         for k, pair in enumerate(lefts):
-            order = frozen(parts[k][t])
-            do = _pass_of(len(order), pair, past, plan, head, problem, metric)
-            rest = (plan.lengths, gradients, table, shifted, end, do, room_for(outputs), *parameters)
-            kernels.sparse_pass(*rows, order, *rest)
+            do = _pass_of(visits[k, t], pair, past, plan, head, problem, metric)
+            rest = (plan.lengths, gradients, table, shifted, own, do, room_for(outputs), problem.loss, problem.penalty)
+            sparse_pass(*rows, frozen(parts[k][t]), *rest)
+            halfway, whole = k == rounds // 2 - 1, (k + 1) % (rounds // 2) == 0
             if count == 1:
-                kernels.read_columns(table, end, *own)
-            else:
-                kernels.read_columns(table, end, *told[:, t])
-                meeting.wait()
-                kernels.merge_columns(*told, weights[k], further, *bounds, *own, table, end)
-                meeting.wait()
-            if k == rounds // 2 - 1 and t == 0:
+                read_table(table, own, *((middle, gradient_sum[:0]) if halfway else (x, gradient_sum)))
+            elif not bring_together(
+                t, k, *meeting, every if whole else often, tables, ends, shares, further, *bounds, x, gradient_sum
+            ):
+                return False
+            elif halfway and t == 0:
                 middle[:] = x
+        return True
 
     meet(count, run)
 
 
-def how_far(step: float, visits: float, count: int, metric: Metric) -> np.ndarray:
+def how_far(step: float, visits: np.ndarray, count: int, metric: Metric) -> np.ndarray:
     """How many times the mean of the moves of `count` threads, of so many visits each, columns are to go; (p + 1,).
 
     Steps that leave a share r of a distance leave r to the power of `count` where threads follow one another: columns
@@ -110,9 +114,11 @@ def how_far(step: float, visits: float, count: int, metric: Metric) -> np.ndarra
     more than each by itself, and none may go twice as far as the mean: it would end as far from where threads agree.
     """
     with np.errstate(over="ignore"):  # of a step of the user's own
-        exponents = MOVED * visits * metric.curvature * step * np.append(metric.spread * metric.scale, 1.0)
-    exponents = np.maximum(exponents, np.finfo(float).tiny)
-    return np.minimum(np.expm1(-count * exponents) / np.expm1(-exponents), FARTHEST)
+        shares = np.exp(-MOVED * visits * metric.curvature * step * np.append(metric.spread * metric.scale, 1.0))
+    further = np.ones(len(shares))
+    for _ in range(count - 1):
+        further = 1.0 + shares * further
+    return np.minimum(further, FARTHEST)
 
 
 def _raised(plan: Any, count: int, problem: Any) -> Any:

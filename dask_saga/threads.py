@@ -7,7 +7,6 @@ import functools
 import itertools
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,14 +14,10 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from ._intrinsics import add_at_once, compiled
-
-__all__ = ["Meeting", "even_slices", "meet", "one_blas_thread", "sharers", "threads"]
+__all__ = ["even_slices", "meet", "one_blas_thread", "sharers", "threads"]
 
 # Entries of rows for which one more thread pays.
 LEAST_ENTRIES = 2**17
-# Looks at who has arrived, of some 20 ns each, before others may have the core.
-SPINS = 2**12
 
 
 class _OneBLASThread:
@@ -108,57 +103,26 @@ def threads(count: int) -> Iterator[Callable]:
         yield each
 
 
-class Broken(Exception):
-    """Another thread will not come."""
+def meet(count: int, run: Callable[[int, np.ndarray, np.ndarray], bool]) -> None:
+    """``run(t, arrived, failed)`` in `count` threads at once, for t from 0: kernels that wait for each other.
 
+    These return False where another one failed; the error of that one is raised.
+    """
+    arrived, failed = np.zeros(1, np.int64), np.zeros(1, np.int64)
 
-class Meeting:
-    """Where threads wait for each other, busily: one that sleeps is woken on the core of the one that wakes it."""
-
-    def __init__(self, arrived: np.ndarray, count: int, failed: threading.Event):
-        self.arrived, self.count, self.failed, self.turns = arrived, count, failed, itertools.count(1)
-
-    def wait(self) -> None:
-        """Wait until all have come as often."""
-        arrive(self.arrived)
-        everyone = self.count * next(self.turns)
-        while not have_arrived(self.arrived, everyone, SPINS):
-            if self.failed.is_set():
-                raise Broken
-            time.sleep(0)
-
-
-def meet(count: int, run: Callable[[int, Meeting], None]) -> None:
-    """``run(t, meeting)`` in `count` threads at once, for t from 0."""
-    arrived, failed = np.zeros(1, np.int64), threading.Event()
-
-    def guarded(t: int) -> None:
+    def guarded(t: int) -> bool:
         try:
-            run(t, Meeting(arrived, count, failed))
-        except Broken:
-            pass  # the other one tells why
+            return run(t, arrived, failed)
         except BaseException:
-            failed.set()
+            failed[0] = 1
             raise
 
     with threads(count) as each:
         try:
             list(each(guarded, range(count)))
         except BaseException:
-            failed.set()  # perhaps not all have begun
+            failed[0] = 1  # perhaps not all have begun
             raise
-
-
-@compiled
-def arrive(arrived):
-    add_at_once(arrived, 1)
-
-
-@compiled
-def have_arrived(arrived, all_of_them, spins):
-    while spins and add_at_once(arrived, 0) < all_of_them:
-        spins -= 1
-    return spins > 0
 
 
 def sharers(n_threads: int, entries: int) -> int:

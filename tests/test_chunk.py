@@ -106,7 +106,7 @@ def test_two_passes_equal_plain_python(kind, name, steps, weighted, memory_dtype
         together = 4 if steps != "given" and hardest <= 1 else 1
         assert steps != "short" or together == 4 or loss.curvature is None
         head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
-        order = row_order(seed, np.repeat(used, times[used]))
+        order = row_order(seed, np.append(used, np.repeat(used, times[used] - 1)), len(used))
         turned_x, turned_sum = x_to_solver(x, metric), sum_to_solver(gradient_sum, metric)
         x, gradient_sum, gradients = oracles.saga_pass(
             rows, chunk.targets, w, order, ratio * more / times, norms, turned_x, turned_sum, gradients, metric,

@@ -39,7 +39,7 @@ def test_with_the_posts_settings_it_is_the_posts_algorithm(binary, kind):
     memory = [np.zeros(len(b)) for _, b in chunks]
     for epoch in range(5):
         for k, ((X, y), chunk_id) in enumerate(zip(chunks, result.state.chunks, strict=True)):
-            order = row_order(visit_seed(3, chunk_id, epoch), np.arange(len(y)))
+            order = row_order(visit_seed(3, chunk_id, epoch), np.arange(len(y)), len(y))
             orders = order[: len(y) // 2], order[len(y) // 2 :]
             for part in orders:
                 x, memory[k], average = oracles.post_pass(

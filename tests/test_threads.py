@@ -10,11 +10,13 @@ import dask.array as da
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from numba import njit
 from sklearn.exceptions import ConvergenceWarning
 
 from dask_saga import SAGAClassifier, SAGARegressor, chunk_saga
 from dask_saga import metric as metric_module
 from dask_saga import threads as threads_module
+from dask_saga._tables import wait
 from dask_saga.chunk import chunk_gradient, fresh_memory
 from dask_saga.columns import column_stats
 from dask_saga.inputs import read_chunk
@@ -65,9 +67,10 @@ def test_rows_are_shared_only_where_copies_of_x_are_small_beside_them(p, shared)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("step_size", ["auto", 1e-2])
 @pytest.mark.parametrize("n_threads", [2, 3])
-@pytest.mark.parametrize("kind", ["dense", "sparse", "rotated"])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "sparse, columns rare", "rotated"])
 def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, monkeypatch):
     monkeypatch.setattr(metric_module, "ROTATES_FREELY", 1e9)
+    kind, rare = kind.split(",")[0], "," in kind
     A, b = rows_of(kind)
     n, p = A.shape
     weights = np.random.default_rng(1).random(n) * (np.arange(n) % 5 > 0) if weighted else None
@@ -88,6 +91,9 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
         if memory is None:
             memory = chunk_saga(chunk, counted._replace(diverged=True), None, problem, metric, 0)[1]
         plan = plan_visit(chunk, counted, memory, problem, metric, seed)
+        visits = sum(map(len, plan.orders)) / (2 * most * n_threads) / metric.rarity
+        limit = np.median(visits) if rare else 1.0
+        monkeypatch.setattr("dask_saga.sharing.OFTEN", limit)
         visited = [set(order.tolist()) for order in plan.orders]
         assert sum(map(len, visited)) == len(set.union(*visited)) == np.count_nonzero(w)
         head, memory = chunk_saga(chunk, head, None if seed == 3 else memory, problem, metric, seed)
@@ -95,8 +101,12 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
         pace = metric._replace(pace=min(metric.pace, 1.0 if seed == 3 else np.inf))
         step = problem.step(pace) * plan.step * (np.sqrt(n_threads) if problem.automatic else 1.0)
         short = problem.automatic and kind != "sparse" and step * plan.pull * plan.often * problem.loss.curvature <= 1
-        # Of a distance a column's steps in a round leave the share r; r**n_threads if threads followed one another.
-        steps = sum(map(len, plan.orders)) / n_threads / (2 * rounds)
+        often = np.full(p + 1, True)
+        if sparse:
+            often[:-1] = visits > limit
+            assert 0 < often[:-1].sum() < p if rare else often.all()
+        # Of a distance a column's steps between meetings leave the share r, r**n_threads if one followed another.
+        steps = sum(map(len, plan.orders)) / n_threads / np.where(often, 2 * rounds, 2)
         left_by_round = np.exp(-0.5 * step * steps * metric.curvature * np.append(metric.spread * metric.scale, 1.0))
         further = np.minimum((1 - left_by_round**n_threads) / (1 - left_by_round), 1.5)
         bounds = [[len(order) * k // (2 * rounds) for k in range(2 * rounds + 1)] for order in plan.orders]
@@ -109,19 +119,32 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
             ),
             strict=True,
         )
-        for (start, end), parts in zip(itertools.pairwise(lefts), parts_of_rounds, strict=True):
-            ends = []
-            for part in parts:
-                own_x, own_sum, gradients = oracles.saga_pass(
-                    A, chunk.targets, w, part, oracles.pull_of_rows(plan, w), norms, x, gradient_sum, gradients, metric,
+        of_threads = [(x, gradient_sum)] * n_threads
+        for turn, ((start, end), parts) in enumerate(zip(itertools.pairwise(lefts), parts_of_rounds, strict=True), 1):
+            for t, part in enumerate(parts):
+                *of_threads[t], gradients = oracles.saga_pass(
+                    A, chunk.targets, w, part, oracles.pull_of_rows(plan, w), norms, *of_threads[t], gradients, metric,
                     step, w.sum(), problem, left=np.linspace(start, end, len(part), endpoint=False),
                     together=4 if short else 1,
                 )  # fmt: skip
-                ends.append((own_x, own_sum - gradient_sum))
-            mean = np.average([own_x for own_x, _ in ends], axis=0, weights=[len(part) for part in parts])
-            agreed = np.all([own_x == ends[0][0] for own_x, _ in ends], axis=0)
-            x = np.where(agreed, ends[0][0], x + further * (mean - x)) if sparse else mean
-            gradient_sum = gradient_sum + sum(change for _, change in ends)
+            moves, changes = (np.array([own[k] for own in of_threads]) - at for k, at in enumerate((x, gradient_sum)))
+            shares = np.array([len(part) for part in (plan.orders if sparse else parts)], float)[:, None, None]
+            if (
+                sparse
+            ):  # moves of those that met the column; of one alone, or where all agree, they are taken as they are
+                shares = shares * ((moves != 0) | (changes != 0))
+            mean = (shares * moves).sum(axis=0) / np.maximum(shares.sum(axis=0), 1)
+            if sparse:
+                highest, lowest = (np.where(shares > 0, moves, -sign * np.inf) * sign for sign in (1, -1))
+                agreed = highest.max(axis=0) == -lowest.max(axis=0)
+                mean = np.where(agreed, highest.max(axis=0), further * mean)
+                mean[~shares.any(axis=0)] = 0.0
+            some = often | (turn % rounds == 0)
+            x, gradient_sum = x + some * mean, gradient_sum + some * changes.sum(axis=0)
+            of_threads = [
+                [np.where(some, at, own) for at, own in zip((x, gradient_sum), both, strict=True)]
+                for both in of_threads
+            ]
         x, gradient_sum = x_to_user(x, metric), sum_to_user(gradient_sum, metric)
         np.testing.assert_allclose(head.x, x, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(head.gradient_sum, gradient_sum, rtol=1e-7, atol=1e-7)
@@ -248,6 +271,22 @@ def test_a_block_without_weight_leaves_x_where_it_is():
     np.testing.assert_allclose(two.coef_, one.coef_, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("n", [5, 9])
+def test_fewer_rows_than_rounds_lose_nothing_of_the_sum(n, kind, monkeypatch):
+    monkeypatch.setattr("dask_saga.steps.ENTRIES_A_COEFFICIENT", 0.0)
+    monkeypatch.setattr("dask_saga.sharing.ENTRIES_A_COEFFICIENT", 0.0)
+    A, b = make_rows(n, 40)
+    problem = problem_for(kind, 2, memory_dtype="float64")
+    chunk = read_chunk(sp.csr_array(A) if kind == "sparse" else A, b, loss=problem.loss)
+    metric = choose_metric(column_stats(chunk, problem), problem)
+    head, memory = new_head(40), None
+    for seed in range(4):
+        head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
+    assert len(plan_visit(chunk, head, memory, problem, metric, 0).orders) == 2
+    np.testing.assert_allclose(head.gradient_sum, memory.gradients.T @ np.column_stack([A, np.ones(n)]), atol=1e-12)
+
+
 def test_fewer_rows_than_threads():
     A, b = make_rows(3, 40)
     one, four = (
@@ -259,31 +298,35 @@ def test_fewer_rows_than_threads():
     np.testing.assert_allclose(four, one, rtol=1e-5, atol=1e-7)
 
 
-def test_threads_that_meet_see_what_the_others_did():
-    found, seen = np.zeros(3, int), []
+@njit(nogil=True)
+def count_together(t, found, arrived, failed, turns, failing):
+    """Count to `turns` with the others, unless one is failing; how often a number of another was not seen."""
+    unseen = 0
+    for turn in range(turns):
+        if failing == t:
+            raise OSError("failing")
+        found[t] = turn
+        if not wait(arrived, failed, found.size * (2 * turn + 1)):
+            return -1
+        unseen += np.count_nonzero(found != turn)
+        if not wait(arrived, failed, found.size * (2 * turn + 2)):
+            return -1
+    return unseen
 
-    def run(t, meeting):
-        for turn in range(1, 200):
-            found[t] = turn
-            meeting.wait()
-            seen.append(found.tolist() == [turn] * 3)
-            meeting.wait()
 
-    threads_module.meet(3, run)
-    assert len(seen) == 3 * 199
-    assert all(seen)
+@pytest.mark.parametrize("count", [2, 3, 5])  # more than there are cores, too
+def test_threads_that_meet_see_what_the_others_did(count):
+    found, unseen = np.zeros(count, int), []
+    threads_module.meet(count, lambda t, *meeting: unseen.append(count_together(t, found, *meeting, 200, -1)))
+    assert unseen == [0] * count
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_a_thread_that_fails_lets_the_others_go(failing):
-    def run(t, meeting):
-        meeting.wait()
-        if t == failing:
-            raise OSError(f"thread {t}")
-        meeting.wait()
-
-    with pytest.raises(OSError, match=f"thread {failing}"):
-        threads_module.meet(3, run)
+    found, ends = np.zeros(3, int), []
+    with pytest.raises(OSError, match="failing"):
+        threads_module.meet(3, lambda t, *meeting: ends.append(count_together(t, found, *meeting, 9, failing)))
+    assert set(ends) <= {-1}  # some may not have begun
 
 
 def test_one_that_leaves_does_not_free_blas_for_the_others():
