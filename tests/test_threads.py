@@ -277,6 +277,7 @@ def test_fewer_rows_than_rounds_lose_nothing_of_the_sum(n, kind, monkeypatch):
     monkeypatch.setattr("dask_saga.steps.ENTRIES_A_COEFFICIENT", 0.0)
     monkeypatch.setattr("dask_saga.sharing.ENTRIES_A_COEFFICIENT", 0.0)
     A, b = make_rows(n, 40)
+    A[np.arange(40) % n != np.arange(n)[:, None]] = 0.0  # each column is one row's, and so one thread's
     problem = problem_for(kind, 2, memory_dtype="float64")
     chunk = read_chunk(sp.csr_array(A) if kind == "sparse" else A, b, loss=problem.loss)
     metric = choose_metric(column_stats(chunk, problem), problem)
