@@ -2,7 +2,7 @@
 
 A visit is ``chunk_saga`` of all rows, its new random order included: a pass of SAGA, as scikit-learn's is the
 difference of a long and a short fit. A pass of fit is the mean of its third to sixth with default settings, which are
-refinements where a sample leads. A read sums the rows in a random order. Medians of interleaved runs. GB/s are those of
+refinements where a sample leads. A read sums the rows in such an order. Medians of interleaved runs. GB/s are those of
 the rows alone, in a visit. Room is what a visit takes at most beside them, as a share.
 
 Usage: python benchmarks/passes.py [--repeat 5]
@@ -34,6 +34,7 @@ from dask_saga.metric import choose_metric, row_norms
 from dask_saga.penalties import ElasticNet
 from dask_saga.problem import Problem
 from dask_saga.state import new_head
+from dask_saga.steps import row_order
 
 ALPHA, PASSES = 1e-4, 4
 DENSE = ((500_000, 20), (200_000, 100), (50_000, 500))
@@ -117,7 +118,8 @@ class Passes:
         return (seconds[1] - seconds[0]) / PASSES
 
     def read(self) -> float:
-        A, order = self.A, np.random.default_rng(0).permutation(len(self.b))
+        n = len(self.b)
+        A, order = self.A, row_order(0, np.arange(n), n)
         began = time.perf_counter()
         if sp.issparse(A):
             read_sparse(A.data, A.indices, A.indptr, order)
