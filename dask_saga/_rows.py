@@ -108,8 +108,8 @@ def sparse_moments(data, indices, indptr, weights, pulls, out):
             a = value - lines[c]
             lines[c + U(1)] += w * a
             lines[c + U(2)] += w * a * a
-            lines[c + U(3)] = min(value, lines[c + U(3)])
-            lines[c + U(4)] = max(value, lines[c + U(4)])
+            lines[c + U(3)] = min(lines[c + U(3)], value)
+            lines[c + U(4)] = max(lines[c + U(4)], value)
             lines[c + U(5)] += 1.0
             for k in range(U(pulls.shape[1])):
                 lines[c + U(6) + k] += pulls[i, k] * a

@@ -76,7 +76,7 @@ def read_table(table, ends, x, gradient_sum):
 def merged(old, total, found, shares, further):
     """What comes of one number of x and of the sum, which threads ``found`` changed; and if any met the column at all.
 
-    The sum gets all changes; x goes ``further`` times the mean of the moves of those that met the column, but where
+    The sum gets all changes; x goes ``further`` times the mean of the moves of those that changed either, but where
     these agree it is what they found: the move of one alone, or a zero, or a bound, of a penalty.
     """
     move, change, met, agreed, agree = 0.0, 0.0, 0.0, old, True
@@ -93,8 +93,8 @@ def merge_tables(t, some, tables, ends, shares, further, lower, upper, x, gradie
     """Bring together what all tables hold of the t-th part of some columns, in x, the sum, and all tables."""
     count, outputs, p, width = U(shares.size), U(x.shape[0]), x.shape[1] - 1, U(tables.shape[2])
     columns, size, found = tables.reshape(-1), U(tables.shape[1]) * width, np.empty((2, shares.size))
-    for k in range(outputs):
-        for j in some[some.size * t // shares.size : some.size * (t + 1) // shares.size]:
+    for j in some[some.size * t // shares.size : some.size * (t + 1) // shares.size]:
+        for k in range(outputs):
             for s in range(count):
                 c = s * size + U(j) * width + k
                 found[0, s], found[1, s] = columns[c], columns[c + outputs]
@@ -105,7 +105,8 @@ def merge_tables(t, some, tables, ends, shares, further, lower, upper, x, gradie
                 for s in range(count):
                     c = s * size + U(j) * width + k
                     columns[c], columns[c + outputs] = new, total
-        if t == 0:
+    if t == 0:
+        for k in range(outputs):
             found[0], found[1] = ends[:, 0, k], ends[:, 1, k]
             x[k, p], gradient_sum[k, p], _ = merged(x[k, p], gradient_sum[k, p], found, shares, further[p])
             ends[:, 0, k], ends[:, 1, k] = x[k, p], gradient_sum[k, p]

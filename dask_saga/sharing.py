@@ -28,8 +28,9 @@ OFTEN = 16
 MOVED = 0.5
 # How many times the mean of threads' moves a column goes at most.
 FARTHEST = 1.5
-# Entries of a thread's rows in a round, at least: starting it costs as much as some thousands; and for each of x, as
-# x and the sum are copied, and what threads find apart is only averaged. Tables of sparse rows' columns are not.
+# Entries of a thread's rows in a round, at least: starting it costs as much as some thousands; for each of x, as x and
+# the sum of dense rows are copied, and what threads find apart is only averaged; and for each column of sparse rows
+# that is merged after every round.
 ROUND_ENTRIES, ENTRIES_A_COEFFICIENT, ENTRIES_A_TABLE = 2**17, 32, 8
 
 
@@ -68,8 +69,9 @@ def share_sparse_steps(
     (outputs, p), count = (len(x), x.shape[1] - 1), len(orders)
     plan, shift = _raised(plan, count, problem), shift_of(metric)
     every, most = np.arange(p, dtype=np.int32), SPARSE_ROUNDS if count > 1 else 1
-    often = np.flatnonzero(sum(map(len, orders)) / (2 * most * count) > OFTEN * metric.rarity).astype(np.int32)
-    rounds = 2 * min(_worth(chunk, count, ENTRIES_A_TABLE * often.size), most)
+    met = sum(map(len, orders)) / (2 * count) / metric.rarity  # by each thread in half a visit
+    rounds = 2 * min(_worth(chunk, count, ENTRIES_A_TABLE * np.count_nonzero(met > OFTEN * most)), most)
+    often = np.flatnonzero(met > OFTEN * (rounds // 2)).astype(np.int32)
     lefts, parts = _rounds(orders, left, rounds)
     visits = np.array([[len(part) for part in some] for some in parts])
     shares = visits.sum(axis=0) / max(visits.sum(), 1)
@@ -114,10 +116,10 @@ def how_far(step: float, visits: np.ndarray, count: int, metric: Metric) -> np.n
     more than each by itself, and none may go twice as far as the mean: it would end as far from where threads agree.
     """
     with np.errstate(over="ignore"):  # of a step of the user's own
-        shares = np.exp(-MOVED * visits * metric.curvature * step * np.append(metric.spread * metric.scale, 1.0))
-    further = np.ones(len(shares))
+        left = np.exp(-MOVED * visits * metric.curvature * step * np.append(metric.spread * metric.scale, 1.0))
+    further = np.ones(len(left))
     for _ in range(count - 1):
-        further = 1.0 + shares * further
+        further = 1.0 + left * further
     return np.minimum(further, FARTHEST)
 
 

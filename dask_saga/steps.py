@@ -19,31 +19,34 @@ __all__ = ["plan_visit", "row_order", "take_steps", "weighted_sum"]
 
 # A row is visited once for every ROW_BOUND times the mean Lipschitz constant that its own has.
 ROW_BOUND = 2.0
-# Neighbouring rows that are visited about the same time, as they share lines of the cache; so many such blocks are
-# visited together, from all over the chunk, in an order that is as good as one of all rows even if they are sorted.
-NEIGHBOURS, BLOCKS = 16, 64
+# Neighbouring rows that are visited about the same time, as they share lines of the cache; and how many such blocks,
+# from all over the chunk, are mixed. Larger blocks are quicker, but rows sorted by a category would bring each level's
+# column all its visits at once.
+NEIGHBOURS, BLOCKS = 4, 256
 # Neighbouring rows that one thread visits, so that their memory gradients' lines of the cache do not go to and fro.
 THREADS_BLOCK = 64
-# Random numbers that are drawn at a time, for whole groups of blocks.
-DRAWS = 2**6 * NEIGHBOURS * BLOCKS
+# Groups of so many blocks for which random numbers are drawn at a time.
+GROUPS = 64
 
 
 def row_order(seed: Any, rows: np.ndarray, firsts: int) -> np.ndarray:
     """Bring rows, of which those after so many are there once more, into the order of a visit with this seed.
 
-    In place. Rows that come again, and those that fill no block, go anywhere.
+    In place. Further visits, and rows that fill no block, change places with any.
     """
-    rng, whole = np.random.default_rng(seed), firsts - firsts % NEIGHBOURS
+    rng, n, whole = np.random.default_rng(seed), len(rows), firsts - firsts % NEIGHBOURS
+    blocks = max(-(-n // NEIGHBOURS), 1)
+    size = NEIGHBOURS * -(-blocks // -(-blocks // BLOCKS))  # of a group; none is much smaller
 
     def draw(count: int) -> np.ndarray:
         return rng.integers(2**64, size=(count + 1) // 2, dtype=np.uint64).view(np.uint32)[:count]
 
-    for start in range(whole, len(rows), DRAWS):
-        scatter(rows, draw(min(DRAWS, len(rows) - start)), start)
-    shuffle_blocks(rows, draw(len(rows) // NEIGHBOURS), NEIGHBOURS)
-    for start in range(0, len(rows), DRAWS):
-        some = rows[start : start + DRAWS]
-        shuffle_groups(some, draw(len(some)), NEIGHBOURS * BLOCKS)
+    for start in range(whole, n, GROUPS * size):
+        scatter(rows, draw(min(GROUPS * size, n - start)), start)
+    shuffle_blocks(rows, draw(n // NEIGHBOURS), NEIGHBOURS)
+    for start in range(0, n, GROUPS * size):
+        some = rows[start : start + GROUPS * size]
+        shuffle_groups(some, draw(len(some)), size)
     return rows
 
 

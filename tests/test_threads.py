@@ -91,7 +91,7 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
         if memory is None:
             memory = chunk_saga(chunk, counted._replace(diverged=True), None, problem, metric, 0)[1]
         plan = plan_visit(chunk, counted, memory, problem, metric, seed)
-        visits = sum(map(len, plan.orders)) / (2 * most * n_threads) / metric.rarity
+        visits = sum(map(len, plan.orders)) / (2 * rounds * n_threads) / metric.rarity
         limit = np.median(visits) if rare else 1.0
         monkeypatch.setattr("dask_saga.sharing.OFTEN", limit)
         visited = [set(order.tolist()) for order in plan.orders]
@@ -129,9 +129,7 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
                 )  # fmt: skip
             moves, changes = (np.array([own[k] for own in of_threads]) - at for k, at in enumerate((x, gradient_sum)))
             shares = np.array([len(part) for part in (plan.orders if sparse else parts)], float)[:, None, None]
-            if (
-                sparse
-            ):  # moves of those that met the column; of one alone, or where all agree, they are taken as they are
+            if sparse:  # of one thread alone, or where all agree, moves are taken as they are
                 shares = shares * ((moves != 0) | (changes != 0))
             mean = (shares * moves).sum(axis=0) / np.maximum(shares.sum(axis=0), 1)
             if sparse:
