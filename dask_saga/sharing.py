@@ -68,15 +68,18 @@ def share_sparse_steps(
     """The same of sparse rows: threads have tables of the columns, and bring together themselves what these hold."""
     (outputs, p), count = (len(x), x.shape[1] - 1), len(orders)
     plan, shift = _raised(plan, count, problem), shift_of(metric)
-    every, most = np.arange(p, dtype=np.int32), SPARSE_ROUNDS if count > 1 else 1
-    met = sum(map(len, orders)) / (2 * count) / metric.rarity  # by each thread in half a visit
-    rounds = 2 * min(_worth(chunk, count, ENTRIES_A_TABLE * np.count_nonzero(met > OFTEN * most)), most)
-    often = np.flatnonzero(met > OFTEN * (rounds // 2)).astype(np.int32)
+    rounds, every, often = 2, np.arange(p if count > 1 else 0, dtype=np.int32), None
+    if count > 1:
+        met = sum(map(len, orders)) / (2 * count) / metric.rarity  # by each thread in half a visit
+        frequent = np.count_nonzero(met > OFTEN * SPARSE_ROUNDS)
+        rounds = 2 * min(_worth(chunk, count, ENTRIES_A_TABLE * frequent), SPARSE_ROUNDS)
+        often = np.flatnonzero(met > OFTEN * (rounds // 2)).astype(np.int32)
     lefts, parts = _rounds(orders, left, rounds)
     visits = np.array([[len(part) for part in some] for some in parts])
     shares = visits.sum(axis=0) / max(visits.sum(), 1)
     step, shifted = _step(plan, head, problem, metric), bool(shift.any())
-    bounds, further = (-np.inf, np.inf), np.ones(p + 1)  # a mean leaves no domain of a penalty of the user's own
+    # A mean leaves no domain of a penalty of the user's own.
+    bounds, further = (-np.inf, np.inf), np.ones(p + 1 if count > 1 else 0)
     if count > 1 and isinstance(problem.penalty, ElasticNet):
         alone = np.full(p + 1, visits.mean() * (rounds // 2))
         alone[often] = alone[p] = visits.mean()
