@@ -20,14 +20,15 @@ import dask
 import numpy as np
 from dask import delayed, is_dask_collection
 from dask.base import get_scheduler
+from dask.sizeof import sizeof
 from dask.system import CPU_COUNT
-from distributed import Future, rejoin, secede, wait
+from distributed import Future, get_worker, rejoin, secede, wait
 from distributed.client import futures_of
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.system import MEMORY_LIMIT
 
-from .recipes import Recipe, block_recipes, call, persisted_blocks
-from .threads import even_slices
+from .recipes import Recipe, block_recipes, call, half_made, made, persisted_blocks
+from .threads import ahead, even_slices
 
 __all__ = ["ClientExecutor", "LocalExecutor", "find_executor"]
 
@@ -39,6 +40,8 @@ PUT_BYTES = 2**26
 LARGE = ("saga-read", "saga-chunk")
 # Calls that one task makes at most, as what wants one of their results gets all.
 GROUPED = 16
+# A worker reads no block ahead that would take it beyond this share of its memory, where it begins to spill.
+ROOM_SHARE = 0.7
 # What a whole pass waits for; the next pass may have begun by then.
 URGENT = ("saga-summary", "saga-confirm", "saga-gather", "saga-head")
 
@@ -69,6 +72,10 @@ class LocalExecutor:
         with ThreadPoolExecutor(len(calls)) as pool:
             return list(pool.map(lambda args: function(*args), calls))
 
+    def in_turn(self, function: Callable, calls: list[tuple], *, name: str, lane: int | None = None) -> list:
+        """As ``map``, in one task."""
+        return self.map(function, calls, name=name)
+
     def gather(self, references: list) -> list:
         return references
 
@@ -89,14 +96,9 @@ class LocalExecutor:
 
     def ahead(self, load: Callable[[int], Any], order: list[int]) -> Iterator[Any]:
         """``load(k)`` of each k, the next one in a thread meanwhile."""
-        with ThreadPoolExecutor(1) as pool:
-            coming = deque(pool.submit(load, k) for k in order[:1])
-            for k in [*order[1:], None]:
-                if k is not None:
-                    coming.append(pool.submit(load, k))
-                yield coming.popleft().result()
+        return ahead(load, order)
 
-    def throttle(self, task: Any) -> None:
+    def throttle(self, task: Any, most: int = 0) -> None:
         """Nothing to wait for."""
 
     def let_go(self) -> None:
@@ -237,13 +239,18 @@ class ClientExecutor:
         return None
 
     def _map_groups(self, function: Callable, calls: list, groups: list[list[int]], lanes: list, name: str) -> list:
-        references: dict[int, Part] = {}
+        references: dict[int, Any] = {}
         for group in groups:
-            args, place = [arg for k in group for arg in calls[k]], self._place(lanes[group[0]])
-            future = self.client.submit(_call_each, function, len(group), *_parts(args), **self._task(name), **place)
-            self._sent(name, future)
-            references |= {k: Part(future, number) for number, k in enumerate(group)}
+            parts = self.in_turn(function, [calls[k] for k in group], name=name, lane=lanes[group[0]])
+            references.update(zip(group, parts, strict=True))
         return [references[k] for k in range(len(calls))]
+
+    def in_turn(self, function: Callable, calls: list[tuple], *, name: str, lane: int | None = None) -> list:
+        if len(calls) == 1:
+            return [self.submit(function, *calls[0], name=name, lane=lane)]
+        args, place = [arg for call in calls for arg in call], self._place(lane)
+        future = self.client.submit(_call_each, function, len(calls), *_parts(args), **self._task(name), **place)
+        return [Part(self._sent(name, future), number) for number in range(len(calls))]
 
     def at_once(self, function: Callable, calls: list[tuple], *, name: str) -> list:
         return [self.submit(function, *args, name=name) for args in calls]
@@ -281,10 +288,10 @@ class ClientExecutor:
         """``load(k)`` of each k: futures, which run ahead by themselves."""
         return map(load, order)
 
-    def throttle(self, task: Any) -> None:
-        """Wait until no more than TASKS_AHEAD tasks are outstanding, or two rounds."""
-        self.working.append(task)
-        if len(self.working) > max(TASKS_AHEAD, 2 * len(self.places)):
+    def throttle(self, task: Any, most: int = 0) -> None:
+        """Wait until no more than TASKS_AHEAD tasks are outstanding, or two rounds, or `most`."""
+        self.working.append(task.future if isinstance(task, Part) else task)
+        if len(self.working) > max(TASKS_AHEAD, 2 * len(self.places), most):
             with _seceded(), self.client.as_current():
                 wait(self.working.popleft())
 
@@ -322,9 +329,24 @@ def _call_one(function: Callable, numbers: list, *args: Any) -> Any:
 
 
 def _call_each(function: Callable, count: int, numbers: list, *args: Any) -> list:
-    size = len(args) // count
-    calls = [slice(size * k, size * (k + 1)) for k in range(count)]
-    return [_call_one(function, numbers[one], *args[one]) for one in calls]
+    """``function`` of each call's arguments; what the recipes of the next one's need is made meanwhile."""
+    args = [arg if k is None else arg[k] for k, arg in zip(numbers, args, strict=True)]
+    calls = [args[slice(*ends)] for ends in itertools.pairwise(range(0, len(args) + 1, len(args) // count))]
+    if not any(isinstance(arg, Recipe) for arg in args):
+        return [function(*one) for one in calls]
+    results = []
+    for one in ahead(half_made, calls, _has_room):
+        one[:] = made(one)  # so that a block goes before its chunk is worked on, and that before the next block comes
+        results.append(function(*one))
+        del one
+    return results
+
+
+def _has_room(args: list) -> bool:
+    """Whether the worker has room for as much as the blocks among these take, and as much again to make it."""
+    worker, size = get_worker(), sum(sizeof(arg.args) for arg in args if isinstance(arg, Recipe))
+    limit = worker.memory_manager.memory_limit or MEMORY_LIMIT
+    return worker.monitor.get_process_memory() + 2 * size <= ROOM_SHARE * limit
 
 
 def _itself(value: Any) -> Any:

@@ -49,6 +49,11 @@ class Fit(NamedTuple):
     parts: list[range]
     norms: list  # as ``row_norms`` gives them
 
+    def memory_bytes(self) -> int:
+        """Size of the largest memory of a chunk."""
+        outputs, itemsize = len(self.prepared.zero), np.dtype(self.problem.memory_dtype).itemsize
+        return max(self.prepared.lengths) * outputs * itemsize
+
     def row_norms(self) -> list:
         """Of each group a reference to its rows' norms, or None where chunks are not held; once visits ask for them."""
         if not self.norms:
@@ -94,7 +99,7 @@ def begin(fit: Fit, at_zero: float) -> Place:
     prepared.limits.clear()  # the cluster would else remember the tasks before
     if at_zero and prepared.sample:
         x = executor.submit(refine, prepared.sample[0], head.x, prepared.gradient, problem, 0, name="saga-start")
-        own = fit.source.map(remember, x, problem, 0, name="saga-memory")
+        own = fit.source.map(remember, x, problem, 0, name="saga-memory", nbytes=fit.memory_bytes())
         led = arrived(fit, there._replace(own=own, refines=True), x)
         if led.summary.objective <= _loss(fit, head.x) + penalty_value(head.x, problem):
             return led

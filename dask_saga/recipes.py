@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import dask
@@ -14,7 +14,7 @@ from dask.utils import ensure_dict
 from distributed import Future
 from distributed.client import futures_of
 
-__all__ = ["Recipe", "block_recipes", "call", "persisted_blocks"]
+__all__ = ["Recipe", "block_recipes", "call", "half_made", "made", "persisted_blocks"]
 
 
 class Recipe:
@@ -33,7 +33,17 @@ class Recipe:
 
 def call(function: Callable, *args: Any) -> Any:
     """``function(*args)``, of recipes what they make."""
-    return function(*(call(arg.function, *arg.args) if isinstance(arg, Recipe) else arg for arg in args))
+    return function(*made(args))
+
+
+def made(args: Iterable) -> list:
+    """The arguments, instead of recipes what they make."""
+    return [call(arg.function, *arg.args) if isinstance(arg, Recipe) else arg for arg in args]
+
+
+def half_made(args: Iterable) -> list:
+    """The arguments, instead of recipes such that need no others."""
+    return [Recipe(arg.function, *made(arg.args)) if isinstance(arg, Recipe) else arg for arg in args]
 
 
 def persisted_blocks(blocks: list, client: Any) -> list | None:

@@ -20,6 +20,9 @@ logger = logging.getLogger("dask_saga")
 HELD_SHARE = 0.4
 # n_parallel="auto" makes no less rounds of a pass: the fewer they are, the more passes it takes.
 LEAST_ROUNDS = 5
+# Chunks that one task reads at most, their bytes, and those of its results: what is running when a fit is interrupted
+# goes on to its end, and what wants one result gets all.
+READ_IN_TURN, TURN_BYTES, RESULT_BYTES = 16, 2**30, 2**25
 
 
 def lanes(n: int, width: int) -> list[range]:
@@ -77,7 +80,8 @@ class Source:
     ):
         if persist not in (True, False, "auto"):
             raise ValueError(f"persist={persist!r} must be True, False or 'auto'")
-        self.executor, self.blocks, self.loads, self.rows = executor, blocks, blocks, rows
+        self.executor, self.blocks, self.loads = executor, blocks, blocks
+        self.nbytes, self.rows = nbytes, rows
         self.read: Callable | None = None
         self.held: dict[int, Any] = {}
         self.expected: list[tuple[str, str]] = []
@@ -194,13 +198,19 @@ class Source:
         self.running = iter(()) if self.holds else self.executor.ahead(load or self.chunk, order)
         return ((k, self.chunk(k)) for k in order) if self.holds else zip(order, self.running, strict=True)
 
-    def used(self, task: Any) -> None:
-        """Tell which task works on the chunk that came last, so that loads do not run further ahead of it."""
-        if not self.holds:
-            self.executor.throttle(task)
+    def used(self, task: Any, most: int = 0) -> None:
+        """Tell which task works on the chunk that came last, so that loads do not run further ahead of it.
 
-    def map(self, function: Callable, *args: Any, name: str, named: bool = False) -> list:
-        """References to ``function(chunk, *args)`` of every chunk; if `named`, it gets the chunk's name as well."""
+        `most` tasks may, if that is more than the executor wants of visits.
+        """
+        if not self.holds:
+            self.executor.throttle(task, most)
+
+    def map(self, function: Callable, *args: Any, name: str, named: bool = False, nbytes: int = 0) -> list:
+        """References to ``function(chunk, *args)`` of every chunk, a result of at most `nbytes`.
+
+        If `named`, it gets the chunk's name as well.
+        """
 
         def call(k: int, chunk: Any) -> tuple:
             return (chunk, *args, self.name(k)) if named else (chunk, *args)
@@ -209,12 +219,32 @@ class Source:
             there = [k for k in range(len(self)) if k not in self.held]
             self._chunks(there)
             return self.executor.map(function, [call(k, self.held[k]) for k in sorted(self.held)], name=name)
-        turns = itertools.zip_longest(*lanes(len(self), self.width))  # else all would be loaded in one lane first
-        order, tasks = [k for turn in turns for k in turn if k is not None], {}
-        for k, chunk in self.each(order, self._chunk_within):
-            tasks[k] = self.executor.submit(function, *call(k, chunk), name=name, lane=self.lane(k))
-            self.used(tasks[k])
+        threads, tasks = self.executor.threads(), {}
+        groups = self._groups(threads, nbytes)
+        coming = self.each(list(itertools.chain(*groups)), self._chunk_within)
+        for group in groups:
+            calls = [call(k, chunk) for k, chunk in itertools.islice(coming, len(group))]
+            parts = self.executor.in_turn(function, calls, name=name, lane=self.lane(group[0]))
+            tasks.update(zip(group, parts, strict=True))
+            self.used(parts[-1], 2 * threads)
         return [tasks[k] for k in sorted(tasks)]
+
+    def _groups(self, threads: int, nbytes: int) -> list[range]:
+        """Chunks that one task reads, the next one while it works on this; ever fewer, so that all threads end at once.
+
+        Lanes come in turn: else all would be loaded in one first.
+        """
+        most, size = 1, max(self.sizes, default=self.nbytes / len(self))
+        if size > 0 and all(isinstance(load, Recipe) for load in self.loads):  # NaN where no size is known
+            most = min(READ_IN_TURN, TURN_BYTES / size, RESULT_BYTES / max(nbytes, 1))
+        groups, share = [], 2 * max(1, threads // self.width)
+        for part in lanes(len(self), self.width):
+            groups.append([])
+            while part:
+                count = max(1, int(min(most, len(part) / share)))
+                groups[-1].append(part[:count])
+                part = part[count:]
+        return [group for turn in itertools.zip_longest(*groups) for group in turn if group]
 
     def join(self) -> None:
         """Hold all chunks as one."""

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 import tracemalloc
 import weakref
 
@@ -19,12 +20,12 @@ from dask.utils import key_split
 from dask_saga import SAGAClassifier, SAGARegressor, saga
 from dask_saga.chunk import chunk_gradient
 from dask_saga.columns import measure
-from dask_saga.executors import TASKS_AHEAD, LocalExecutor
+from dask_saga.executors import TASKS_AHEAD, ClientExecutor, LocalExecutor
 from dask_saga.inputs import dask_blocks, most_bytes, read_chunk
 from dask_saga.losses import LOSSES, LogLoss
 from dask_saga.penalties import PENALTIES
 from dask_saga.problem import Problem
-from dask_saga.recipes import block_recipes
+from dask_saga.recipes import Recipe, block_recipes
 from dask_saga.source import HELD_SHARE, Source
 from dask_saga.start import sample_rows
 
@@ -222,8 +223,6 @@ def test_integers_count_as_what_they_become():
 
 
 def test_a_cluster_knows_its_memory(client):
-    from dask_saga.executors import ClientExecutor
-
     limits = [worker["memory_limit"] for worker in client.scheduler_info()["workers"].values()]
     assert ClientExecutor(client).memory() == pytest.approx(sum(limits))
 
@@ -245,6 +244,73 @@ def test_few_blocks_at_a_time_on_a_cluster_and_a_client_that_is_not_the_default(
     assert model.converged_
     assert source.reads >= 24 * 3
     assert source.most <= 2 * (TASKS_AHEAD + 2)
+
+
+BEGUN: list = []  # of loads and work, in this order
+
+
+def load_block(k):
+    BEGUN.append(f"load {k}")
+    return np.zeros(k)
+
+
+def work(rows, k):
+    """Whether the next load begins before this ends."""
+    BEGUN.append(f"work {k}")
+    until = time.monotonic() + 1.0
+    while f"load {k + 1}" not in BEGUN and time.monotonic() < until:
+        time.sleep(0.001)
+    return f"load {k + 1}" in BEGUN, rows.size
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_task_reads_the_next_block_while_it_works_if_there_is_room(has_room, client_of_threads, monkeypatch):
+    if not has_room:
+        monkeypatch.setattr("dask_saga.executors.ROOM_SHARE", 0.0)
+    BEGUN.clear()
+    executor = ClientExecutor(client_of_threads)
+    calls = [(Recipe(np.asarray, Recipe(load_block, k)), k) for k in range(4)]
+    ahead, sizes = zip(*executor.gather(executor.in_turn(work, calls, name="saga-test")), strict=True)
+    assert ahead == (has_room,) * 3 + (False,)
+    assert sizes == (0, 1, 2, 3)
+    assert [one for one in BEGUN if "load" in one] == [f"load {k}" for k in range(4)]
+
+
+def fail_at_two(rows, k):
+    if k == 2:
+        raise ZeroDivisionError("two")
+    return k
+
+
+def test_work_that_fails_fails_the_task_and_ends_its_thread(client_of_threads):
+    executor = ClientExecutor(client_of_threads)
+    calls = [(Recipe(np.asarray, Recipe(load_block, k)), k) for k in range(4)]
+    with pytest.raises(ZeroDivisionError, match="two"):
+        executor.gather(executor.in_turn(fail_at_two, calls, name="saga-test"))
+    assert not [t for t in threading.enumerate() if t.name.startswith("saga-ahead")]
+
+
+GROUPS = {  # blocks, lanes, bytes of all chunks, bytes of a result: sizes of the groups
+    "ever fewer": (40, 1, 1e6, 0, [10, 7, 5, 4, 3, 2, 2, *[1] * 7]),
+    "no more than 16": (100, 1, 1e6, 0, [16, 16, 16, 13, 9, 7, 5, 4, 3, 2, 2, *[1] * 7]),
+    "large chunks": (8, 1, 8 * 2.0**30, 0, [1] * 8),
+    "large results": (12, 1, 1e6, 2**24, [2, 2, 2, *[1] * 6]),
+    "sizes unknown": (8, 1, np.nan, 0, [1] * 8),
+    "two lanes": (16, 2, 1e6, 0, [4, 4, 2, 2, *[1] * 4]),
+}
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_tasks_read_ever_fewer_chunks(case, client_of_threads):
+    n, width, nbytes, result, sizes = GROUPS[case]
+    blocks = dask_blocks(da.zeros((n, 2), chunks=(1, 2)), da.zeros(n, chunks=1), None)
+    with Source(
+        ClientExecutor(client_of_threads), blocks, nbytes=nbytes, persist=False, n_parallel=width
+    ) as source:
+        groups = source._groups(2, result)
+    assert [len(group) for group in groups] == sizes
+    assert sorted(itertools.chain(*groups)) == list(range(n))
+    assert all(len({source.lane(k) for k in group}) == 1 for group in groups)
 
 
 @pytest.mark.parametrize("on", ["cluster", "threads"])
@@ -281,7 +347,7 @@ def test_a_failed_fit_leaves_no_thread_and_no_more_than_a_block():
         except RuntimeError as error:
             kept.append(error)  # as notebooks keep the last one
     assert len(kept) == 3
-    assert not [t.name for t in set(threading.enumerate()) - before if t.name.startswith("ThreadPoolExecutor")]
+    assert not [t.name for t in set(threading.enumerate()) - before if t.name.startswith(("ThreadPoolExecutor", "saga-ahead"))]
     assert source.alive <= len(kept)  # the one of the last visit, in the frame of each
 
 
