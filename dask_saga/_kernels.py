@@ -52,7 +52,7 @@ from ._intrinsics import (
 )
 from ._rows import visits_of
 from .losses import curvature, gives_curvature, row_derivative, row_value_and_derivative, target
-from .penalties import prox, shrink
+from .penalties import prox, prox_of_move, shrink
 
 __all__ = ["Kernels", "Pass", "kernels_for"]
 
@@ -360,8 +360,8 @@ def _build(sources: int, cache: bool) -> Kernels:
                     c = U(indices[r]) * width
                     a, total = data[r] - columns[c + at_shift] if shifted else data[r], columns[c + at_sum + k]
                     step, rare = columns[c + at_step], columns[c + at_rare]
-                    v = columns[c + k] - (step * pulled * a + rare * do.inverse_weight * total)
-                    columns[c + k] = prox(penalty, v, rare, shrink(penalty, rare))
+                    move = step * pulled * a + rare * do.inverse_weight * total
+                    columns[c + k] = prox_of_move(penalty, columns[c + k], move, rare)
                     columns[c + at_sum + k] = total + delta * a
                 x[k] -= do.intercept_step * (pulled + do.inverse_weight * sums[k])
                 sums[k] += delta

@@ -11,6 +11,7 @@ __all__ = [
     "dense_moments",
     "dense_norms",
     "dense_sum",
+    "merge_moments",
     "repeated",
     "scaled_products",
     "scatter",
@@ -86,20 +87,19 @@ def dense_moments(A, weights, pulls, origin, out):
 
 
 @compiled
-def sparse_moments(data, indices, indptr, weights, pulls, out):
-    """As ``dense_moments``, of what is stored.
+def sparse_moments(data, indices, indptr, weights, pulls, origin, table):
+    """As ``dense_moments``, of what is stored, into a table of shape (p, 6 + c or more).
 
-    ``out``, of shape (p, 6 + c or more), is a line for each column: its origin, what it is to get, and as fifth of
-    these its count.
+    It has a line for each column: its origin, what ``dense_moments`` tells, and between extremes and products the count.
     """
-    data, indices, indptr, pulls, out = (
-        borrowed(data),
-        borrowed(indices),
-        borrowed(indptr),
-        borrowed(pulls),
-        borrowed(out),
-    )
-    lines, width, last = out.reshape(-1), U(out.shape[1]), U(indices.size - 1)
+    data, indices, indptr, pulls, table = (
+        borrowed(data), borrowed(indices), borrowed(indptr), borrowed(pulls), borrowed(table)
+    )  # fmt: skip
+    lines, width, last = table.reshape(-1), U(table.shape[1]), U(indices.size - 1)
+    for j in range(U(origin.size)):
+        for k in range(width):
+            lines[j * width + k] = 0.0
+        lines[j * width], lines[j * width + U(3)], lines[j * width + U(4)] = origin[j], np.inf, -np.inf
     for i in range(U(indptr.size - 1)):
         w = weights[i]
         for q in range(U(indptr[i]), U(indptr[i + U(1)])):
@@ -113,6 +113,18 @@ def sparse_moments(data, indices, indptr, weights, pulls, out):
             lines[c + U(5)] += 1.0
             for k in range(U(pulls.shape[1])):
                 lines[c + U(6) + k] += pulls[i, k] * a
+
+
+@compiled
+def merge_moments(tables, out):
+    """Write what all tables of ``sparse_moments`` tell together to ``out``, (5 + c, p)."""
+    for j in range(tables.shape[1]):
+        for k in range(out.shape[0]):
+            value = tables[0, j, 1 + k]
+            for t in range(1, tables.shape[0]):
+                other = tables[t, j, 1 + k]
+                value = min(value, other) if k == 2 else max(value, other) if k == 3 else value + other
+            out[k, j] = value
 
 
 @compiled

@@ -35,14 +35,15 @@ def room_of_tables(count: int, p: int, outputs: int, plain: bool) -> tuple[np.nd
 
 
 @compiled
-def fill_table(x, gradient_sum, anchor, shift, scale, rarity, step, table, ends):
-    """Write what is kept of each column at the start of a visit."""
+def fill_table(x, gradient_sum, anchor, shift, scale, rarity, step, l2, table, ends):
+    """Write what is kept of each column at the start of a visit; its steps as ``prox_of_move`` takes them."""
     x, gradient_sum, scale, rarity, columns = (
         borrowed(x), borrowed(gradient_sum), borrowed(scale), borrowed(rarity), borrowed(table).reshape(-1)
     )  # fmt: skip
     p, outputs, width, whole = U(shift.size), U(x.shape[0]), U(table.shape[1]), table.shape[1] > HALF_LINE
     for j in range(p):
         c, own = j * width + U(2) * outputs, step * scale[j]
+        own /= 1.0 + own * rarity[j] * l2
         columns[c], columns[c + U(1)] = own, own * rarity[j]
     for k in range(outputs):
         some, sums = x[k], gradient_sum[k]

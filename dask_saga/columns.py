@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ._intrinsics import empty_on_lines, whole_lines
-from ._rows import dense_moments, sparse_moments
+from ._rows import dense_moments, merge_moments, sparse_moments
 from .inputs import LARGEST, Chunk, check_finite, frozen, ordered_blocks, row_arrays
 from .penalties import ElasticNet
 from .threads import even_slices, one_blas_thread, sharers, threads
@@ -181,21 +181,17 @@ def _measure_sparse(chunk, full, problem, chunks, factors):
 
     def moments(origin: np.ndarray) -> tuple[np.ndarray, ...]:
         nonlocal counts
+        tables = empty_on_lines(len(parts), p, whole_lines(6 + pulls.shape[1]))
+        out = np.empty((5 + pulls.shape[1], p))
 
-        def add(part: slice) -> np.ndarray:
-            out = empty_on_lines(p, whole_lines(6 + pulls.shape[1]))
-            out[:], out[:, 0], out[:, 3], out[:, 4] = 0.0, origin, np.inf, -np.inf
-            sparse_moments(*row_arrays(rows, part), frozen(weights[part]), frozen(pulls[part]), out)
-            return out
+        def add(table: np.ndarray, part: slice) -> None:
+            sparse_moments(*row_arrays(rows, part), frozen(weights[part]), frozen(pulls[part]), frozen(origin), table)
 
         with threads(count) as each:
-            tables = list(each(add, parts))
-        low, high = (bound([one[:, k] for one in tables], axis=0) for k, bound in ((3, np.min), (4, np.max)))
-        out = tables[0]
-        for other in tables[1:]:
-            out += other  # in its place: a table may be a good part of the chunk
-        counts = out[:, 5].astype(np.int64)
-        return out[:, 1], out[:, 2], low, high, out[:, 6 : 6 + pulls.shape[1]].T
+            list(each(add, tables, parts))
+        merge_moments(tables, out)
+        counts = out[4].astype(np.int64)
+        return *out[:4], out[5:]
 
     counts, origin = np.zeros(p, np.int64), np.zeros(p)
     if full.any():  # only what every row stores has an origin of its own

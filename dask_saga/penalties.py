@@ -15,7 +15,20 @@ from numba.extending import register_jitable
 
 from ._intrinsics import overloaded
 
-__all__ = ["PENALTIES", "ElasticNet", "prox", "resolve_penalty"]
+__all__ = ["PENALTIES", "ElasticNet", "prox", "prox_of_move", "resolve_penalty", "shrink"]
+
+
+@register_jitable
+def _bounded(penalty, v, threshold, shrink):
+    """What is beyond the threshold, shrunk, within the bounds."""
+    if penalty.l1 == 0.0 and penalty.lower == -math.inf and penalty.upper == math.inf:
+        return shrink * v  # decided once a loop, not once an entry
+    # Comparisons, not min and max, whose care for NaN would keep the loops from being vectorised; and each of them
+    # a choice between two numbers, no branch, of which some processors guess every other one wrong.
+    taken = v if v < threshold else threshold
+    x = shrink * (v - (taken if taken > -threshold else -threshold))
+    x = x if x > penalty.lower else penalty.lower
+    return x if x < penalty.upper else penalty.upper
 
 
 class ElasticNet(NamedTuple):
@@ -48,15 +61,10 @@ class ElasticNet(NamedTuple):
     def prox(self, v, step, shrink=None):
         if shrink is None:
             shrink = 1.0 / (1.0 + step * self.l2)
-        if self.l1 == 0.0 and self.lower == -math.inf and self.upper == math.inf:
-            return shrink * v  # decided once a loop, not once an entry
-        # Comparisons, not min and max, whose care for NaN would keep the loops from being vectorised; and each of them
-        # a choice between two numbers, no branch, of which some processors guess every other one wrong.
-        threshold = step * self.l1
-        taken = v if v < threshold else threshold
-        x = shrink * (v - (taken if taken > -threshold else -threshold))
-        x = x if x > self.lower else self.lower
-        return x if x < self.upper else self.upper
+        return _bounded(self, v, step * self.l1, shrink)
+
+    def prox_of_move(self, x, move, step):
+        return _bounded(self, x - self.l2 * step * x - move, step * self.l1, 1.0)
 
     def conjugate(self, v):
         """The largest ``v x - value(x)`` over x, elementwise; finite for every v where l2 is positive."""
@@ -127,6 +135,14 @@ def prox(penalty, v, step, shrink):
     return penalty.prox(v, step, shrink) if isinstance(penalty, ElasticNet) else penalty.prox(v, step)
 
 
+def prox_of_move(penalty, x, move, step):
+    """The same at x - move, where ``shrink(step)`` has multiplied `move` and `step` already: no division is left.
+
+    What it leaves of x is 1 / (1 + s l2), which is 1 - l2 s / (1 + s l2).
+    """
+    return penalty.prox_of_move(x, move, step) if isinstance(penalty, ElasticNet) else penalty.prox(x - move, step)
+
+
 @overloaded(shrink)
 def _shrink(penalty, step):
     return ElasticNet.shrink if penalty.instance_class is ElasticNet else lambda penalty, step: 1.0
@@ -138,3 +154,11 @@ def _prox(penalty, v, step, shrink):
         return ElasticNet.prox
     own = register_jitable(penalty.instance_class.prox)
     return lambda penalty, v, step, shrink: own(penalty, v, step)
+
+
+@overloaded(prox_of_move)
+def _prox_of_move(penalty, x, move, step):
+    if penalty.instance_class is ElasticNet:
+        return ElasticNet.prox_of_move
+    own = register_jitable(penalty.instance_class.prox)
+    return lambda penalty, x, move, step: own(penalty, x - move, step)

@@ -87,7 +87,8 @@ def share_sparse_steps(
 
     sparse_pass = kernels_for(problem.loss, problem.penalty).sparse_pass
     rows = (*row_arrays(chunk.rows, slice(0, len(chunk.targets))), frozen(chunk.targets), frozen(chunk.weights))
-    coordinates = (anchor, shift, frozen(metric.scale), frozen(metric.rarity), step)
+    l2 = problem.penalty.l2 if isinstance(problem.penalty, ElasticNet) else 0.0
+    coordinates = (anchor, shift, frozen(metric.scale), frozen(metric.rarity), step, l2)
     tables, ends = room_of_tables(count, p, outputs, past == 0.0 and not shifted)
 
     def run(t: int, *meeting: np.ndarray) -> bool:
