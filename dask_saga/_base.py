@@ -23,7 +23,7 @@ from .checkpoint import Checkpoint
 from .chunk import chunk_gradient, count_outputs, visit
 from .driver import Info, run
 from .executors import LocalExecutor, find_executor
-from .inputs import blame, dask_blocks, most_bytes, read_chunk, read_rows, row_count
+from .inputs import blame, dask_blocks, known_length, most_bytes, read_chunk, read_rows
 from .losses import LOSSES, LogLoss, MultinomialLogLoss, resolve_loss
 from .penalties import PENALTIES, ElasticNet, resolve_penalty
 from .place import Result
@@ -259,7 +259,8 @@ class SAGABase(BaseEstimator):
             self._check_columns(X, reset=fits)
             source = Source(
                 find_executor(), blocks,
-                nbytes=most_bytes(X), rows=row_count(X), persist=persist, n_parallel=self.n_parallel,
+                nbytes=most_bytes(X), rows=known_length(X, 0), columns=known_length(X, 1), persist=persist,
+                n_parallel=self.n_parallel,
             )  # fmt: skip
         else:
             source = Source(LocalExecutor(), [(X, y, sample_weight)])
@@ -307,7 +308,8 @@ class SAGABase(BaseEstimator):
         source, problem, _ = self._read(X, y, sample_weight, problem, False, fits=False)
         x = np.column_stack([np.atleast_2d(self.coef_), self.intercept_])
         with source:
-            sums = source.executor.gather(source.map(_gradient_and_weight, x, problem, name="saga-gap"))
+            told = source.map(_gradient_and_weight, x, problem, name="saga-gap", nbytes=x.nbytes)
+            sums = source.executor.gather(told)
         gradient, weight = (sum(part) for part in zip(*sums, strict=True))
         x, g = x[:, :-1], gradient[:, :-1] / weight
         return float((problem.penalty.value(x) + problem.penalty.conjugate(-g) + g * x).sum())

@@ -90,7 +90,7 @@ def dense_moments(A, weights, pulls, origin, out):
 def sparse_moments(data, indices, indptr, weights, pulls, origin, table):
     """As ``dense_moments``, of what is stored, into a table of shape (p, 6 + c or more).
 
-    It has a line for each column: its origin, what ``dense_moments`` tells, and between extremes and products the count.
+    It has a line for each column: its origin, what ``dense_moments`` tells, and between extremes and products a count.
     """
     data, indices, indptr, pulls, table = (
         borrowed(data), borrowed(indices), borrowed(indptr), borrowed(pulls), borrowed(table)

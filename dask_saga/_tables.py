@@ -1,8 +1,9 @@
 """What the loops of sparse rows keep of each column, side by side, and how threads bring it together.
 
 A thread has a table of its own, of shape (p or one more, width): x and gradient_sum of each output, the step and that
-of the average and the penalty, and unless the columns are plain the shift and the anchors. The intercept's x, sum and
-anchor are its ``ends``, (3, outputs). Entries of a table are numbered by one number, unsigned.
+of the average and the penalty, both as the penalty shrinks them, and unless the columns are plain the shift and the
+anchors. The intercept's x, sum and anchor are its ``ends``, (3, outputs). Entries of a table are numbered by one
+number, unsigned.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ def fill_table(x, gradient_sum, anchor, shift, scale, rarity, step, l2, table, e
     )  # fmt: skip
     p, outputs, width, whole = U(shift.size), U(x.shape[0]), U(table.shape[1]), table.shape[1] > HALF_LINE
     for j in range(p):
-        c, own = j * width + U(2) * outputs, step * scale[j]
-        own /= 1.0 + own * rarity[j] * l2
-        columns[c], columns[c + U(1)] = own, own * rarity[j]
+        c = j * width + U(2) * outputs
+        rare = 1.0 / (1.0 / (step * scale[j] * rarity[j]) + l2)
+        columns[c], columns[c + U(1)] = rare / rarity[j], rare
     for k in range(outputs):
         some, sums = x[k], gradient_sum[k]
         for j in range(p):

@@ -247,7 +247,7 @@ def _about(moments, origin, full, weight, factors):
     low, high, products = rest
     mean, squares = origin + sums / weight, np.maximum(squares - sums**2 / weight, 0.0)
     sums = products[1:] + factors.sum(axis=0)[:, None] * origin
-    return mean, squares, low, high, products[0], sums
+    return mean, squares, low, high, products[0].copy(), sums  # the rest is not to be kept with it
 
 
 def _products(

@@ -261,7 +261,7 @@ def _noted(fit: Fit, place: Place, at_zero: float, began: float) -> Place:
 def _confirm(fit: Fit, place: Place, at_zero: float, tol: float) -> Place:
     """The place with the exact norm, by one parallel pass; after one that was in vain the next waits longer."""
     source, problem, metric, x = fit.source, fit.problem, fit.prepared.axes, place.summary.x
-    sums = source.executor.gather(source.map(chunk_gradient, x, problem, name="saga-confirm"))
+    sums = source.executor.gather(source.map(chunk_gradient, x, problem, name="saga-confirm", nbytes=x.nbytes))
     loss, gradient = (sum(part) / fit.weight for part in zip(*sums, strict=True))
     norm = gradient_mapping_norm(x, gradient, problem, metric) / at_zero
     exact = {"objective": float(loss) + penalty_value(x, problem), "gradient_norm": norm}

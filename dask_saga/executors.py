@@ -20,7 +20,6 @@ import dask
 import numpy as np
 from dask import delayed, is_dask_collection
 from dask.base import get_scheduler
-from dask.sizeof import sizeof
 from dask.system import CPU_COUNT
 from distributed import Future, get_worker, rejoin, secede, wait
 from distributed.client import futures_of
@@ -28,7 +27,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.system import MEMORY_LIMIT
 
 from .recipes import Recipe, block_recipes, call, half_made, made, persisted_blocks
-from .threads import ahead, even_slices
+from .threads import even_slices
 
 __all__ = ["ClientExecutor", "LocalExecutor", "find_executor"]
 
@@ -72,8 +71,10 @@ class LocalExecutor:
         with ThreadPoolExecutor(len(calls)) as pool:
             return list(pool.map(lambda args: function(*args), calls))
 
-    def in_turn(self, function: Callable, calls: list[tuple], *, name: str, lane: int | None = None) -> list:
-        """As ``map``, in one task."""
+    def in_turn(
+        self, function: Callable, calls: list[tuple], *, name: str, lane: int | None = None, size: float = 0.0
+    ) -> list:
+        """As ``map``, in one task; recipes make `size` bytes a call."""
         return self.map(function, calls, name=name)
 
     def gather(self, references: list) -> list:
@@ -96,7 +97,12 @@ class LocalExecutor:
 
     def ahead(self, load: Callable[[int], Any], order: list[int]) -> Iterator[Any]:
         """``load(k)`` of each k, the next one in a thread meanwhile."""
-        return ahead(load, order)
+        with ThreadPoolExecutor(1, "saga-ahead") as pool:
+            coming = deque(pool.submit(load, k) for k in order[:1])
+            for k in [*order[1:], None]:
+                if k is not None:
+                    coming.append(pool.submit(load, k))
+                yield coming.popleft().result()
 
     def throttle(self, task: Any, most: int = 0) -> None:
         """Nothing to wait for."""
@@ -245,12 +251,15 @@ class ClientExecutor:
             references.update(zip(group, parts, strict=True))
         return [references[k] for k in range(len(calls))]
 
-    def in_turn(self, function: Callable, calls: list[tuple], *, name: str, lane: int | None = None) -> list:
+    def in_turn(
+        self, function: Callable, calls: list[tuple], *, name: str, lane: int | None = None, size: float = 0.0
+    ) -> list:
         if len(calls) == 1:
             return [self.submit(function, *calls[0], name=name, lane=lane)]
-        args, place = [arg for call in calls for arg in call], self._place(lane)
-        future = self.client.submit(_call_each, function, len(calls), *_parts(args), **self._task(name), **place)
-        return [Part(self._sent(name, future), number) for number in range(len(calls))]
+        args, place = _parts([arg for call in calls for arg in call]), self._place(lane)
+        future = self.client.submit(_call_each, function, len(calls), size, *args, **self._task(name), **place)
+        self._sent(name, future)
+        return [Part(future, number) for number in range(len(calls))]
 
     def at_once(self, function: Callable, calls: list[tuple], *, name: str) -> list:
         return [self.submit(function, *args, name=name) for args in calls]
@@ -291,7 +300,7 @@ class ClientExecutor:
     def throttle(self, task: Any, most: int = 0) -> None:
         """Wait until no more than TASKS_AHEAD tasks are outstanding, or two rounds, or `most`."""
         self.working.append(task.future if isinstance(task, Part) else task)
-        if len(self.working) > max(TASKS_AHEAD, 2 * len(self.places), most):
+        while len(self.working) > max(TASKS_AHEAD, 2 * len(self.places), most):
             with _seceded(), self.client.as_current():
                 wait(self.working.popleft())
 
@@ -328,25 +337,42 @@ def _call_one(function: Callable, numbers: list, *args: Any) -> Any:
     return function(*(arg if k is None else arg[k] for k, arg in zip(numbers, args, strict=True)))
 
 
-def _call_each(function: Callable, count: int, numbers: list, *args: Any) -> list:
-    """``function`` of each call's arguments; what the recipes of the next one's need is made meanwhile."""
+def _call_each(function: Callable, count: int, size: float, numbers: list, *args: Any) -> list:
+    """``function`` of each call's arguments, and what the recipes of the next call need meanwhile, if there is room.
+
+    Blocks are read in the task's own thread, as readers may ask for their worker.
+    """
     args = [arg if k is None else arg[k] for k, arg in zip(numbers, args, strict=True)]
     calls = [args[slice(*ends)] for ends in itertools.pairwise(range(0, len(args) + 1, len(args) // count))]
     if not any(isinstance(arg, Recipe) for arg in args):
         return [function(*one) for one in calls]
-    results = []
-    for one in ahead(half_made, calls, _has_room):
-        one[:] = made(one)  # so that a block goes before its chunk is worked on, and that before the next block comes
-        results.append(function(*one))
-        del one
-    return results
+    results, running = [], None
+    with ThreadPoolExecutor(1, "saga-ahead") as pool:
+        for one in calls:
+            if running and not _has_room(size):
+                running.exception()  # waits for it
+            try:
+                ready = half_made(one)
+            finally:
+                if running:
+                    results.append(running.result())  # its error is that of an earlier chunk
+            running = pool.submit(_work, function, ready)
+            del ready
+        return [*results, running.result()]
 
 
-def _has_room(args: list) -> bool:
-    """Whether the worker has room for as much as the blocks among these take, and as much again to make it."""
-    worker, size = get_worker(), sum(sizeof(arg.args) for arg in args if isinstance(arg, Recipe))
+def _work(function: Callable, args: list) -> Any:
+    args[:] = made(args)  # the block goes before its chunk is worked on
+    result = function(*args)
+    args.clear()
+    return result
+
+
+def _has_room(size: float) -> bool:
+    """Whether each thread of the worker has room for so many bytes more, and as many again to make them."""
+    worker = get_worker()
     limit = worker.memory_manager.memory_limit or MEMORY_LIMIT
-    return worker.monitor.get_process_memory() + 2 * size <= ROOM_SHARE * limit
+    return worker.monitor.get_process_memory() + 2 * size * worker.state.nthreads <= ROOM_SHARE * limit
 
 
 def _itself(value: Any) -> Any:

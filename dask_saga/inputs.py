@@ -31,6 +31,7 @@ __all__ = [
     "dask_blocks",
     "encode_labels",
     "join_chunks",
+    "known_length",
     "most_bytes",
     "ordered_blocks",
     "read_chunk",
@@ -511,10 +512,10 @@ def most_bytes(collection: Any) -> float:
     return float(np.prod(collection.shape) * (4 if collection.dtype == np.float32 else 8))
 
 
-def row_count(collection: Any) -> float:
-    """Rows of a Dask collection; NaN where they are not known."""
-    rows = getattr(collection, "shape", (math.nan,))[0]
-    return float(rows) if isinstance(rows, (int, float)) else math.nan
+def known_length(collection: Any, axis: int) -> float:
+    """Rows or columns of a Dask collection; NaN where they are not known."""
+    [length] = getattr(collection, "shape", ())[axis : axis + 1] or [math.nan]
+    return float(length) if isinstance(length, (int, float)) else math.nan
 
 
 def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:

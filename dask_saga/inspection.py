@@ -252,7 +252,8 @@ def _objectives(model: Any, X: Any, y: Any, sample_weight: Any, xs: list[np.ndar
     """F at each of `xs`, by one pass over the data."""
     source, problem, _ = model._read(X, y, sample_weight, model._problem(), "auto")
     with source:
-        sums = sum(source.executor.gather(source.map(_values_and_weight, xs, problem, name="saga-objective")))
+        told = source.map(_values_and_weight, xs, problem, name="saga-objective", nbytes=8.0 * len(xs))
+        sums = sum(source.executor.gather(told))
     return sums[:-1] / sums[-1] + np.array([penalty_value(x, problem) for x in xs])
 
 

@@ -50,9 +50,9 @@ class Fit(NamedTuple):
     norms: list  # as ``row_norms`` gives them
 
     def memory_bytes(self) -> int:
-        """Size of the largest memory of a chunk."""
+        """Size of the largest chunk's memory and sum of gradients."""
         outputs, itemsize = len(self.prepared.zero), np.dtype(self.problem.memory_dtype).itemsize
-        return max(self.prepared.lengths) * outputs * itemsize
+        return max(self.prepared.lengths) * outputs * itemsize + self.prepared.zero.nbytes
 
     def row_norms(self) -> list:
         """Of each group a reference to its rows' norms, or None where chunks are not held; once visits ask for them."""
@@ -114,7 +114,8 @@ def _loss(fit: Fit, x: np.ndarray) -> float:
     """Mean loss at the start without a sample: zero, unless that is out of bounds."""
     value = fit.prepared.value
     if x.any():
-        sums = fit.source.executor.gather(fit.source.map(chunk_gradient, x, fit.problem, name="saga-confirm"))
+        told = fit.source.map(chunk_gradient, x, fit.problem, name="saga-confirm", nbytes=x.nbytes)
+        sums = fit.source.executor.gather(told)
         value = sum(value for value, _ in sums)
     return value / fit.weight
 

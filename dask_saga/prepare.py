@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from dask.sizeof import sizeof
 
 from .chunk import chunk_gradient, count_outputs, factors_at_zero, fresh_memory
-from .columns import ColumnStats, measure, merge
+from .columns import ColumnStats, measure, merge, wants_products
 from .inputs import Chunk, blame, frozen, join_chunks
 from .metric import Metric, axis_limits, choose_metric
 from .problem import Problem
@@ -112,6 +112,11 @@ def _examine(chunk: Chunk, problem: Problem, chunks: int, name: int | None) -> _
     return _Examined([facts], [shape], value, stats, gradient, samples)
 
 
+def _bytes_examined(columns: float, problem: Problem) -> float:
+    """About what ``_examine`` tells of so many columns, beside a few rows: statistics, sums of gradients, products."""
+    return 8.0 * columns * (10 + problem.outputs + (columns if wants_products(columns, problem) else 0))
+
+
 def _merge(*examined: _Examined) -> _Examined:
     """It carries p x p products, which a client need not see of each."""
     parts = zip(*((one.facts, one.shapes, one.samples) for one in examined), strict=True)
@@ -155,7 +160,8 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     joins : bool, default=True
         Whether small chunks are visited together.
     """
-    executor, examined = source.executor, source.map(_examine, problem, len(source), name="saga-examine", named=True)
+    executor, size = source.executor, _bytes_examined(source.columns, problem)
+    examined = source.map(_examine, problem, len(source), name="saga-examine", named=True, nbytes=size)
     merged = examined
     while len(merged) > MERGED:
         parts = [merged[k : k + MERGED] for k in range(0, len(merged), MERGED)]

@@ -93,8 +93,8 @@ def block_recipes(blocks: list) -> list:
             return blocks
         counts.update(graph.keys())
         known = [None if k in keys else part for k, part in enumerate(parts)]
-        made = Recipe(_make_parts, graph, keys, known)
-        recipes.append(Recipe(_first, made) if isinstance(block, Delayed) else made)
+        recipe = Recipe(_make_parts, graph, keys, known)
+        recipes.append(Recipe(_first, recipe) if isinstance(block, Delayed) else recipe)
     return blocks if max(counts.values(), default=1) > 1 else recipes
 
 
@@ -104,8 +104,8 @@ def _is_closed(graph: dict) -> bool:
 
 
 def _make_parts(graph: dict, keys: dict, known: list) -> tuple:
-    made = dict(zip(keys, dask.get(graph, list(keys.values())), strict=True))
-    return tuple(made.get(k, part) for k, part in enumerate(known))
+    parts = dict(zip(keys, dask.get(graph, list(keys.values())), strict=True))
+    return tuple(parts.get(k, part) for k, part in enumerate(known))
 
 
 def _first(parts: tuple) -> Any:

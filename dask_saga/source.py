@@ -41,8 +41,8 @@ class Source:
         As ``dask_blocks`` gives them: in memory, or with lazy parts.
     nbytes : float, default=0
         What the chunks may take at most; NaN where it is not known.
-    rows : float, default=NaN
-        Rows of all blocks, where they are known.
+    rows, columns : float, default=NaN
+        Of all blocks, where they are known.
     persist : bool or "auto", default=True
         Whether chunks are held between visits; "auto": where they fit HELD_SHARE of the memory.
     n_parallel : int or "auto", default=1
@@ -75,13 +75,14 @@ class Source:
         *,
         nbytes: float = 0.0,
         rows: float = math.nan,
+        columns: float = math.nan,
         persist: Any = True,
         n_parallel: Any = 1,
     ):
         if persist not in (True, False, "auto"):
             raise ValueError(f"persist={persist!r} must be True, False or 'auto'")
         self.executor, self.blocks, self.loads = executor, blocks, blocks
-        self.nbytes, self.rows = nbytes, rows
+        self.nbytes, self.rows, self.columns = nbytes, rows, columns
         self.read: Callable | None = None
         self.held: dict[int, Any] = {}
         self.expected: list[tuple[str, str]] = []
@@ -206,8 +207,8 @@ class Source:
         if not self.holds:
             self.executor.throttle(task, most)
 
-    def map(self, function: Callable, *args: Any, name: str, named: bool = False, nbytes: int = 0) -> list:
-        """References to ``function(chunk, *args)`` of every chunk, a result of at most `nbytes`.
+    def map(self, function: Callable, *args: Any, name: str, named: bool = False, nbytes: float = math.nan) -> list:
+        """References to ``function(chunk, *args)`` of every chunk, a result of at most `nbytes`, if that is known.
 
         If `named`, it gets the chunk's name as well.
         """
@@ -224,19 +225,24 @@ class Source:
         coming = self.each(list(itertools.chain(*groups)), self._chunk_within)
         for group in groups:
             calls = [call(k, chunk) for k, chunk in itertools.islice(coming, len(group))]
-            parts = self.executor.in_turn(function, calls, name=name, lane=self.lane(group[0]))
+            parts = self.executor.in_turn(function, calls, name=name, lane=self.lane(group[0]), size=self._size())
             tasks.update(zip(group, parts, strict=True))
             self.used(parts[-1], 2 * threads)
+        next(coming, None)  # which ends its thread
         return [tasks[k] for k in sorted(tasks)]
 
-    def _groups(self, threads: int, nbytes: int) -> list[range]:
+    def _size(self) -> float:
+        """Bytes of the largest chunk, or what they may take; NaN where neither is known."""
+        return max(self.sizes, default=self.nbytes / len(self))
+
+    def _groups(self, threads: int, nbytes: float) -> list[range]:
         """Chunks that one task reads, the next one while it works on this; ever fewer, so that all threads end at once.
 
         Lanes come in turn: else all would be loaded in one first.
         """
-        most, size = 1, max(self.sizes, default=self.nbytes / len(self))
-        if size > 0 and all(isinstance(load, Recipe) for load in self.loads):  # NaN where no size is known
-            most = min(READ_IN_TURN, TURN_BYTES / size, RESULT_BYTES / max(nbytes, 1))
+        most = 1
+        if self._size() > 0 and nbytes > 0 and all(isinstance(load, Recipe) for load in self.loads):
+            most = min(READ_IN_TURN, TURN_BYTES / self._size(), RESULT_BYTES / nbytes)
         groups, share = [], 2 * max(1, threads // self.width)
         for part in lanes(len(self), self.width):
             groups.append([])

@@ -7,7 +7,6 @@ import functools
 import itertools
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["ahead", "even_slices", "meet", "one_blas_thread", "sharers", "threads"]
+__all__ = ["even_slices", "meet", "one_blas_thread", "sharers", "threads"]
 
 # Entries of rows for which one more thread pays.
 LEAST_ENTRIES = 2**17
@@ -102,21 +101,6 @@ def threads(count: int) -> Iterator[Callable]:
             return results
 
         yield each
-
-
-def ahead(load: Callable, order: Iterable, has_room: Callable = lambda value: True) -> Iterator:
-    """``load(k)`` of each k; the next one meanwhile, in a thread, if ``has_room(value)`` says so of the last one.
-
-    No more than two are kept alive.
-    """
-    coming: deque = deque()
-    with ThreadPoolExecutor(1, "saga-ahead") as pool:
-        order = list(order)
-        for n, k in enumerate(order):
-            coming = coming or deque([pool.submit(load, k)])
-            if coming[0].exception() is None and order[n + 1 :] and has_room(coming[0].result()):
-                coming.append(pool.submit(load, order[n + 1]))
-            yield coming.popleft().result()
 
 
 def meet(count: int, run: Callable[[int, np.ndarray, np.ndarray], bool]) -> None:

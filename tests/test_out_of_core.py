@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from dask import delayed
-from dask.distributed import Client, LocalCluster, get_task_stream
+from dask.distributed import Client, LocalCluster, get_task_stream, get_worker
 from dask.utils import key_split
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
@@ -250,6 +250,7 @@ BEGUN: list = []  # of loads and work, in this order
 
 
 def load_block(k):
+    assert get_worker().name is not None  # readers may ask for theirs
     BEGUN.append(f"load {k}")
     return np.zeros(k)
 
@@ -264,39 +265,63 @@ def work(rows, k):
 
 
 @pytest.mark.parametrize("has_room", [True, False])
-def test_a_task_reads_the_next_block_while_it_works_if_there_is_room(has_room, client_of_threads, monkeypatch):
-    if not has_room:
-        monkeypatch.setattr("dask_saga.executors.ROOM_SHARE", 0.0)
+def test_a_task_reads_the_next_block_while_it_works_if_there_is_room(has_room, client_of_threads):
     BEGUN.clear()
     executor = ClientExecutor(client_of_threads)
     calls = [(Recipe(np.asarray, Recipe(load_block, k)), k) for k in range(4)]
-    ahead, sizes = zip(*executor.gather(executor.in_turn(work, calls, name="saga-test")), strict=True)
+    size = 1.0 if has_room else float(executor.memory())
+    ahead, sizes = zip(*executor.gather(executor.in_turn(work, calls, name="saga-test", size=size)), strict=True)
     assert ahead == (has_room,) * 3 + (False,)
     assert sizes == (0, 1, 2, 3)
     assert [one for one in BEGUN if "load" in one] == [f"load {k}" for k in range(4)]
 
 
-def fail_at_two(rows, k):
+def fail_to_load(k):
+    if k == 3:
+        raise OSError("three")
+    return np.zeros(k)
+
+
+def fail_to_work(rows, k):
     if k == 2:
         raise ZeroDivisionError("two")
     return k
 
 
-def test_work_that_fails_fails_the_task_and_ends_its_thread(client_of_threads):
+@pytest.mark.parametrize(("function", "error"), [(fail_to_work, ZeroDivisionError), (np.add, OSError)])
+def test_the_error_of_the_first_chunk_that_fails(function, error, client_of_threads):
     executor = ClientExecutor(client_of_threads)
-    calls = [(Recipe(np.asarray, Recipe(load_block, k)), k) for k in range(4)]
-    with pytest.raises(ZeroDivisionError, match="two"):
-        executor.gather(executor.in_turn(fail_at_two, calls, name="saga-test"))
+    calls = [(Recipe(np.asarray, Recipe(fail_to_load, k)), k) for k in range(4)]
+    with pytest.raises(error):
+        executor.gather(executor.in_turn(function, calls, name="saga-test", size=1.0))
     assert not [t for t in threading.enumerate() if t.name.startswith("saga-ahead")]
 
 
+def test_visits_load_few_ahead_whatever_ran_before(client_of_threads, monkeypatch):
+    """Reads in parallel may go further ahead on large clusters, visits not."""
+    monkeypatch.setattr(ClientExecutor, "threads", lambda self: 16)
+    source = Counted(blocks=24)
+
+    def watch(info):
+        if info.epoch == 1:
+            source.most = source.alive  # forget what came before
+        return info.epoch == 2
+
+    model = SAGAClassifier(random_state=0, step_size=1e-3, tol=0.0)  # so that all passes are visits
+    with dask.config.set(scheduler=client_of_threads):
+        model.fit(source.array(), da.tile(labels, 4), persist=False, callback=watch)
+    assert source.reads == 24 * (1 + 2)
+    assert source.most <= 2 * (TASKS_AHEAD + 2)
+
+
 GROUPS = {  # blocks, lanes, bytes of all chunks, bytes of a result: sizes of the groups
-    "ever fewer": (40, 1, 1e6, 0, [10, 7, 5, 4, 3, 2, 2, *[1] * 7]),
-    "no more than 16": (100, 1, 1e6, 0, [16, 16, 16, 13, 9, 7, 5, 4, 3, 2, 2, *[1] * 7]),
-    "large chunks": (8, 1, 8 * 2.0**30, 0, [1] * 8),
+    "ever fewer": (40, 1, 1e6, 8, [10, 7, 5, 4, 3, 2, 2, *[1] * 7]),
+    "no more than 16": (100, 1, 1e6, 8, [16, 16, 16, 13, 9, 7, 5, 4, 3, 2, 2, *[1] * 7]),
+    "large chunks": (8, 1, 8 * 2.0**30, 8, [1] * 8),
     "large results": (12, 1, 1e6, 2**24, [2, 2, 2, *[1] * 6]),
-    "sizes unknown": (8, 1, np.nan, 0, [1] * 8),
-    "two lanes": (16, 2, 1e6, 0, [4, 4, 2, 2, *[1] * 4]),
+    "sizes unknown": (8, 1, np.nan, 8, [1] * 8),
+    "results unknown": (8, 1, 1e6, np.nan, [1] * 8),
+    "two lanes": (16, 2, 1e6, 8, [4, 4, 2, 2, *[1] * 4]),
 }
 
 
@@ -304,9 +329,8 @@ GROUPS = {  # blocks, lanes, bytes of all chunks, bytes of a result: sizes of th
 def test_tasks_read_ever_fewer_chunks(case, client_of_threads):
     n, width, nbytes, result, sizes = GROUPS[case]
     blocks = dask_blocks(da.zeros((n, 2), chunks=(1, 2)), da.zeros(n, chunks=1), None)
-    with Source(
-        ClientExecutor(client_of_threads), blocks, nbytes=nbytes, persist=False, n_parallel=width
-    ) as source:
+    executor = ClientExecutor(client_of_threads)
+    with Source(executor, blocks, nbytes=nbytes, persist=False, n_parallel=width) as source:
         groups = source._groups(2, result)
     assert [len(group) for group in groups] == sizes
     assert sorted(itertools.chain(*groups)) == list(range(n))
@@ -347,7 +371,8 @@ def test_a_failed_fit_leaves_no_thread_and_no_more_than_a_block():
         except RuntimeError as error:
             kept.append(error)  # as notebooks keep the last one
     assert len(kept) == 3
-    assert not [t.name for t in set(threading.enumerate()) - before if t.name.startswith(("ThreadPoolExecutor", "saga-ahead"))]
+    ours = ("ThreadPoolExecutor", "saga-ahead")
+    assert not [t.name for t in set(threading.enumerate()) - before if t.name.startswith(ours)]
     assert source.alive <= len(kept)  # the one of the last visit, in the frame of each
 
 
