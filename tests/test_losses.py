@@ -4,9 +4,18 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
+from dask_saga import chunk_saga
+from dask_saga.columns import column_stats
+from dask_saga.inputs import read_chunk
 from dask_saga.losses import LOSSES, Huber, LogLoss, SmoothHinge, resolve_loss
-from dask_saga.penalties import PENALTIES, ElasticNet, resolve_penalty
+from dask_saga.metric import choose_metric
+from dask_saga.penalties import PENALTIES, ElasticNet, prox_of_move, resolve_penalty
+from dask_saga.problem import Problem
+from dask_saga.state import new_head
+
+from .conftest import make_rows
 
 
 def targets(loss):
@@ -52,6 +61,50 @@ def test_prox_minimises(name, step):
     for v in (-3.0, -0.2, 0.0, 0.05, 1.7):
         best = grid[np.argmin((grid - v) ** 2 / 2 + step * penalty.value(grid))]
         assert penalty.prox(v, step) == pytest.approx(best, abs=1e-4)
+
+
+class Own(NamedTuple):
+    l1: float
+
+    def value(self, x):
+        return self.l1 * abs(x)
+
+    def prox(self, v, step):
+        return np.sign(v) * max(abs(v) - step * self.l1, 0.0)
+
+
+MOVED = {
+    "none": ElasticNet(),
+    "l2": ElasticNet(l2=0.3),
+    "elasticnet": ElasticNet(l1=0.2, l2=3.0),
+    "bounds": ElasticNet(l1=0.1, l2=1e-3, lower=-0.5, upper=1.0),
+    "nearly infinite": ElasticNet(l2=1e307),
+    "own": Own(0.4),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+@pytest.mark.parametrize("step", [1e-3, 2.0, 1e3])
+def test_prox_of_a_move_is_the_prox_there(name, step):
+    penalty = MOVED[name]
+    shrunk = 1.0 / (1.0 / step + getattr(penalty, "l2", 0.0))  # as the table of sparse columns has it
+    for x in (-3.0, -0.2, 0.0, 0.05, 1.7):
+        for move in (-0.7, 0.0, 0.01, 5.0):
+            there = penalty.prox(x - move, step)
+            assert prox_of_move(penalty, x, move * (shrunk / step), shrunk) == pytest.approx(
+                there, rel=1e-12, abs=1e-14
+            )
+
+
+@pytest.mark.parametrize("l2", [1e12, 1e308])
+def test_sparse_coefficients_go_to_zero_under_any_penalty(l2):
+    A, y = make_rows(n=50)
+    problem = Problem(LogLoss(), ElasticNet(l2=l2), True)
+    chunk = read_chunk(sp.csr_matrix(A * 1e-3), y)
+    metric = choose_metric(column_stats(chunk, problem), problem)
+    head = new_head(8, 1)._replace(x=np.ones((1, 9)))
+    after, _ = chunk_saga(chunk, head, None, problem, metric, seed=0)
+    assert np.abs(after.x[0, :8]).max() < 1e-9
 
 
 def test_names_and_objects_resolve():
