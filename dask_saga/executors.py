@@ -369,10 +369,10 @@ def _work(function: Callable, args: list) -> Any:
 
 
 def _has_room(size: float) -> bool:
-    """Whether each thread of the worker has room for so many bytes more, and as many again to make them."""
+    """Whether each thread of the worker has room for so many bytes more, and twice as many to make them."""
     worker = get_worker()
     limit = worker.memory_manager.memory_limit or MEMORY_LIMIT
-    return worker.monitor.get_process_memory() + 2 * size * worker.state.nthreads <= ROOM_SHARE * limit
+    return worker.monitor.get_process_memory() + 3 * size * worker.state.nthreads <= ROOM_SHARE * limit
 
 
 def _itself(value: Any) -> Any:
