@@ -100,7 +100,7 @@ class LocalExecutor:
         with ThreadPoolExecutor(1, "saga-ahead") as pool:
             coming = deque(pool.submit(load, k) for k in order[:1])
             for k in [*order[1:], None]:
-                if k is not None:
+                if k is not None and coming[0].exception() is None:  # an error's traceback is to keep no block
                     coming.append(pool.submit(load, k))
                 yield coming.popleft().result()
 
@@ -350,7 +350,8 @@ def _call_each(function: Callable, count: int, size: float, numbers: list, *args
     with ThreadPoolExecutor(1, "saga-ahead") as pool:
         for one in calls:
             if running and not _has_room(size):
-                running.exception()  # waits for it
+                results.append(running.result())
+                running = None
             try:
                 ready = half_made(one)
             finally:
@@ -362,10 +363,11 @@ def _call_each(function: Callable, count: int, size: float, numbers: list, *args
 
 
 def _work(function: Callable, args: list) -> Any:
-    args[:] = made(args)  # the block goes before its chunk is worked on
-    result = function(*args)
-    args.clear()
-    return result
+    try:
+        args[:] = made(args)  # the block goes before its chunk is worked on
+        return function(*args)
+    finally:
+        args.clear()
 
 
 def _has_room(size: float) -> bool:

@@ -220,19 +220,19 @@ class Source:
             there = [k for k in range(len(self)) if k not in self.held]
             self._chunks(there)
             return self.executor.map(function, [call(k, self.held[k]) for k in sorted(self.held)], name=name)
-        threads, tasks = self.executor.threads(), {}
+        threads, size, tasks = self.executor.threads(), self._size(), {}
         groups = self._groups(threads, nbytes)
         coming = self.each(list(itertools.chain(*groups)), self._chunk_within)
         for group in groups:
             calls = [call(k, chunk) for k, chunk in itertools.islice(coming, len(group))]
-            parts = self.executor.in_turn(function, calls, name=name, lane=self.lane(group[0]), size=self._size())
+            parts = self.executor.in_turn(function, calls, name=name, lane=self.lane(group[0]), size=size)
             tasks.update(zip(group, parts, strict=True))
             self.used(parts[-1], 2 * threads)
         next(coming, None)  # which ends its thread
         return [tasks[k] for k in sorted(tasks)]
 
     def _size(self) -> float:
-        """Bytes of the largest chunk, or what they may take; NaN where neither is known."""
+        """Bytes of the largest chunk, once they are known, or of one in the mean; NaN where neither is."""
         return max(self.sizes, default=self.nbytes / len(self))
 
     def _groups(self, threads: int, nbytes: float) -> list[range]:

@@ -247,6 +247,7 @@ def test_few_blocks_at_a_time_on_a_cluster_and_a_client_that_is_not_the_default(
 
 
 BEGUN: list = []  # of loads and work, in this order
+PATIENCE = {"seconds": 60.0}
 
 
 def load_block(k):
@@ -256,20 +257,22 @@ def load_block(k):
 
 
 def work(rows, k):
-    """Whether the next load begins before this ends."""
+    """Whether the next load begins before this ends, given some time."""
     BEGUN.append(f"work {k}")
-    until = time.monotonic() + 1.0
-    while f"load {k + 1}" not in BEGUN and time.monotonic() < until:
+    until = time.monotonic() + PATIENCE["seconds"]
+    while f"load {k + 1}" not in BEGUN and time.monotonic() < until and k < 3:
         time.sleep(0.001)
     return f"load {k + 1}" in BEGUN, rows.size
 
 
 @pytest.mark.parametrize("has_room", [True, False])
-def test_a_task_reads_the_next_block_while_it_works_if_there_is_room(has_room, client_of_threads):
+def test_a_task_reads_the_next_block_while_it_works_if_there_is_room(has_room, client_of_threads, monkeypatch):
     BEGUN.clear()
+    monkeypatch.setattr("dask_saga.executors.ROOM_SHARE", 100.0)  # of a small worker this process takes much
+    monkeypatch.setitem(PATIENCE, "seconds", 60.0 if has_room else 0.2)
     executor = ClientExecutor(client_of_threads)
     calls = [(Recipe(np.asarray, Recipe(load_block, k)), k) for k in range(4)]
-    size = 1.0 if has_room else float(executor.memory())
+    size = 1.0 if has_room else 100 * executor.memory()
     ahead, sizes = zip(*executor.gather(executor.in_turn(work, calls, name="saga-test", size=size)), strict=True)
     assert ahead == (has_room,) * 3 + (False,)
     assert sizes == (0, 1, 2, 3)
@@ -374,6 +377,22 @@ def test_a_failed_fit_leaves_no_thread_and_no_more_than_a_block():
     ours = ("ThreadPoolExecutor", "saga-ahead")
     assert not [t.name for t in set(threading.enumerate()) - before if t.name.startswith(ours)]
     assert source.alive <= len(kept)  # the one of the last visit, in the frame of each
+
+
+def test_nothing_is_loaded_after_a_load_that_failed():
+    loaded = []
+
+    def load(k):
+        loaded.append(k)
+        if k == 1:
+            raise OSError("one")
+        return k
+
+    chunks = LocalExecutor().ahead(load, [0, 1, 2])
+    assert next(chunks) == 0
+    with pytest.raises(OSError, match="one"):
+        next(chunks)
+    assert loaded == [0, 1]
 
 
 def test_delayed_pairs():
