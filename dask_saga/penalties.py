@@ -15,7 +15,7 @@ from numba.extending import register_jitable
 
 from ._intrinsics import overloaded
 
-__all__ = ["PENALTIES", "ElasticNet", "prox", "prox_of_move", "resolve_penalty", "shrink"]
+__all__ = ["PENALTIES", "ElasticNet", "prox", "resolve_penalty"]
 
 
 @register_jitable
