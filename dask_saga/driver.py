@@ -193,7 +193,7 @@ def _refined(fit: Fit, place: Place) -> Place:
     source, executor, problem, epoch = fit.source, fit.source.executor, fit.problem, len(place.history) + 1
     [before] = place.visits
     x = executor.submit(_refine, fit.prepared.sample[0], before, problem, epoch, name="saga-refine")
-    own = source.map(remember, x, problem, epoch, name="saga-memory", nbytes=fit.memory_bytes())
+    own = source.map(remember, x, problem, epoch, name="saga-memory", nbytes=fit.remembered_bytes())
     text = place.text
     for k, fact in enumerate(fit.prepared.facts):
         text = visit_digest(text, fit.ids[k], fact, problem)

@@ -49,10 +49,13 @@ class Fit(NamedTuple):
     parts: list[range]
     norms: list  # as ``row_norms`` gives them
 
-    def memory_bytes(self) -> int:
-        """Size of the largest chunk's memory and sum of gradients."""
-        outputs, itemsize = len(self.prepared.zero), np.dtype(self.problem.memory_dtype).itemsize
-        return max(self.prepared.lengths) * outputs * itemsize + self.prepared.zero.nbytes
+    def memory_bytes(self, rows: int) -> int:
+        """Size of the memory gradients of so many rows."""
+        return rows * len(self.prepared.zero) * np.dtype(self.problem.memory_dtype).itemsize
+
+    def remembered_bytes(self) -> int:
+        """Size of what the largest chunk tells at one x: its memory, and the sum of its gradients."""
+        return self.memory_bytes(max(self.prepared.lengths)) + self.prepared.zero.nbytes
 
     def row_norms(self) -> list:
         """Of each group a reference to its rows' norms, or None where chunks are not held; once visits ask for them."""
@@ -99,7 +102,7 @@ def begin(fit: Fit, at_zero: float) -> Place:
     prepared.limits.clear()  # the cluster would else remember the tasks before
     if at_zero and prepared.sample:
         x = executor.submit(refine, prepared.sample[0], head.x, prepared.gradient, problem, 0, name="saga-start")
-        own = fit.source.map(remember, x, problem, 0, name="saga-memory", nbytes=fit.memory_bytes())
+        own = fit.source.map(remember, x, problem, 0, name="saga-memory", nbytes=fit.remembered_bytes())
         led = arrived(fit, there._replace(own=own, refines=True), x)
         if led.summary.objective <= _loss(fit, head.x) + penalty_value(head.x, problem):
             return led
@@ -123,7 +126,7 @@ def _loss(fit: Fit, x: np.ndarray) -> float:
 def arrived(fit: Fit, place: Place, x: Any) -> Place:
     """The place with the head and the summary of an x, a reference, of which all chunks' own tell the gradient."""
     executor, told, [before] = fit.source.executor, place.own, place.visits
-    memory = sum(fit.prepared.lengths) * len(fit.prepared.zero) * np.dtype(fit.problem.memory_dtype).itemsize
+    memory = fit.memory_bytes(sum(fit.prepared.lengths))
     if memory > min(TRAVELS * sum(fit.source.sizes), MOST_TRAVELS):
         told = executor.map(_told, [(one,) for one in told], name="saga-sum")
     # The head as a value: the cluster would else remember all tasks that led to it.
@@ -165,8 +168,7 @@ def _head(fit: Fit, place: Place) -> Any:
 
 def without_lineage(fit: Fit, place: Place) -> Place:
     """The place put anew on the executor, where it keeps the tasks that made it and has room for the values."""
-    outputs, itemsize = len(fit.prepared.zero), np.dtype(fit.problem.memory_dtype).itemsize
-    if not fit.source.executor.forget_lineage(sum(fit.prepared.lengths) * outputs * itemsize):
+    if not fit.source.executor.forget_lineage(fit.memory_bytes(sum(fit.prepared.lengths))):
         return place
     head, memories, _ = gathered(fit, place)
     own = fit.source.executor.put([Visited(None, memory) for memory in memories])
