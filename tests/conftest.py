@@ -33,9 +33,15 @@ def numbers():
 
 @pytest.fixture(scope="session")
 def cluster():
+    import dask
     from dask.distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+    # A LocalCluster looks 15 s after a loss whether the worker is back, and gives it up where a test has just killed
+    # the next one of that name.
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+    ):
         yield cluster
 
 
