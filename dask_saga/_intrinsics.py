@@ -48,7 +48,7 @@ AHEAD, NEAR_BYTES = 8, 2**21
 # Rows that may share the x at which their derivatives are taken.
 GROUP = 4
 # Arrays of ``scratch`` that a loop over rows needs at most.
-ARRAYS = 7
+ARRAYS = 9
 # Not True: that would also set nnan and ninf, which remove the isfinite checks.
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 # A division by zero gives infinity, and no loop has to look out for it.

@@ -230,6 +230,19 @@ def predicted(row, shifts, x, p):
 
 
 @inlined
+def predict_four(rows, shifts, x, p, z, k, outputs):
+    """Write the same of the rows of a group, as the k-th of so many outputs, to their places in ``z``."""
+    (row0, row1, row2, row3), (z0, z1, z2, z3) = rows, (x[p], x[p], x[p], x[p])
+    for j in range(p):
+        shift, slope = shifts[j], x[j]
+        z0 += (row0[j] - shift) * slope
+        z1 += (row1[j] - shift) * slope
+        z2 += (row2[j] - shift) * slope
+        z3 += (row3[j] - shift) * slope
+    z[k], z[outputs + k], z[2 * outputs + k], z[3 * outputs + k] = z0, z1, z2, z3
+
+
+@inlined
 def stored(row, columns, width, at, shifted, at_shift):
     """The same of what a sparse row stores, with x at some place of each column."""
     (data, indices, start, end), z = row, 0.0
@@ -237,6 +250,15 @@ def stored(row, columns, width, at, shifted, at_shift):
         c = U(indices[r]) * width
         z += (data[r] - columns[c + at_shift] if shifted else data[r]) * columns[c + at]
     return z
+
+
+@inlined
+def four_rows(A, order, gathered, first):
+    """The rows of a group."""
+    i, j, q, r = first, first + U(1), first + U(2), first + U(3)
+    if not gathered:
+        i, j, q, r = U(order[i]), U(order[j]), U(order[q]), U(order[r])
+    return A[i], A[j], A[q], A[r]
 
 
 @inlined
@@ -258,7 +280,7 @@ def _build(sources: int, cache: bool) -> Kernels:
         A, b, weights, order, lengths = borrowed(A), borrowed(b), borrowed(weights), borrowed(order), borrowed(lengths)
         anchor, gradients, p, outputs = borrowed(anchor), borrowed(gradients), A.shape[1], outputs_of(room)
         numbers, deltas, pulls = numbers_of(room), scratch(room, 5), scratch(room, 6)
-        z, u = numbers[0], numbers[1]
+        z, u, zs, us = numbers[0], numbers[1], scratch(room, 7), scratch(room, 8)
         width = whole_lines(p + 1)
         owner = np.empty((2 * outputs + 4) * width + DOUBLES)
         table = on_lines(owner)[: (2 * outputs + 4) * width].reshape(2 * outputs + 4, width)
@@ -280,31 +302,41 @@ def _build(sources: int, cache: bool) -> Kernels:
                 for k in range(outputs):
                     middle[k] = xs[k, : p + 1]
             for t in range(first, last):
-                i, coming, end = U(order[t]), U(0), U(0)
                 if t + ahead < visits:
                     q = U(order[t + ahead])
                     if not gathered:
-                        coming, end = q * wide, q * wide + wide
-                        prefetch(entries, end - U(1))
+                        prefetch(entries, q * wide + wide - U(1))
+                        ask(entries, q * wide, q * wide + min(wide, third), line)
                     prefetch(lengths, q)
                     prefetch(targets, q * U(b.shape[1]))
                     prefetch(memory, q * U(outputs))
-                ask(entries, coming, min(end, coming + third), line)
-                w, length = weights[i] if weights.size else 1.0, lengths[i] if lengths.size else 0.0
-                row = A[t] if gathered else A[i]
+            if last - first == U(GROUP):
+                rows = four_rows(A, order, gathered, first)
                 for k in range(outputs):
-                    z[k] = predicted(row, shifts, xs[k], p)
+                    predict_four(rows, shifts, xs[k], p, zs, k, outputs)
                     if do.past > 0.0:
-                        u[k] = predicted(row, shifts, anchor[k], p)
+                        predict_four(rows, shifts, anchor[k], p, us, k, outputs)
+            else:
+                for t in range(first, last):
+                    row, at = A[t] if gathered else A[U(order[t])], (t - first) * U(outputs)
+                    for k in range(outputs):
+                        zs[at + U(k)] = predicted(row, shifts, xs[k], p)
+                        if do.past > 0.0:
+                            us[at + U(k)] = predicted(row, shifts, anchor[k], p)
+            for t in range(first, last):
+                i, coming, end = U(order[t]), U(0), U(0)
+                if t + ahead < visits and not gathered:
+                    coming = U(order[t + ahead]) * wide
+                    end = coming + wide
                 ask(entries, coming + third, min(end, coming + third + third), line)
+                w, length = weights[i] if weights.size else 1.0, lengths[i] if lengths.size else 0.0
                 own, at = do.left - t * do.less, (t - first) * U(outputs)
+                for k in range(outputs):
+                    z[k], u[k] = zs[at + U(k)], us[at + U(k)]
                 renew(loss, numbers, gradients, i, b[i], w, length, own, do, at, deltas, pulls)
                 ask(entries, coming + third + third, end, line)
             if last - first == U(GROUP):
-                i, j, q, r = first, first + U(1), first + U(2), first + U(3)
-                if not gathered:
-                    i, j, q, r = U(order[i]), U(order[j]), U(order[q]), U(order[r])
-                rows = A[i], A[j], A[q], A[r]
+                rows = four_rows(A, order, gathered, first)
                 for k in range(outputs):
                     pull, delta = four(pulls, k, outputs), four(deltas, k, outputs)
                     step_of_four(rows, pull, delta, p, xs[k], sums[k], columns, do, penalty)
