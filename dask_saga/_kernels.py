@@ -231,7 +231,7 @@ def predicted(row, shifts, x, p):
 
 @inlined
 def predict_four(rows, shifts, x, p, z, k, outputs):
-    """Write the same of the rows of a group, as the k-th of so many outputs, to their places in ``z``."""
+    """Write the k-th output's predictions of a group, that of row t to ``z[t * outputs + k]``."""
     (row0, row1, row2, row3), (z0, z1, z2, z3) = rows, (x[p], x[p], x[p], x[p])
     for j in range(p):
         shift, slope = shifts[j], x[j]

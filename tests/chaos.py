@@ -107,7 +107,7 @@ class Chaos:
         self.config = dask.config.set({
             "distributed.scheduler.worker-ttl": f"{WORKER_TTL}s", "distributed.scheduler.allowed-failures": 10,
             "distributed.comm.timeouts.connect": "20s", "distributed.comm.timeouts.tcp": "20s",
-            "distributed.deploy.lost-worker-timeout": "1h",
+
         })  # fmt: skip
         self.config.__enter__()
         self.cluster = self.new_cluster()
