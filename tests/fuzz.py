@@ -22,6 +22,7 @@ import sys
 import time
 import traceback
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ from dask_saga.penalties import ElasticNet
 
 # Seconds after which a call counts as hanging.
 HANGS = 120
-# Numbers that one process runs.
-BATCH = 250
+# Numbers that one process runs, and processes at a time.
+BATCH, PROCESSES = 125, 2
 DOCUMENTED = (ValueError, TypeError)
 ARGUMENTS = re.compile(
     r"\b(X|y|sample_weight|classes|chunk_id|replace|check_content|chunks?|checkpoint|callback|persist|loss|penalty|"
@@ -651,6 +652,24 @@ def run_here(first: int, last: int) -> None:
         }), flush=True)  # fmt: skip
 
 
+def _in_processes(first: int, last: int) -> tuple[list[dict], dict[int, str]]:
+    """What is told of numbers, run in a process and after each crash in a new one; and the crashes."""
+    rows, crashes = [], {}
+    while first < last:
+        command = [sys.executable, "-m", "tests.fuzz", "--here", str(first), str(last)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=BATCH * HANGS
+        )
+        told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        rows += [row for row in told if "number" in row]
+        if not done.returncode:
+            break
+        began = max((row["began"] for row in told if "began" in row), default=first)
+        crashes[began] = f"the process ended with {done.returncode}:\n{done.stderr[-6000:]}"
+        first = began + 1
+    return rows, crashes
+
+
 def run(first: int, last: int, calls: int | None = None) -> dict:
     """Run numbers in processes of their own, until so many calls were made.
 
@@ -667,28 +686,20 @@ def run(first: int, last: int, calls: int | None = None) -> dict:
         "failures": {},
         "slowest": (0.0, 0),
     }
-    while first < last and (calls is None or total["calls"] < calls):
-        command = [sys.executable, "-m", "tests.fuzz", "--here", str(first), str(min(first + BATCH, last))]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=BATCH * HANGS
-        )
-        began = first
-        for line in done.stdout.splitlines():
-            row = json.loads(line) if line.startswith("{") else {}
-            began = row.get("began", began)
-            if "number" in row:
-                total["numbers"] += 1
-                total["calls"] += len(row["calls"])
-                total["outcomes"].update(row["outcomes"])
-                total["by_method"].update(row["calls"])
-                total["slowest"] = max(total["slowest"], (row["seconds"], row["number"]))
-                if row["failure"]:
-                    total["failures"][row["number"]] = row["failure"]
-        if done.returncode:
-            total["failures"][began] = f"the process ended with {done.returncode}:\n{done.stderr[-6000:]}"
-            first = began + 1
-        else:
-            first = min(first + BATCH, last)
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        while first < last and (calls is None or total["calls"] < calls):
+            cuts = [min(first + k * BATCH, last) for k in range(PROCESSES + 1)]
+            for rows, crashes in pool.map(_in_processes, cuts[:-1], cuts[1:]):
+                for row in rows:
+                    total["numbers"] += 1
+                    total["calls"] += len(row["calls"])
+                    total["outcomes"].update(row["outcomes"])
+                    total["by_method"].update(row["calls"])
+                    total["slowest"] = max(total["slowest"], (row["seconds"], row["number"]))
+                    if row["failure"]:
+                        total["failures"][row["number"]] = row["failure"]
+                total["failures"].update(crashes)
+            first = cuts[-1]
     return total
 
 

@@ -60,9 +60,16 @@ def copied(tmp_path):
     return tmp_path / "copy"
 
 
-def test_second_process_only_hits(tmp_path):
-    cache = str(tmp_path / "cache")
-    assert all(misses for _, misses in run(FIT, tmp_path, NUMBA_CACHE_DIR=cache))
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A cache that one process has filled, to be copied."""
+    folder = tmp_path_factory.mktemp("filled")
+    assert all(misses for _, misses in run(FIT, folder, NUMBA_CACHE_DIR=str(folder / "cache")))
+    return folder / "cache"
+
+
+def test_second_process_only_hits(tmp_path, filled):
+    cache = str(shutil.copytree(filled, tmp_path / "cache"))
     again = run(FIT, tmp_path, NUMBA_CACHE_DIR=cache)
     assert len(again) == 5  # all that know a loss or penalty
     assert all(hits and not misses for hits, misses in again)
@@ -79,9 +86,8 @@ def test_edited_loss_is_a_miss(tmp_path, copied):
     assert all(misses and not hits for hits, misses in run(FIT, tmp_path, copied, NUMBA_CACHE_DIR=cache))
 
 
-def test_own_loss_works_and_does_not_poison(tmp_path):
-    cache = str(tmp_path / "cache")
-    run(FIT, tmp_path, NUMBA_CACHE_DIR=cache)
+def test_own_loss_works_and_does_not_poison(tmp_path, filled):
+    cache = str(shutil.copytree(filled, tmp_path / "cache"))
     run(OWN_LOSS, tmp_path, NUMBA_CACHE_DIR=cache)
     assert all(hits and not misses for hits, misses in run(FIT, tmp_path, NUMBA_CACHE_DIR=cache))
 
