@@ -4,7 +4,8 @@ F(x) = mean log loss + 0.5 alpha |x|^2, the intercept unpenalised, in the column
 repeated with more and more effort (passes or iterations, doubling) until it is within 1e-6 of the optimum,
 relative to F(0), or takes longer than the limit; a cell is the shortest fit that reached the level, "-" if
 none did. Ours is one fit, watched, with one thread and with as many as there are cores; what watching costs is not
-counted. Fits of all solvers take turns, and a cell is the median of its repetitions. Packages that are not
+counted. Fits of all solvers take turns, and a cell is the median of its repetitions, ours each with a seed of its own:
+whether a level is reached a pass earlier or later is luck. Packages that are not
 installed are left out, and solvers that need a matrix of more than 2000 x 2000 columns.
 
 Usage: python benchmarks/race.py [names] [--repeat 3] [--limit 20] [--cache DIR] [--picture FILE] [--ours]
@@ -130,7 +131,7 @@ class Race:
             w = np.column_stack([np.atleast_2d(coefficients), np.atleast_1d(intercept)])
             return self.optimum.gap(self.F.value(w))
 
-    def ours(self, n_threads: int, limit: float) -> dict[float, float]:
+    def ours(self, n_threads: int, limit: float, seed: int) -> dict[float, float]:
         """Seconds to each level in one fit."""
         found, unpaid = {}, 0.0
 
@@ -145,7 +146,7 @@ class Race:
             unpaid += time.perf_counter() - now
             return gap <= LEVELS[-1] or now - began - unpaid > limit
 
-        model = SAGAClassifier(alpha=ALPHA, max_iter=10_000, tol=0.0, n_threads=n_threads, random_state=0)
+        model = SAGAClassifier(alpha=ALPHA, max_iter=10_000, tol=0.0, n_threads=n_threads, random_state=seed)
         began = time.perf_counter()
         model.fit(self.data.X, self.data.y, callback=watch)
         return found
@@ -170,9 +171,9 @@ def run(name: str, repeat: int, limit: float, cache: Path | None, peers: dict) -
     few = race.data._replace(X=race.data.X[:1000], y=race.data.y[:1000])
     SAGAClassifier(max_iter=2, tol=0.0).fit(few.X, few.y)  # compiles
     times: dict[str, list[dict]] = {name: [] for name in OURS}
-    for _ in range(repeat):
+    for seed in range(repeat):
         for name, n_threads in OURS.items():
-            times[name].append(race.ours(n_threads, limit))
+            times[name].append(race.ours(n_threads, limit, seed))
         for peer, (package, fit) in peers.items():
             too_wide = peer in SECOND_ORDER and race.data.X.shape[1] > MOST_COLUMNS
             if too_wide or not installed(package) or times.get(peer) == []:

@@ -75,43 +75,40 @@ def read_table(table, ends, x, gradient_sum):
 
 
 @inlined
-def merged(old, total, found, shares, further):
-    """What comes of one number of x and of the sum, which threads ``found`` changed; and if any met the column at all.
+def merge_column(columns, c, apart, outputs, shares, further, lower, upper, x, gradient_sum, j):
+    """Bring together one number of x and of the sum: entries c and c + outputs of all tables, so far apart.
 
-    The sum gets all changes; x goes ``further`` times the mean of the moves of those that changed either, but where
-    these agree it is what they found: the move of one alone, or a zero, or a bound, of a penalty.
+    The sum gets all changes; x goes ``further`` times the mean of the moves of those threads that changed either, but
+    where these agree it is what they found: the move of one alone, or a zero, or a bound, of a penalty.
     """
+    old, total = x[j], gradient_sum[j]
     move, change, met, agreed, agree = 0.0, 0.0, 0.0, old, True
-    for t in range(shares.size):
-        own, summed = found[0, t], found[1, t]
-        if own != old or summed != total:
-            agree = agree and (met == 0.0 or own == agreed)
-            move, change, met, agreed = move + shares[t] * (own - old), change + (summed - total), met + shares[t], own
-    return (agreed if agree else old + further * move / met), total + change, met > 0.0
+    for t in range(U(shares.size)):  # without branches: which threads met a column is anyone's guess
+        own, summed = columns[c + t * apart], columns[c + t * apart + outputs]
+        moved = (own != old) | (summed != total)
+        agree &= (met == 0.0) | (own == agreed) | (not moved)
+        agreed = own if moved else agreed
+        move, change, met = move + shares[t] * (own - old), change + (summed - total), met + moved * shares[t]
+    if met > 0.0:
+        new = min(max(agreed if agree else old + further[j] * move / met, lower), upper)
+        x[j], gradient_sum[j] = new, total + change
+        for t in range(U(shares.size)):
+            columns[c + t * apart], columns[c + t * apart + outputs] = new, total + change
 
 
 @inlined
 def merge_tables(t, some, tables, ends, shares, further, lower, upper, x, gradient_sum):
     """Bring together what all tables hold of the t-th part of some columns, in x, the sum, and all tables."""
-    count, outputs, p, width = U(shares.size), U(x.shape[0]), x.shape[1] - 1, U(tables.shape[2])
-    columns, size, found = tables.reshape(-1), U(tables.shape[1]) * width, np.empty((2, shares.size))
-    for j in some[some.size * t // shares.size : some.size * (t + 1) // shares.size]:
-        for k in range(outputs):
-            for s in range(count):
-                c = s * size + U(j) * width + k
-                found[0, s], found[1, s] = columns[c], columns[c + outputs]
-            new, total, met = merged(x[k, j], gradient_sum[k, j], found, shares, further[j])
-            if met:
-                new = min(max(new, lower), upper)
-                x[k, j], gradient_sum[k, j] = new, total
-                for s in range(count):
-                    c = s * size + U(j) * width + k
-                    columns[c], columns[c + outputs] = new, total
-    if t == 0:
-        for k in range(outputs):
-            found[0], found[1] = ends[:, 0, k], ends[:, 1, k]
-            x[k, p], gradient_sum[k, p], _ = merged(x[k, p], gradient_sum[k, p], found, shares, further[p])
-            ends[:, 0, k], ends[:, 1, k] = x[k, p], gradient_sum[k, p]
+    x, gradient_sum, shares, further = borrowed(x), borrowed(gradient_sum), borrowed(shares), borrowed(further)
+    outputs, p, width, last = U(x.shape[0]), U(x.shape[1] - 1), U(tables.shape[2]), ends.reshape(-1)
+    columns, apart, between = tables.reshape(-1), U(tables.shape[1]) * width, U(ends.shape[1] * ends.shape[2])
+    for k in range(outputs):
+        xs, sums = x[k], gradient_sum[k]
+        for i in range(U(some.size * t // shares.size), U(some.size * (t + 1) // shares.size)):
+            j = U(some[i])
+            merge_column(columns, j * width + k, apart, outputs, shares, further, lower, upper, xs, sums, j)
+        if t == 0:
+            merge_column(last, k, between, U(ends.shape[2]), shares, further, -np.inf, np.inf, xs, sums, p)
 
 
 @inlined

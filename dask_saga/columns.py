@@ -139,14 +139,17 @@ def measure(
 
 def _stored_by_all(rows: sp.csr_matrix) -> np.ndarray:
     """Which columns every row stores: few rows tell that most are not among them."""
-    common = np.arange(rows.shape[1])
-    for start, end in itertools.pairwise(rows.indptr[: LOOKED_AT + 1]):
-        common = np.intersect1d(common, rows.indices[start:end], assume_unique=True)
+    n, p = rows.shape
+    if not n:
+        return np.ones(p, bool)
+    common, *others = np.split(rows.indices[: rows.indptr[min(n, LOOKED_AT)]], rows.indptr[1 : min(n, LOOKED_AT)])
+    for indices in others:
         if not common.size:
             break
-    full = np.zeros(rows.shape[1], bool)
+        common = np.intersect1d(common, indices, assume_unique=True)
+    full = np.zeros(p, bool)
     if common.size:
-        full[common] = np.bincount(rows.indices, minlength=rows.shape[1])[common] == rows.shape[0]
+        full[common] = np.bincount(rows.indices, minlength=p)[common] == n
     return full
 
 

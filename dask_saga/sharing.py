@@ -23,9 +23,9 @@ SHORT = 1.0
 # Times that threads bring together what they found in each half of a visit, at most.
 ROUNDS, SPARSE_ROUNDS = 16, 4
 # Visits of a column by each thread in a round from which it is brought together after every one.
-OFTEN = 16
+OFTEN = 2
 # Share of the bound of a loss's curvature by which rows of a round move a column, about: a bound is rarely met.
-MOVED = 0.5
+MOVED = 0.25
 # How many times the mean of threads' moves a column goes at most.
 FARTHEST = 1.5
 # Entries of a thread's rows in a round, at least: starting it costs as much as some thousands; for each of x, as x and
@@ -119,12 +119,16 @@ def how_far(step: float, visits: np.ndarray, count: int, metric: Metric) -> np.n
     that a round moves little go as far as all moves together, others to the mean. But columns that come together move
     more than each by itself, and none may go twice as far as the mean: it would end as far from where threads agree.
     """
+    left = np.append(metric.spread * metric.scale, 1.0)
     with np.errstate(over="ignore"):  # of a step of the user's own
-        left = np.exp(-MOVED * visits * metric.curvature * step * np.append(metric.spread * metric.scale, 1.0))
-    further = np.ones(len(left))
-    for _ in range(count - 1):
-        further = 1.0 + left * further
-    return np.minimum(further, FARTHEST)
+        left *= -MOVED * metric.curvature * step
+        left *= visits
+        np.exp(left, out=left)
+    further = 1.0 + left
+    for _ in range(count - 2):
+        further *= left
+        further += 1.0
+    return np.minimum(further, FARTHEST, out=further)
 
 
 def _raised(plan: Any, count: int, problem: Any) -> Any:

@@ -107,7 +107,7 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
             assert 0 < often[:-1].sum() < p if rare else often.all()
         # Of a distance a column's steps between meetings leave the share r, r**n_threads if one followed another.
         steps = sum(map(len, plan.orders)) / n_threads / np.where(often, 2 * rounds, 2)
-        left_by_round = np.exp(-0.5 * step * steps * metric.curvature * np.append(metric.spread * metric.scale, 1.0))
+        left_by_round = np.exp(-0.25 * step * steps * metric.curvature * np.append(metric.spread * metric.scale, 1.0))
         further = np.minimum((1 - left_by_round**n_threads) / (1 - left_by_round), 1.5)
         bounds = [[len(order) * k // (2 * rounds) for k in range(2 * rounds + 1)] for order in plan.orders]
         done = np.sum(bounds, axis=0)
