@@ -373,10 +373,10 @@ def _build(sources: int, cache: bool) -> Kernels:
                 prefetch(memory, q * U(outputs))
                 ask(data, U(indptr[q]), U(indptr[q + U(1)]), U(DOUBLES))
                 ask(indices, U(indptr[q]), U(indptr[q + U(1)]), U(DOUBLES))
+            coming, last = U(0), U(0)  # entries whose columns are asked for one by one, as this row's move
             if t + U(AHEAD) < visits and not near:
                 q = U(order[t + U(AHEAD)])
-                for r in range(U(indptr[q]), U(indptr[q + U(1)])):
-                    prefetch(columns, U(indices[r]) * width)
+                coming, last = U(indptr[q]), U(indptr[q + U(1)])
             i = U(order[t])
             w, length = weights[i] if weights.size else 1.0, lengths[i] if lengths.size else 0.0
             start, end = U(indptr[i]), U(indptr[i + U(1)])
@@ -389,6 +389,9 @@ def _build(sources: int, cache: bool) -> Kernels:
             for k in range(U(outputs)):
                 pulled, delta = pulls[k], deltas[k]
                 for r in range(start, end):
+                    if coming < last:
+                        prefetch(columns, U(indices[coming]) * width)
+                        coming += U(1)
                     c = U(indices[r]) * width
                     a, total = data[r] - columns[c + at_shift] if shifted else data[r], columns[c + at_sum + k]
                     step, rare = columns[c + at_step], columns[c + at_rare]
@@ -397,6 +400,8 @@ def _build(sources: int, cache: bool) -> Kernels:
                     columns[c + at_sum + k] = total + delta * a
                 x[k] -= do.intercept_step * (pulled + do.inverse_weight * sums[k])
                 sums[k] += delta
+            for r in range(coming, last):
+                prefetch(columns, U(indices[r]) * width)
 
     @jit
     def dense_gradient(A, b, weights, x, gradient, gradients, total, room, loss):
