@@ -42,6 +42,8 @@ RAISE_BY, CUT_BY = 2.0, 10.0
 STUCK_ABOVE, GROWS_ABOVE, UNSTICK_BY = 0.5, 2.0, 3.0
 # Where one window moves x on as the last did.
 ALONG, ACROSS, FASTER, FASTEST = 0.5, 0.0, 1.5, 30.0
+# Windows so much alike that x is under way, however it turns from chunk to chunk, and the step too short.
+STRAIGHT = 0.9
 LEAST_CUT = 1e-200
 # Beyond this a coefficient has left every scale on which data are measured.
 LARGEST_COEFFICIENT = 1e100
@@ -424,9 +426,10 @@ def _next_cut(head: Head, problem: Problem, metric: Metric, circles: bool) -> fl
         return head.cut * max(1.0 / CUT_BY, AIM / ratio)
     # Of a step just changed, moves must grow by more than the step did.
     grows = min(fell, fell * (head.last_cut / head.cut) ** 2) > GROWS_ABOVE
-    if grows or (fell > STUCK_ABOVE and (circles or (along < ACROSS and head.cut <= 1.0))):
+    straight = along > STRAIGHT
+    if grows or (fell > STUCK_ABOVE and not straight and (circles or (along < ACROSS and head.cut <= 1.0))):
         return head.cut / UNSTICK_BY
-    if ratio > LEAST_RATIO or (circles and fell > LEAST_RATIO):
+    if not straight and (ratio > LEAST_RATIO or (circles and fell > LEAST_RATIO)):
         return head.cut
     if head.cut < 1.0:
         return min(1.0, head.cut * RAISE_BY)
