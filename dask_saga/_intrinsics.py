@@ -79,7 +79,7 @@ def prefetch(typing_context: Any, array: Any, index: Any) -> tuple:
         number = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
         call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        # For reading, of data, to the second level of the cache: of what the first is asked for, few lines may be under way.
+        # For reading, of data, to the second level of the cache: to the first few lines may be under way at once.
         builder.call(call, [address, number(0), number(2), number(1)])
         return context.get_dummy_value()
 
