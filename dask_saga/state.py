@@ -427,7 +427,8 @@ def _next_cut(head: Head, problem: Problem, metric: Metric, circles: bool) -> fl
     # Of a step just changed, moves must grow by more than the step did.
     grows = min(fell, fell * (head.last_cut / head.cut) ** 2) > GROWS_ABOVE
     straight = along > STRAIGHT
-    if grows or (fell > STUCK_ABOVE and not straight and (circles or (along < ACROSS and head.cut <= 1.0))):
+    stuck = (circles and not straight) or (along < ACROSS and head.cut <= 1.0)
+    if grows or (fell > STUCK_ABOVE and stuck):
         return head.cut / UNSTICK_BY
     if not straight and (ratio > LEAST_RATIO or (circles and fell > LEAST_RATIO)):
         return head.cut

@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,6 @@ __all__ = ["even_slices", "meet", "one_blas_thread", "sharers", "threads"]
 
 # Entries of rows for which one more thread pays.
 LEAST_ENTRIES = 2**17
-# Threads that help at most, however many callers there are.
-MOST_HELPERS = 2**12
 
 
 class _OneBLASThread:
@@ -77,44 +75,33 @@ def one_blas_thread(work: float = np.inf) -> Any:
 def threads(count: int, work: float = np.inf) -> Iterator[Callable]:
     """A ``map`` that `count` threads share, results in order; Python's own for one.
 
-    The caller is one of them: two new threads would often begin on one core, and it sleep on the other. BLAS is asked
-    for `work` in each, as ``one_blas_thread`` takes it.
+    The caller is one of them: two new threads would often begin on one core, and it sleep on the other. `work` is
+    what BLAS is asked for, as ``one_blas_thread`` takes it.
     """
     if count == 1:
         yield map
         return
-    begun: list[Future] = []
+    with one_blas_thread(work), ThreadPoolExecutor(count - 1) as pool:
 
-    def each(function: Callable, *columns: Iterable) -> list:
-        calls, numbers = list(zip(*columns, strict=True)), itertools.count()
-        results, failed = [None] * len(calls), threading.Event()
+        def each(function: Callable, *columns: Iterable) -> list:
+            calls, numbers = list(zip(*columns, strict=True)), itertools.count()
+            results, failed = [None] * len(calls), threading.Event()
 
-        def take_some() -> None:
-            try:
-                while (k := next(numbers)) < len(calls) and not failed.is_set():
-                    results[k] = function(*calls[k])
-            except BaseException:
-                failed.set()  # the others begin no more
-                raise
+            def take_some() -> None:
+                try:
+                    while (k := next(numbers)) < len(calls) and not failed.is_set():
+                        results[k] = function(*calls[k])
+                except BaseException:
+                    failed.set()  # the others begin no more
+                    raise
 
-        others = [_helpers(os.getpid()).submit(take_some) for _ in range(count - 1)]
-        begun.extend(others)
-        take_some()
-        for other in others:
-            other.result()
-        return results
+            others = [pool.submit(take_some) for _ in range(count - 1)]
+            take_some()
+            for other in others:
+                other.result()
+            return results
 
-    with one_blas_thread(work):
-        try:
-            yield each
-        finally:
-            wait(begun)
-
-
-@functools.cache
-def _helpers(process: int) -> ThreadPoolExecutor:
-    """Threads that live on, as many as were ever wanted at once: to begin one costs as much as a small visit."""
-    return ThreadPoolExecutor(MOST_HELPERS, "saga")
+        yield each
 
 
 def meet(count: int, run: Callable[[int, np.ndarray, np.ndarray], bool]) -> None:
