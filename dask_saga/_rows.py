@@ -1,4 +1,4 @@
-"""Loops over rows that know neither loss nor penalty: sums, moments, lengths, and the order of visits."""
+"""Loops over rows and columns that know neither loss nor penalty: sums, moments, lengths, and the order of visits."""
 
 from __future__ import annotations
 
@@ -11,18 +11,28 @@ __all__ = [
     "dense_moments",
     "dense_norms",
     "dense_sum",
-    "merge_moments",
+    "gather_columns",
+    "largest_of",
+    "overshoot_limits",
+    "read_moments",
     "repeated",
+    "scale_columns",
     "scaled_products",
     "scatter",
     "shuffle_blocks",
     "shuffle_groups",
     "sparse_moments",
     "sparse_norms",
-    "squared_move",
+    "squared_moves",
     "visits_of",
 ]
 
+# Bound of a squared entry in the solver's coordinates, in units of the column's variance.
+LARGEST_ENTRY = 100.0
+# Mean squares below this are zero: their inverses would leave the range of float64.
+LEAST_SQUARE = 1e-100
+# A chunk that has such a share of the curvature overshoots the whole by nothing that counts.
+NEARLY_ALL = 1.0 - 1e-6
 # Of a row's squared length, kept in 32 bits.
 LONGEST = float(np.finfo(np.float32).max)
 # Entries between a prefetch and its use.
@@ -87,44 +97,87 @@ def dense_moments(A, weights, pulls, origin, out):
 
 
 @compiled
-def sparse_moments(data, indices, indptr, weights, pulls, origin, table):
-    """As ``dense_moments``, of what is stored, into a table of shape (p, 6 + c or more).
-
-    It has a line for each column: its origin, what ``dense_moments`` tells, and between extremes and products a count.
-    """
-    data, indices, indptr, pulls, table = (
-        borrowed(data), borrowed(indices), borrowed(indptr), borrowed(pulls), borrowed(table)
-    )  # fmt: skip
-    lines, width, last = table.reshape(-1), U(table.shape[1]), U(indices.size - 1)
-    for j in range(U(origin.size)):
-        for k in range(width):
-            lines[j * width + k] = 0.0
-        lines[j * width], lines[j * width + U(3)], lines[j * width + U(4)] = origin[j], np.inf, -np.inf
-    for i in range(U(indptr.size - 1)):
-        w = weights[i]
-        for q in range(U(indptr[i]), U(indptr[i + U(1)])):
-            prefetch(lines, U(indices[min(q + U(ENTRIES_AHEAD), last)]) * width)
-            value, c = data[q], U(indices[q]) * width
-            a = value - lines[c]
-            lines[c + U(1)] += w * a
-            lines[c + U(2)] += w * a * a
-            lines[c + U(3)] = min(lines[c + U(3)], value)
-            lines[c + U(4)] = max(lines[c + U(4)], value)
-            lines[c + U(5)] += 1.0
-            for k in range(U(pulls.shape[1])):
-                lines[c + U(6) + k] += pulls[i, k] * a
+def gather_columns(data, indices, indptr, some, out):
+    """Write what rows hold of some columns, in ascending order, which every row stores, to ``out``, (n, c)."""
+    for i in range(out.shape[0]):
+        q = indptr[i]
+        for k in range(some.size):
+            while indices[q] != some[k]:
+                q += 1
+            out[i, k] = data[q]
 
 
 @compiled
-def merge_moments(tables, out):
-    """Write what all tables of ``sparse_moments`` tell together to ``out``, (5 + c, p)."""
-    for j in range(tables.shape[1]):
-        for k in range(out.shape[0]):
-            value = tables[0, j, 1 + k]
-            for t in range(1, tables.shape[0]):
-                other = tables[t, j, 1 + k]
-                value = min(value, other) if k == 2 else max(value, other) if k == 3 else value + other
-            out[k, j] = value
+def sparse_moments(data, indices, indptr, weights, factors, table):
+    """Add what rows store of each column to a table of shape (p, 4); return the largest magnitude.
+
+    It has half a line of the cache for each column: weighted sum, weighted sum of squares, sum of products with
+    factors, of which a row has one or none, and in 32 bits each a count and the largest magnitude.
+    """
+    data, indices, indptr, factors, lines = (
+        borrowed(data), borrowed(indices), borrowed(indptr), borrowed(factors), borrowed(table).reshape(-1)
+    )  # fmt: skip
+    counts, magnitudes, last, largest = lines.view(np.uint32), lines.view(np.float32), U(indices.size - 1), 0.0
+    for i in range(U(indptr.size - 1)):
+        w, factor = weights[i], factors[i, 0] if factors.size else 0.0
+        for q in range(U(indptr[i]), U(indptr[i + U(1)])):
+            prefetch(lines, U(indices[min(q + U(ENTRIES_AHEAD), last)]) * U(4))
+            a, c = np.float64(data[q]), U(indices[q]) * U(4)
+            k, size = U(2) * c + U(6), abs(a)
+            lines[c] += w * a
+            lines[c + U(1)] += w * a * a
+            lines[c + U(2)] += factor * a
+            counts[k] += np.uint32(1)
+            magnitudes[k + U(1)] = max(magnitudes[k + U(1)], np.float32(min(size, LONGEST)))
+            largest = size if size > largest else largest
+    return largest
+
+
+@compiled
+def read_moments(tables, weight, mean, squares, sums, counts, magnitudes):
+    """Write what all tables of ``sparse_moments`` tell together; squares are those about the mean."""
+    p, lines = U(mean.size), tables.reshape(-1)
+    numbers, sizes = lines.view(np.uint32), lines.view(np.float32)
+    for j in range(p):
+        total, square, product, count, size = 0.0, 0.0, 0.0, np.int64(0), np.float32(0.0)
+        for t in range(U(tables.shape[0])):
+            c = (t * p + j) * U(4)
+            total, square, product = total + lines[c], square + lines[c + U(1)], product + lines[c + U(2)]
+            count, size = count + np.int64(numbers[U(2) * c + U(6)]), max(size, sizes[U(2) * c + U(7)])
+        mean[j] = total / weight
+        squares[j] = max(square - total * mean[j], 0.0)
+        counts[j], magnitudes[j] = count, size
+        if sums.size:
+            sums[0, j] = product
+
+
+@compiled
+def scale_columns(told, rows, weight, sparse, centres, scales, out, varies):
+    """Write shift, scale, rarity and spread of each column to ``out``, (4, p), as ``choose_metric`` describes them.
+
+    Those that are constant but for rounding do not vary: they keep unit steps.
+    """
+    mean, squares, low, high, counts, full = told
+    for j in range(mean.size):
+        centred, variance, rarity = centres and full[j], squares[j] / weight, rows / max(counts[j], 1)
+        moment = variance + mean[j] ** 2
+        shift, spread = (mean[j], variance) if centred else (0.0, moment)
+        largest = max((high[j] - shift) ** 2, (low[j] - shift) ** 2) / LARGEST_ENTRY
+        divisor = max(spread, largest) if centred or not sparse else moment * np.sqrt(rarity)
+        varies[j] = divisor > max(1e-24 * moment, LEAST_SQUARE)
+        scale = 1.0 / divisor if scales and varies[j] else 1.0
+        out[0, j], out[1, j], out[2, j], out[3, j] = shift, scale, rarity, spread
+
+
+@compiled
+def overshoot_limits(sums, known, weight, rate, out):
+    """Write how long steps along each axis may be, of whose curvature a chunk has a share; see ``axis_limits``."""
+    for j in range(out.size):
+        share = sums[j] / (weight * known[j])
+        out[j] = np.inf
+        if share < NEARLY_ALL:  # it is not a number where nothing is known
+            share = max(share, 1e-9)
+            out[j] = -np.log1p(-share) / (share * known[j] * rate)
 
 
 @compiled
@@ -190,14 +243,29 @@ def scaled_products(u, v, scale):
 
 
 @compiled
-def squared_move(start, end, scale):
-    """The squared length of the way between two x, in the same units."""
-    total, p = 0.0, scale.size
+def squared_moves(start, middle, end, scale):
+    """The squared lengths of the ways from one x to the next, in the same units."""
+    first, second, p = 0.0, 0.0, scale.size
     for k in range(start.shape[0]):
         for j in range(p):
-            total += (end[k, j] - start[k, j]) ** 2 / scale[j]
-        total += (end[k, p] - start[k, p]) ** 2
-    return total
+            inverse = 1.0 / scale[j]
+            first += (middle[k, j] - start[k, j]) ** 2 * inverse
+            second += (end[k, j] - middle[k, j]) ** 2 * inverse
+        first, second = first + (middle[k, p] - start[k, p]) ** 2, second + (end[k, p] - middle[k, p]) ** 2
+    return first, second
+
+
+@compiled
+def largest_of(one, other):
+    """The largest absolute entry of two arrays of one shape; not a number where one is none."""
+    largest, total = 0.0, 0.0
+    for k in range(one.shape[0]):
+        for j in range(one.shape[1]):
+            a, b = abs(one[k, j]), abs(other[k, j])
+            total += a + b
+            a = a if a > b else b
+            largest = largest if largest > a else a
+    return largest if np.isfinite(total) else np.nan
 
 
 @compiled

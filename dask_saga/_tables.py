@@ -24,6 +24,8 @@ from ._intrinsics import (
 __all__ = ["bring_together", "fill_table", "read_table", "room_of_tables", "wait"]
 
 HALF_LINE = DOUBLES // 2
+# Steps in units of 1 / l2 that cannot be told from infinite ones, for columns however rare.
+LONGEST = 1e200
 # Looks at who has arrived, of some 20 ns each, before others may have the core.
 SPINS = 2**12
 U = np.uint64
@@ -42,10 +44,11 @@ def fill_table(x, gradient_sum, anchor, shift, scale, rarity, step, l2, table, e
         borrowed(x), borrowed(gradient_sum), borrowed(scale), borrowed(rarity), borrowed(table).reshape(-1)
     )  # fmt: skip
     p, outputs, width, whole = U(shift.size), U(x.shape[0]), U(table.shape[1]), table.shape[1] > HALF_LINE
+    longest = LONGEST / max(l2, 1.0 / LONGEST)  # beyond it the penalty alone rules
     for j in range(p):
-        c = j * width + U(2) * outputs
-        rare = 1.0 / (1.0 / (step * scale[j] * rarity[j]) + l2)
-        columns[c], columns[c + U(1)] = rare / rarity[j], rare
+        c, own = j * width + U(2) * outputs, min(step * scale[j], longest)
+        own *= 1.0 / (1.0 + own * rarity[j] * l2)
+        columns[c], columns[c + U(1)] = own, own * rarity[j]
     for k in range(outputs):
         some, sums = x[k], gradient_sum[k]
         for j in range(p):

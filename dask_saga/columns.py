@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
-from ._intrinsics import empty_on_lines, whole_lines
-from ._rows import dense_moments, merge_moments, sparse_moments
+from ._intrinsics import DOUBLES, empty_on_lines
+from ._rows import dense_moments, gather_columns, read_moments, sparse_moments
 from .inputs import LARGEST, Chunk, check_finite, frozen, ordered_blocks, row_arrays
 from .penalties import ElasticNet
 from .threads import even_slices, one_blas_thread, sharers, threads
@@ -21,8 +23,6 @@ MOST_ROTATED = 300
 MOST_MULTIPLIED, LEAST_MULTIPLIED, MOMENTS = 2**13, 2**10, 2**12
 # Entries of sparse rows for each column that are looked at together, at least.
 MOMENTS_ENTRIES = 32
-# Rows that tell which columns may be stored by all.
-LOOKED_AT = 64
 # Multiplications of so few are not worth BLAS.
 FEW = 2**15
 # Sums are taken anew about the mean where squares about the origin are so many times larger than those about it.
@@ -45,7 +45,7 @@ class ColumnStats(NamedTuple):
     mean, squares : ndarray
         Weighted mean, and weighted sum of squared deviations from it.
     low, high : ndarray
-        Extremes.
+        Extremes; of columns that not every row of a sparse chunk stores the largest magnitude, to 32 bits, either way.
     counts : ndarray
         Rows in which the column is stored: all of them in dense chunks.
     full : ndarray of bool
@@ -55,7 +55,7 @@ class ColumnStats(NamedTuple):
     target : float
         Weighted mean of the targets.
     cross : ndarray
-        Weighted sum of products of deviations of column and target.
+        Weighted sum of products of deviations of column and target, of dense chunks.
     products : ndarray of shape (p, p) or None
         Weighted sum of products of deviations of columns, where it was asked for in all chunks.
     """
@@ -121,10 +121,12 @@ def measure(
     """
     rows, p, sparse = chunk.rows, chunk.rows.shape[1], sp.issparse(chunk.rows)
     used = chunk.weights > 0 if chunk.weights.size else np.ones(len(chunk.targets), bool)
-    full = _stored_by_all(rows) if sparse else np.ones(p, bool)
+    full = np.ones(p, bool)
     factors = np.zeros((len(used), 0)) if factors is None else factors
     if not used.all():
-        # What it does not count must not be too large either.
+        if sparse:  # what it does not count must store a column as well
+            full = np.bincount(rows.indices, minlength=p) == len(used)
+        # And it must not be too large either.
         _check_values(rows, *(_extremes(rows, name) for name in ("min", "max")))
         factors, weights = factors[used], chunk.weights[used]
         chunk = chunk._replace(rows=rows[used], targets=chunk.targets[used], weights=weights)
@@ -134,22 +136,6 @@ def measure(
         else:
             stats, sums = (_measure_sparse if sparse else _measure_dense)(chunk, full, problem, chunks, factors)
     return stats, np.column_stack([sums, factors.sum(axis=0)])
-
-
-def _stored_by_all(rows: sp.csr_matrix) -> np.ndarray:
-    """Which columns every row stores: few rows tell that most are not among them."""
-    n, p = rows.shape
-    if not n:
-        return np.ones(p, bool)
-    common, *others = np.split(rows.indices[: rows.indptr[min(n, LOOKED_AT)]], rows.indptr[1 : min(n, LOOKED_AT)])
-    for indices in others:
-        if not common.size:
-            break
-        common = np.intersect1d(common, indices, assume_unique=True)
-    full = np.zeros(p, bool)
-    if common.size:
-        full[common] = np.bincount(rows.indices, minlength=p)[common] == n
-    return full
 
 
 def _check_values(rows: Any, low: np.ndarray, high: np.ndarray, *sums: np.ndarray) -> None:
@@ -173,53 +159,74 @@ def _pulls(targets: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]
 
 
 def _measure_sparse(chunk, full, problem, chunks, factors):
-    rows, n, p = chunk.rows, len(chunk.targets), len(full)
-    weights = chunk.weights if chunk.weights.size else np.ones(n)
-    (target, pulls), weight = _pulls(chunk.targets, weights), weights.sum()
-    pulls = np.column_stack([pulls, factors])
+    rows, n, p, weights = chunk.rows, len(chunk.targets), len(full), _row_weights(chunk)
+    weight, count = weights.sum(), sharers(problem.n_threads, chunk.entries)
     parts = even_slices(n, 2 ** min(max(rows.nnz // (MOMENTS_ENTRIES * p), 1).bit_length() - 1, 3))
-    count = sharers(problem.n_threads, chunk.entries)
-    some = np.flatnonzero(full)
+    tables = empty_on_lines(len(parts), p, DOUBLES // 2)
 
-    def moments(origin: np.ndarray) -> tuple[np.ndarray, ...]:
-        nonlocal counts
-        tables = empty_on_lines(len(parts), p, whole_lines(6 + pulls.shape[1]))
-        out = np.empty((5 + pulls.shape[1], p))
+    def add(table: np.ndarray, part: slice) -> float:
+        table.fill(0.0)
+        return sparse_moments(*row_arrays(rows, part), frozen(weights[part]), frozen(factors[part]), table)
 
-        def add(table: np.ndarray, part: slice) -> None:
-            sparse_moments(*row_arrays(rows, part), frozen(weights[part]), frozen(pulls[part]), frozen(origin), table)
+    with threads(count) as each:
+        largest = max(each(add, tables, parts))
+    (mean, squares, high), counts, sums = np.empty((3, p)), np.empty(p, np.int64), np.empty((factors.shape[1], p))
+    read_moments(tables, weight, mean, squares, sums, counts, high)
+    low, full = -high, full & (counts == n)
+    if not (largest <= LARGEST and np.isfinite(mean).all()):
+        _check_values(rows, *(_extremes(rows, name) for name in ("min", "max")), mean)
+    if full.any():  # as of dense rows
+        some = np.flatnonzero(full).astype(rows.indices.dtype)
 
-        with threads(count) as each:
-            list(each(add, tables, parts))
-        merge_moments(tables, out)
-        counts = out[4].astype(np.int64)
-        return *out[:4], out[5:]
+        def read(block: slice) -> list[tuple[slice, np.ndarray]]:
+            out = np.empty((block.stop - block.start, len(some)), rows.dtype)
+            gather_columns(*row_arrays(rows, block), some, out)
+            return [(block, out)]
 
-    counts, origin = np.zeros(p, np.int64), np.zeros(p)
-    if full.any():  # only what every row stores has an origin of its own
+        moments = _block_moments(read, weights, factors, len(some), count)
         few = rows[:: max(1, n // 1000)][:, some].toarray()
-        origin[full] = _middle(few)
-    mean, squares, low, high, cross, sums = _about(moments, origin, full, weight, factors)
-    _check_values(rows, low, high, mean)
-    empty = counts < n
-    low, high = (np.where(empty, bound(one, 0.0), one) for bound, one in ((np.minimum, low), (np.maximum, high)))
-    return ColumnStats(n, weight, mean, squares, low, high, counts, full, True, target, cross, None), sums
+        mean[some], squares[some], low[some], high[some], more, origin = _about(moments, _middle(few), weight)
+        sums[:, some] = more + factors.sum(axis=0)[:, None] * origin
+    target, _ = _pulls(chunk.targets, weights)
+    return ColumnStats(n, weight, mean, squares, low, high, counts, full, True, target, np.zeros(p), None), sums
 
 
 def _measure_dense(chunk, full, problem, chunks, factors):
-    rows, (n, p) = chunk.rows, chunk.rows.shape
-    weights = chunk.weights if chunk.weights.size else np.ones(n)
+    rows, (n, p), weights = chunk.rows, chunk.rows.shape, _row_weights(chunk)
     (target, pulls), weight = _pulls(chunk.targets, weights), weights.sum()
-    pulls = np.column_stack([pulls, factors])
-    count = sharers(problem.n_threads, chunk.entries)
+    moments = _block_moments(
+        functools.partial(ordered_blocks, rows), weights, np.column_stack([pulls, factors]), p,
+        sharers(problem.n_threads, chunk.entries),
+    )  # fmt: skip
+    few = np.ascontiguousarray(rows[:: max(1, n // 1000)])
+    mean, squares, low, high, products, origin = _about(moments, _middle(few), weight)
+    sums = products[1:] + factors.sum(axis=0)[:, None] * origin
+    cross = products[0].copy()  # the rest is not to be kept with it
+    _check_values(rows, low, high, mean)  # before products, of which threads would warn
+    products = _products(rows, weights, mean, squares, problem, chunks) if wants_products(p, problem) else None
+    counts = np.full(p, n)
+    return ColumnStats(n, weight, mean, squares, low, high, counts, full, False, target, cross, products), sums
+
+
+def _row_weights(chunk: Chunk) -> np.ndarray:
+    return chunk.weights if chunk.weights.size else np.ones(len(chunk.targets))
+
+
+def _block_moments(
+    read: Callable[[slice], Iterable], weights: np.ndarray, pulls: np.ndarray, p: int, count: int
+) -> Callable[[np.ndarray], tuple]:
+    """A function that tells moments of dense rows about an origin, of blocks that it reads.
+
+    Not by BLAS: its sums depend on the alignment of the rows and on its threads.
+    """
+    n, c = pulls.shape
     blocks = [slice(start, min(start + MOMENTS, n)) for start in range(0, n, MOMENTS)]
 
     def moments(origin: np.ndarray) -> tuple[np.ndarray, ...]:
-        # Not by BLAS: its sums depend on the alignment of the rows and on its threads.
         def add(block: slice) -> np.ndarray:
-            out = np.zeros((4 + pulls.shape[1], p))
+            out = np.zeros((4 + c, p))
             out[2:4] = [[np.inf], [-np.inf]]
-            for some, few in ordered_blocks(rows, block):
+            for some, few in read(block):
                 dense_moments(frozen(few), frozen(weights[some]), frozen(pulls[some]), frozen(origin), out)
             return out
 
@@ -227,12 +234,7 @@ def _measure_dense(chunk, full, problem, chunks, factors):
             parts = np.array(list(each(add, blocks)))
         return *parts[:, :2].sum(axis=0), parts[:, 2].min(axis=0), parts[:, 3].max(axis=0), parts[:, 4:].sum(axis=0)
 
-    origin = _middle(np.ascontiguousarray(rows[:: max(1, n // 1000)]))
-    mean, squares, low, high, cross, sums = _about(moments, origin, full, weight, factors)
-    _check_values(rows, low, high, mean)  # before products, of which threads would warn
-    products = _products(rows, weights, mean, squares, problem, chunks) if wants_products(p, problem) else None
-    counts = np.full(p, n)
-    return ColumnStats(n, weight, mean, squares, low, high, counts, full, False, target, cross, products), sums
+    return moments
 
 
 def _middle(few: np.ndarray) -> np.ndarray:
@@ -240,16 +242,13 @@ def _middle(few: np.ndarray) -> np.ndarray:
     return few[0] + (few - few[0].astype(np.float64)).mean(axis=0)
 
 
-def _about(moments, origin, full, weight, factors):
+def _about(moments: Callable, origin: np.ndarray, weight: float) -> tuple:
     """What moments about an origin tell, anew about the mean if the origin's few rows were unlike the others."""
     sums, squares, *rest = moments(origin)
-    if (full & (squares > FAR * (squares - sums**2 / weight))).any():
-        origin = origin + np.where(full, sums / weight, 0.0)
+    if (squares > FAR * (squares - sums**2 / weight)).any():
+        origin = origin + sums / weight
         sums, squares, *rest = moments(origin)
-    low, high, products = rest
-    mean, squares = origin + sums / weight, np.maximum(squares - sums**2 / weight, 0.0)
-    sums = products[1:] + factors.sum(axis=0)[:, None] * origin
-    return mean, squares, low, high, products[0].copy(), sums  # the rest is not to be kept with it
+    return origin + sums / weight, np.maximum(squares - sums**2 / weight, 0.0), *rest, origin
 
 
 def _products(

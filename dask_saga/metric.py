@@ -9,13 +9,11 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import lapack
 
-from ._rows import dense_norms, sparse_norms
+from ._rows import LARGEST_ENTRY, LEAST_SQUARE, dense_norms, overshoot_limits, scale_columns, sparse_norms
 from .columns import ColumnStats, wants_products
 from .inputs import BLOCK_BYTES, Chunk, frozen, row_arrays
 from .threads import even_slices, one_blas_thread, sharers, threads
 
-# Bound of a squared entry in the solver's coordinates, in units of the column's variance.
-LARGEST_ENTRY = 100.0
 # A rotated pass costs 1 + p / ROTATES_FREELY scaled ones (benchmarks/rotation.py).
 ROTATES_FREELY = 40.0
 # Passes that even perfect coordinates take, and the accuracy for which passes are predicted.
@@ -31,8 +29,6 @@ SHARES = (1.0, 0.5, 0.25, 0.125)
 ACTUAL = 5.0
 # Coordinates are chosen anew where chunks that came or left since make so large a share of the rows or weights.
 STALE = 0.1
-# Mean squares below this are zero: their inverses would leave the range of float64.
-LEAST_SQUARE = 1e-100
 # What is taken for L over the least curvature where the curvature may fall far below its bound.
 ILL_CONDITION = 4500.0
 
@@ -41,6 +37,7 @@ __all__ = [
     "axis_limits",
     "choose_metric",
     "limit_axes",
+    "move_to_solver",
     "row_norms",
     "solver_rows",
     "staleness",
@@ -118,21 +115,14 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
     bound = problem.loss.curvature
     # Poisson's is exp(z): the mean target at the optimum, but 1 at x = 0, which only an intercept leaves fast.
     curvature = max(stats.target, 0.1 if problem.fit_intercept else 1.0) if bound is None else float(bound)
-    centred = stats.full & bool(problem.precondition and problem.fit_intercept and stats.rows)
-    shift = np.where(centred, stats.mean, 0.0)
-    rarity = stats.rows / np.maximum(stats.counts, 1)
-    moment = stats.squares / weight + stats.mean**2
-    spread = np.where(centred, stats.squares / weight, moment)
-    scale = np.ones(p)
-    if not (problem.precondition and stats.rows):
-        mean_square = _above_least(float(spread.sum()) + problem.fit_intercept)
-        return Metric(shift, scale, None, rarity, spread, mean_square, curvature, 1.0, stats.rows / 2)
-    largest = np.maximum((stats.high - shift) ** 2, (stats.low - shift) ** 2) / LARGEST_ENTRY
-    divisor = np.where(centred | (not stats.sparse), np.maximum(spread, largest), moment * np.sqrt(rarity))
-    # A column that is constant but for rounding keeps unit steps.
-    varies = divisor > np.maximum(1e-24 * moment, LEAST_SQUARE)
-    scale[varies] = 1.0 / divisor[varies]
+    out, varies, scales = np.empty((4, p)), np.empty(p, bool), bool(problem.precondition and stats.rows)
+    told = tuple(frozen(one) for one in (stats.mean, stats.squares, stats.low, stats.high, stats.counts, stats.full))
+    centres = scales and bool(problem.fit_intercept)
+    scale_columns(told, stats.rows, float(weight), stats.sparse, centres, scales, out, varies)
+    shift, scale, rarity, spread = out
     mean_square = _above_least(float((spread * scale).sum()) + problem.fit_intercept)
+    if not scales:
+        return Metric(shift, scale, None, rarity, spread, mean_square, curvature, 1.0, stats.rows / 2)
 
     pace = _pace(stats.rows, mean_square, problem)
     scaled = Metric(shift, scale, None, rarity, spread, mean_square, curvature, pace, stats.rows / 2)
@@ -267,18 +257,18 @@ def axis_limits(stats: ColumnStats, metric: Metric, problem: Any) -> np.ndarray:
     """
     if not stats.rows:
         return np.full(len(metric.scale), np.inf)
-    apart = np.zeros_like(metric.shift) if problem.fit_intercept else stats.mean - metric.shift
-    sums, stored = stats.squares + stats.weight * apart**2, stats.counts * metric.rarity / stats.rows
-    if metric.basis is not None:
+    apart, sums = None if problem.fit_intercept else stats.mean - metric.shift, stats.squares
+    if metric.basis is None:
+        sums = sums if apart is None else sums + stats.weight * apart**2
+        known = stats.counts * (metric.rarity / stats.rows) * metric.spread
+    else:
+        products = stats.products if apart is None else stats.products + stats.weight * np.outer(apart, apart)
         with one_blas_thread():
-            sums = (((stats.products + stats.weight * np.outer(apart, apart)) @ metric.basis) * metric.basis).sum(
-                axis=0
-            )
-        stored = np.ones_like(sums)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        known = np.clip(sums / stats.weight / (stored * metric.spread), 1e-9, 1.0)
-        limits = -np.log1p(-known) / (known * stored * metric.spread) / (stats.rows * metric.curvature)
-    return np.where(np.isnan(limits), np.inf, limits)
+            sums = ((products @ metric.basis) * metric.basis).sum(axis=0)
+        known = metric.spread
+    limits = np.empty_like(metric.scale)
+    overshoot_limits(frozen(sums), frozen(known), float(stats.weight), float(stats.rows * metric.curvature), limits)
+    return limits
 
 
 def limit_axes(metric: Metric, limits: np.ndarray, problem: Any, cut: float = 1.0) -> Metric:
@@ -378,6 +368,11 @@ def x_to_user(x: np.ndarray, metric: Metric) -> np.ndarray:
     """The inverse of ``x_to_solver``."""
     x = _turn(x, None if metric.basis is None else metric.basis.T)
     return _with_last(x, -(x[:, :-1] * metric.shift).sum(axis=1)) if metric.shift.any() else x
+
+
+def move_to_solver(move: np.ndarray, metric: Metric) -> np.ndarray:
+    """A move of the coefficients from the user's coordinates; that of the intercept as it is, whatever the shift."""
+    return _turn(move, metric.basis)
 
 
 def _with_last(x: np.ndarray, more: np.ndarray) -> np.ndarray:

@@ -34,15 +34,21 @@ FARTHEST = 1.5
 ROUND_ENTRIES, ENTRIES_A_COEFFICIENT, ENTRIES_A_TABLE = 2**17, 32, 8
 
 
-def share_dense_steps(orders, x, middle, gradient_sum, left, *, plan, chunk, **how):
-    """Steps over the rows of all threads, which write to x, the gradient sum and the gradients; x halfway to middle.
+def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
+    """Steps from one x and gradient sum over the rows of all threads, which write to the gradients.
 
     Threads go on from one x and one sum, each on its own copies, and bring together the mean of the former
     and the changes of the latter, several times. As a mean moves less than its parts, steps are raised.
+
+    Returns
+    -------
+    x, middle, gradient_sum : ndarray of shape (k, p + 1)
+        x at the end, and halfway.
     """
+    x, middle, gradient_sum = start.copy(), start.copy(), before.copy()
     if len(orders) == 1:
         _run_steps(orders[0], x, middle, gradient_sum, left, plan=plan, chunk=chunk, **how)
-        return
+        return x, middle, gradient_sum
     plan = _raised(plan, len(orders), how["problem"])
     rounds = 2 * _worth(chunk, len(orders), ENTRIES_A_COEFFICIENT * x.size)
     with threads(len(orders)) as each, np.errstate(over="ignore", invalid="ignore"):
@@ -60,13 +66,13 @@ def share_dense_steps(orders, x, middle, gradient_sum, left, *, plan, chunk, **h
                 continue
             x[:] = sum(count / counts.sum() * own for count, (own, *_) in zip(counts, copies, strict=True))
             gradient_sum += sum(own - gradient_sum for *_, own in copies)
+    return x, middle, gradient_sum
 
 
-def share_sparse_steps(
-    orders, x, middle, gradient_sum, left, *, anchor, past, gradients, plan, chunk, head, problem, metric
-):
+def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, plan, chunk, head, problem, metric):
     """The same of sparse rows: threads have tables of the columns, and bring together themselves what these hold."""
-    (outputs, p), count = (len(x), x.shape[1] - 1), len(orders)
+    (outputs, p), count, middle = (len(start), start.shape[1] - 1), len(orders), np.empty_like(start)
+    x, gradient_sum = (start.copy(), before.copy()) if count > 1 else (np.empty_like(start), np.empty_like(before))
     plan, shift = _raised(plan, count, problem), shift_of(metric)
     rounds, every, often = 2, np.arange(p if count > 1 else 0, dtype=np.int32), None
     if count > 1:
@@ -93,7 +99,7 @@ def share_sparse_steps(
 
     def run(t: int, *meeting: np.ndarray) -> bool:
         table, own = tables[t], ends[t]
-        fill_table(x, gradient_sum, *coordinates, table, own)
+        fill_table(start, before, *coordinates, table, own)
         for k, pair in enumerate(lefts):
             do = _pass_of(visits[k, t], pair, past, plan, head, problem, metric)
             rest = (plan.lengths, gradients, table, shifted, own, do, room_for(outputs), problem.loss, problem.penalty)
@@ -110,6 +116,7 @@ def share_sparse_steps(
         return True
 
     meet(count, run)
+    return x, middle, gradient_sum
 
 
 def how_far(step: float, visits: np.ndarray, count: int, metric: Metric) -> np.ndarray:

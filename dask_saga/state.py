@@ -16,11 +16,11 @@ from dask.sizeof import sizeof
 from sklearn.utils import check_random_state
 
 from ._kernels import kernels_for
-from ._rows import scaled_products, squared_move
+from ._rows import scaled_products
 from .columns import ColumnStats, no_stats
 from .inputs import frozen
 from .mapping import SharedMap
-from .metric import Metric, sum_to_solver, x_to_solver, x_to_user
+from .metric import Metric, move_to_solver, sum_to_solver, x_to_solver, x_to_user
 from .penalties import ElasticNet
 from .problem import Problem, digest
 
@@ -350,7 +350,8 @@ def gradient_mapping_norm(x: np.ndarray, gradient_average: np.ndarray, problem: 
     """Norm of the proximal gradient at x, scaled by the metric; zero at the optimum only."""
     step = 0.3 / metric.L
     x, gradient = x_to_solver(x, metric), sum_to_solver(gradient_average, metric)
-    return math.sqrt(squared_move(x, proximal_gradient_step(x, gradient, step, problem, metric), metric.scale)) / step
+    move = frozen(x - proximal_gradient_step(x, gradient, step, problem, metric))
+    return math.sqrt(scaled_products(move, move, metric.scale)[0]) / step
 
 
 def candidate(head: Head, problem: Problem, metric: Metric) -> tuple[np.ndarray, bool]:
@@ -359,7 +360,7 @@ def candidate(head: Head, problem: Problem, metric: Metric) -> tuple[np.ndarray,
         return head.x, False
     mean = head.window_sum / head.window_count
     start, mean, x = (x_to_solver(v, metric) for v in (head.window_start, mean, head.x))
-    uu, ud, dd = scaled_products(mean - start, x - mean, metric.scale)
+    uu, ud, dd = scaled_products(frozen(mean - start), frozen(x - mean), metric.scale)
     if ud >= CIRCLES_BELOW * math.sqrt(uu) * math.sqrt(dd):
         return head.x, False
     step = min(problem.step(metric, head.cut), 0.3 / metric.L)
@@ -441,7 +442,7 @@ def _next_cut(head: Head, problem: Problem, metric: Metric, circles: bool) -> fl
 
 def _cosine(u: np.ndarray, v: np.ndarray, metric: Metric) -> float:
     """Of two moves, in the solver's coordinates; 0 where one is none."""
-    uu, uv, vv = scaled_products(*(x_to_solver(move, metric.unshifted) for move in (u, v)), metric.scale)
+    uu, uv, vv = scaled_products(*(frozen(move_to_solver(move, metric)) for move in (u, v)), metric.scale)
     return uv / (math.sqrt(uu) * math.sqrt(vv) or 1.0)
 
 

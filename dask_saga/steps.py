@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from ._rows import dense_sum, repeated, scatter, shuffle_blocks, shuffle_groups, squared_move
+from ._rows import dense_sum, largest_of, repeated, scatter, shuffle_blocks, shuffle_groups, squared_moves
 from .inputs import Chunk, frozen
 from .metric import Metric, row_norms, sum_to_solver, sum_to_user, x_to_solver, x_to_user
 from .problem import Problem
@@ -118,28 +118,24 @@ def take_steps(
     plan: Plan, chunk: Chunk, head: Head, memory: ChunkMemory, problem: Problem, metric: Metric
 ) -> tuple[Head, ChunkMemory] | None:
     """The head and memory after one visit, or None where it left finite numbers."""
-    start, gradient_sum = x_to_solver(head.x, metric), sum_to_solver(head.gradient_sum, metric).copy()
-    x, middle, gradients = start.copy(), start.copy(), memory.gradients.copy()
+    start, gradients = frozen(x_to_solver(head.x, metric)), memory.gradients.copy()
     past, left, end = _shares(head, memory, problem)
-    anchor = x_to_solver(head.past_sum / head.past_weight, metric) if past else start
+    anchor = frozen(x_to_solver(head.past_sum / head.past_weight, metric)) if past else start
     share = share_sparse_steps if sp.issparse(chunk.rows) else share_dense_steps
-    share(
-        plan.orders, x, middle, gradient_sum, (left, end), anchor=frozen(anchor), past=past,
+    x, middle, gradient_sum = share(
+        plan.orders, start, frozen(sum_to_solver(head.gradient_sum, metric)), (left, end), anchor=anchor, past=past,
         gradients=gradients, plan=plan, chunk=chunk, head=head, problem=problem, metric=metric,
     )  # fmt: skip
 
     with np.errstate(invalid="ignore", over="ignore"):
-        moves = squared_move(start, middle, metric.scale), squared_move(middle, x, metric.scale)
+        moves = squared_moves(start, middle, x, metric.scale)
         x, middle, gradient_sum = x_to_user(x, metric), x_to_user(middle, metric), sum_to_user(gradient_sum, metric)
         if metric.basis is not None:
             # Turned there and back, large columns would leave their rounding in small ones.
             gradient_sum = head.gradient_sum + weighted_sum(
                 chunk.rows, gradients - memory.gradients.astype(float), problem, len(plan.orders)
             )
-        largest = max(-x.min(), x.max(), -middle.min(), middle.max())
-        # Sums tell NaN.
-        good = largest < LARGEST_COEFFICIENT and np.isfinite(x.sum() + middle.sum() + gradient_sum.sum())
-    if not good:
+    if not (largest_of(x, middle) < LARGEST_COEFFICIENT and np.isfinite(gradient_sum.sum())):
         return None
     if memory.total is not None:
         memory = memory._replace(total=frozen(memory.total + (gradient_sum - head.gradient_sum)))
@@ -147,10 +143,11 @@ def take_steps(
     head = head._replace(
         x=frozen(x),
         gradient_sum=frozen(gradient_sum),
-        window_sum=frozen(head.window_sum + x),
+        window_sum=frozen(head.window_sum + x if head.window_count else x),
         window_count=head.window_count + 1,
         past_weight=head.past_weight + memory.weight,
-        past_sum=frozen(head.past_sum + memory.weight * middle),
+        # Of a chunk alone no visit will ask.
+        past_sum=frozen(head.past_sum + memory.weight * middle) if memory.weight < head.weight else head.past_sum,
         window_ratio=head.window_ratio + float(np.log(max((moves[0] + tiny) / (moves[1] + tiny), tiny))),
         window_energy=head.window_energy + sum(moves),
     )
