@@ -1,20 +1,20 @@
 """Time to the optimum on one machine: ours beside the solvers of other packages, all on the same objective.
 
-F(x) = mean log loss + 0.5 alpha |x|^2, the intercept unpenalised, in the columns as they are. Each fit is
+F(x) = mean log loss + 0.5 alpha |x|^2 at alpha = 1e-4, or with --l1 + alpha |x|_1 at alpha = 1 / rows, the intercept
+unpenalised, in the columns as they are. Each fit is
 repeated with more and more effort (passes or iterations, doubling) until it is within 1e-6 of the optimum,
 relative to F(0), or takes longer than the limit; a cell is the shortest fit that reached the level, "-" if
 none did. Ours is one fit, watched, with one thread and with as many as there are cores; what watching costs is not
 counted. Fits of all solvers take turns, and a cell is the median of its repetitions, ours each with a seed of its own:
 whether a level is reached a pass earlier or later is luck. Packages that are not
-installed are left out, and solvers that need a matrix of more than 2000 x 2000 columns.
+installed are left out, and solvers that need a matrix of more than 2000 x 2000 columns (race_peers.py).
 
-Usage: python benchmarks/race.py [names] [--repeat 3] [--limit 20] [--cache DIR] [--picture FILE] [--ours]
+Usage: python benchmarks/race.py [names] [--l1] [--repeat 3] [--limit 20] [--cache DIR] [--picture FILE] [--ours]
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import os
 import platform
@@ -22,14 +22,15 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
+import joblib
 import numpy as np
 from passes import sparse
-from sklearn.linear_model import LogisticRegression, SGDClassifier
+from race_peers import PEERS, Fit, Task, installed
 from threadpoolctl import threadpool_limits
-from trust_optimum import ALPHA, Objective, Optimum, objective, optimum
+from trust_optimum import ALPHA, Objective, Optimum, l1_gap, objective, optimum
 from trust_sets import SETS, DataSet
 
 from dask_saga import SAGAClassifier
@@ -37,8 +38,6 @@ from dask_saga import SAGAClassifier
 LEVELS = (1e-3, 1e-4, 1e-6)
 CORES = os.cpu_count()
 OURS = {"dask-saga": 1, f"dask-saga, {CORES} threads": CORES}
-SECOND_ORDER, MOST_COLUMNS = ("scikit-learn newton-cholesky", "glum"), 2000
-Fit = Callable[[DataSet, int], tuple[np.ndarray, np.ndarray]]
 
 
 def normal(n: int, p: int, correlated: bool = False) -> DataSet:
@@ -64,72 +63,39 @@ RACES: dict[str, Callable[[], DataSet]] = {
 }
 
 
-def scikit_learn(solver: str) -> Fit:
-    def fit(data, effort):
-        model = LogisticRegression(solver=solver, C=1 / (ALPHA * len(data.y)), max_iter=effort, tol=0.0)
-        model.fit(data.X, data.y)
-        return model.coef_, model.intercept_
-
-    return fit
-
-
-def sgd(data, effort):
-    model = SGDClassifier(loss="log_loss", alpha=ALPHA, max_iter=effort, tol=None, average=True, random_state=0)
-    model.fit(data.X, data.y)
-    return model.coef_, model.intercept_
-
-
-def cyanure(solver: str) -> Fit:
-    def fit(data, effort):
-        classifier = importlib.import_module("cyanure.estimators").Classifier
-        model = classifier(
-            loss="logistic", penalty="l2", lambda_1=ALPHA, fit_intercept=True, solver=solver, max_iter=effort,
-            tol=0.0, verbose=False, n_threads=-1,
-        )  # fmt: skip
-        model.fit(data.X, 2.0 * data.y - 1)
-        return model.coef_.reshape(1, -1), np.atleast_1d(model.intercept_)
-
-    return fit
-
-
-def glum(data, effort):
-    regressor = importlib.import_module("glum").GeneralizedLinearRegressor
-    model = regressor(
-        family="binomial", alpha=ALPHA, l1_ratio=0, fit_intercept=True, max_iter=effort, gradient_tol=1e-14,
-        solver="irls-ls",
-    )  # fmt: skip
-    model.fit(data.X, data.y.astype(float))
-    return model.coef_[None], np.atleast_1d(model.intercept_)
-
-
-PEERS: dict[str, tuple[str, Fit]] = {
-    **{f"scikit-learn {s}": ("scikit-learn", scikit_learn(s)) for s in ("saga", "sag", "lbfgs", "newton-cholesky")},
-    "SGDClassifier, averaged": ("scikit-learn", sgd),
-    "cyanure, miso": ("cyanure", cyanure("catalyst-miso")),
-    "cyanure, qning": ("cyanure", cyanure("qning-ista")),
-    "glum": ("glum", glum),
-}
-
-
-def installed(package: str) -> bool:
-    try:
-        return bool(version(package))
-    except PackageNotFoundError:
-        return False
+def _l1_coefficients(task: Task) -> np.ndarray:
+    model = SAGAClassifier(penalty="l1", alpha=task.alpha, max_iter=2000, tol=1e-10, memory_dtype="float64")
+    model.fit(task.X, task.y)
+    return np.column_stack([model.coef_, model.intercept_])
 
 
 class Race:
     """One data set and its exact optimum."""
 
-    def __init__(self, data: DataSet, cache: Path | None):
-        self.data = data
+    def __init__(self, data: DataSet, l1: bool, cache: Path | None):
+        self.data, self.task = data, Task(data.X, data.y, 1 / len(data.y) if l1 else ALPHA, l1)
         self.F: Objective = objective(data)
-        self.optimum: Optimum = optimum(data, cache)
+        if l1:
+            self.F = self.F._replace(ridge=0.0 * self.F.ridge)
+        self.optimum: Optimum = self.l1_optimum(cache) if l1 else optimum(data, cache)
+
+    def l1_optimum(self, cache: Path | None) -> Optimum:
+        """Found by ours, as no other gets so near, and known to be the optimum by the gap to the dual."""
+        memory, began = joblib.Memory(cache, verbose=0), time.perf_counter()
+        w = memory.cache(_l1_coefficients)(self.task)
+        start, best = self.value(0.0 * w), self.value(w)
+        error = l1_gap(self.F, w, self.task.alpha) / (start - best)
+        if not error < 1e-7:
+            raise RuntimeError(f"{self.data.name}: the optimum is known to {error:.0e} only")
+        return Optimum(best, start, w, error, time.perf_counter() - began)
+
+    def value(self, w: np.ndarray) -> float:
+        return self.F.value(w) + (self.task.alpha * np.abs(w[:, :-1]).sum() if self.task.l1 else 0.0)
 
     def gap(self, coefficients: np.ndarray, intercept: np.ndarray) -> float:
         with np.errstate(over="ignore", invalid="ignore"):
             w = np.column_stack([np.atleast_2d(coefficients), np.atleast_1d(intercept)])
-            return self.optimum.gap(self.F.value(w))
+            return self.optimum.gap(self.value(w))
 
     def ours(self, n_threads: int, limit: float, seed: int) -> dict[float, float]:
         """Seconds to each level in one fit."""
@@ -146,9 +112,13 @@ class Race:
             unpaid += time.perf_counter() - now
             return gap <= LEVELS[-1] or now - began - unpaid > limit
 
-        model = SAGAClassifier(alpha=ALPHA, max_iter=10_000, tol=0.0, n_threads=n_threads, random_state=seed)
+        task = self.task
+        model = SAGAClassifier(
+            penalty="l1" if task.l1 else "l2", alpha=task.alpha, max_iter=10_000, tol=0.0, n_threads=n_threads,
+            random_state=seed,
+        )  # fmt: skip
         began = time.perf_counter()
-        model.fit(self.data.X, self.data.y, callback=watch)
+        model.fit(task.X, task.y, callback=watch)
         return found
 
     def peer(self, fit: Fit, limit: float) -> dict[float, float]:
@@ -156,7 +126,7 @@ class Race:
         found = {}
         for effort in (2**k for k in itertools.count()):
             began = time.perf_counter()
-            gap = self.gap(*fit(self.data, effort))
+            gap = self.gap(*fit(self.task, effort))
             seconds = time.perf_counter() - began
             for level in LEVELS:
                 if gap <= level:
@@ -165,24 +135,26 @@ class Race:
                 return found
 
 
-def run(name: str, repeat: int, limit: float, cache: Path | None, peers: dict) -> dict[str, list[float | None]]:
+def run(name: str, l1: bool, repeat: int, limit: float, cache: Path | None, peers: dict) -> dict[str, list]:
     """Print one table; median seconds by solver and level."""
-    race = Race(RACES[name](), cache)
-    few = race.data._replace(X=race.data.X[:1000], y=race.data.y[:1000])
+    race = Race(RACES[name](), l1, cache)
+    few = race.task._replace(X=race.task.X[:1000], y=race.task.y[:1000])
     SAGAClassifier(max_iter=2, tol=0.0).fit(few.X, few.y)  # compiles
+    for peer in peers.values():
+        if peer.compiles and peer.runs(few):
+            peer.fit(few, 16)
     times: dict[str, list[dict]] = {name: [] for name in OURS}
     for seed in range(repeat):
         for name, n_threads in OURS.items():
             times[name].append(race.ours(n_threads, limit, seed))
-        for peer, (package, fit) in peers.items():
-            too_wide = peer in SECOND_ORDER and race.data.X.shape[1] > MOST_COLUMNS
-            if too_wide or not installed(package) or times.get(peer) == []:
+        for name, peer in peers.items():
+            if not peer.runs(race.task) or times.get(name) == []:
                 continue
             try:
-                times.setdefault(peer, []).append(race.peer(fit, limit))
+                times.setdefault(name, []).append(race.peer(peer.fit, limit))
             except (ValueError, TypeError, MemoryError, AttributeError, NotImplementedError) as error:
-                print(f"{peer} cannot: {str(error).splitlines()[0][:100]}", flush=True)
-                times[peer] = []
+                print(f"{name} cannot: {str(error).splitlines()[0][:100]}", flush=True)
+                times[name] = []
     print(f"\n**{race.data.name}**\n\n| solver | {' | '.join(f'{level:.0e}' for level in LEVELS)} |")
     print("|---" * (1 + len(LEVELS)) + "|")
     medians = {}
@@ -235,14 +207,15 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=20.0, help="seconds of one fit")
     parser.add_argument("--cache", type=Path, help="folder that keeps the optima between runs")
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--l1", action="store_true", help="the L1 penalty in place of L2")
     parser.add_argument("--ours", action="store_true", help="without the others, to compare numbers of threads")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    names = ["dask-saga", "numpy", "numba", *dict.fromkeys(package for package, _ in PEERS.values())]
+    names = ["dask-saga", "numpy", "numba", *dict.fromkeys(peer.package for peer in PEERS.values())]
     packages = ", ".join(f"{name} {version(name)}" for name in names if installed(name))
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}")
     results = {
-        name: run(name, given.repeat, given.limit, given.cache, {} if given.ours else PEERS)
+        name: run(name, given.l1, given.repeat, given.limit, given.cache, {} if given.ours else PEERS)
         for name in given.names or RACES
     }
     ratios = []
