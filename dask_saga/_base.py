@@ -19,11 +19,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted
 
+from .blocks import dask_blocks, known_length, most_bytes
 from .checkpoint import Checkpoint
 from .chunk import chunk_gradient, count_outputs, visit
 from .driver import Info, run
 from .executors import LocalExecutor, find_executor
-from .inputs import blame, dask_blocks, known_length, most_bytes, read_chunk, read_rows
+from .inputs import blame, read_chunk, read_rows
 from .losses import LOSSES, LogLoss, MultinomialLogLoss, resolve_loss
 from .penalties import PENALTIES, ElasticNet, resolve_penalty
 from .place import Result

@@ -11,8 +11,9 @@ import scipy.sparse as sp
 
 from ._intrinsics import DOUBLES, empty_on_lines
 from ._rows import dense_moments, gather_columns, read_moments, sparse_moments
-from .inputs import LARGEST, Chunk, check_finite, frozen, ordered_blocks, row_arrays
+from .inputs import Chunk, check_finite, frozen, ordered_blocks, row_arrays
 from .penalties import ElasticNet
+from .targets import LARGEST
 from .threads import even_slices, one_blas_thread, sharers, threads
 
 __all__ = ["ColumnStats", "column_stats", "measure", "merge", "no_stats", "typical", "wants_products", "without"]

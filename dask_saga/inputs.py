@@ -8,34 +8,25 @@ content hash is taken of these, so pandas and numpy of the same values agree.
 from __future__ import annotations
 
 import contextlib
-import math
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from numbers import Number
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 import xxhash
-from dask import compute, is_dask_collection
-from dask.delayed import Delayed
-from distributed.client import futures_of
-from sklearn.utils import assert_all_finite, check_array, column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
+from dask import is_dask_collection
+from sklearn.utils import assert_all_finite, check_array
 
 from ._intrinsics import GROUP
+from .targets import checked, encode_labels, read_targets
 
 __all__ = [
     "Chunk",
     "check_finite",
-    "dask_blocks",
-    "encode_labels",
     "join_chunks",
-    "known_length",
-    "most_bytes",
     "ordered_blocks",
     "read_chunk",
-    "read_labels",
     "read_rows",
     "row_arrays",
     "row_blocks",
@@ -43,13 +34,8 @@ __all__ = [
 
 # About a megabyte of float64 rows: what is converted or transformed at once.
 BLOCK_BYTES = 2**20
-# Blocks along the columns are put together where the larger blocks take no more.
-MERGED_BYTES = 2**28
-# Beyond it, squares and their sums would leave the range of float64; no data are measured on such scales.
-LARGEST = 1e50
 # Sums of weights beyond these would leave that of float32, as memory of that type holds weighted gradients.
 LEAST_WEIGHT, LARGEST_WEIGHT = 1e-30, 1e30
-NO_TARGET = "This estimator requires y to be passed, but the target y is None"
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
@@ -154,19 +140,6 @@ def blame(argument: str, chunk: Any = None) -> Iterator[None]:
         raise kind(text if chunk is None else f"chunk {chunk}: {text}") from error
 
 
-# scikit-learn's checks change the process's warning filters for a while.
-_alone = threading.RLock()
-
-
-def _checked(check: Callable, values: Any, **how: Any) -> Any:
-    """What a check of scikit-learn's returns: one thread at a time, as several would leave warning filters changed."""
-    # Tasks that check as well must not wait for this one.
-    if is_dask_collection(values) or (isinstance(values, (list, tuple)) and any(map(is_dask_collection, values))):
-        [values] = compute(values)
-    with _alone, np.errstate(all="ignore"):
-        return check(values, **how)
-
-
 def read_rows(
     X: Any, *, estimator: str | None = None, empty: bool = False, finite: bool = True, order: str | None = "C"
 ) -> Any:
@@ -202,7 +175,7 @@ def read_rows(
         type(X)((X.data, X.indices, X.indptr), shape=X.shape).check_format(full_check=True)
         if (np.diff(X.indptr) < 0).any():  # which scipy does not look at where nothing is stored
             raise ValueError("indptr must be a non-decreasing sequence")
-    X = _checked(
+    X = checked(
         check_array,
         X,
         accept_sparse="csr",
@@ -225,115 +198,7 @@ def read_rows(
 
 def check_finite(rows: Any) -> None:
     """Raise ValueError for NaN or infinity, which a fit need not look for unless sums are not finite."""
-    _checked(assert_all_finite, rows, estimator_name="This estimator", input_name="X")
-
-
-def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:
-    """Labels of any kind as a one-dimensional numpy array.
-
-    Strings stay objects; nullable and categorical pandas types become what they hold.
-
-    Raises
-    ------
-    ValueError
-        If a label is missing.
-    """
-    if y is None:
-        raise ValueError(NO_TARGET)
-    labels = np.asarray(y)
-    if labels.ndim != 1:
-        labels = _checked(column_or_1d, labels, warn=warn)
-    if labels.dtype == object and len(labels):
-        import pandas as pd
-
-        if pd.isna(labels).any():
-            raise ValueError(f"{argument} contains missing labels (NaN, None or NA)")
-        kind = pd.api.types.infer_dtype(labels, skipna=False)
-        if kind in ("integer", "boolean", "floating"):
-            labels = labels.astype({"integer": np.int64, "boolean": bool, "floating": np.float64}[kind])
-    elif labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise ValueError(f"{argument} contains NaN or infinity")
-    return labels
-
-
-def count_labels(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sorted distinct labels of one block, and the sums of their rows' weights."""
-    distinct, codes = _sorted_codes(labels)
-    if len(labels) and (labels.dtype.kind not in "iub" or len(distinct) > len(labels) / 2):  # integers may be too many
-        _checked(check_classification_targets, labels)
-    if weights.size and len(weights) != len(labels):
-        raise ValueError(f"y has {len(labels)} rows, but sample_weight has {len(weights)}")
-    return distinct, np.bincount(codes, weights if weights.size else None, minlength=len(distinct)).astype(float)
-
-
-def _sorted_codes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sorted distinct labels, and of each label the position among them."""
-    if labels.dtype.kind in "iu" and len(labels) and int(labels.max()) - int(labels.min()) < len(labels):
-        least = labels.min()  # of a small range: a table tells sooner than sorting
-        wide = np.int64 if labels.dtype.kind == "i" else np.uint64
-        offsets = np.subtract(labels, least, dtype=wide).astype(np.intp)
-        there = np.bincount(offsets) > 0
-        return np.flatnonzero(there).astype(labels.dtype) + least, (np.cumsum(there) - 1)[offsets]
-    distinct = sorted_labels(labels)
-    return distinct, np.searchsorted(distinct, labels)
-
-
-def sorted_labels(labels: np.ndarray, argument: str = "y") -> np.ndarray:
-    """Distinct labels in order.
-
-    Raises
-    ------
-    TypeError
-        If they cannot be compared.
-    """
-    try:
-        return np.unique(labels)
-    except TypeError as error:
-        raise TypeError(f"{argument} mixes labels that cannot be sorted, such as strings and numbers") from error
-
-
-def check_classes(labels: np.ndarray, argument: str) -> np.ndarray:
-    """The classes among some labels.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two.
-    """
-    classes = sorted_labels(labels, argument)
-    if len(classes) < 2:
-        raise ValueError(
-            f"{argument} holds {len(classes)} class(es); a classifier needs at least two classes: {classes.tolist()}"
-        )
-    return classes
-
-
-def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
-    """Positions of the labels of `y` in `classes`.
-
-    Raises
-    ------
-    ValueError
-        If a label of `y` is not in `classes`.
-    """
-    labels = read_labels(y, warn=True)
-    if {labels.dtype.kind, classes.dtype.kind} <= set("biuf"):
-        if labels.dtype.kind != classes.dtype.kind:
-            labels, classes = labels.astype(float), classes.astype(float)
-        if len(classes) == 2:
-            codes = (labels == classes[1]).astype(np.intp)
-            codes[(labels != classes[0]) & (codes == 0)] = -1
-        else:
-            codes = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
-            codes[classes[codes] != labels] = -1
-    else:
-        import pandas as pd
-
-        codes = pd.Index(classes).get_indexer(labels)
-    if (codes < 0).any():
-        unknown = list(dict.fromkeys(labels[codes < 0].tolist()))[:5]
-        raise ValueError(f"y has labels {unknown} that are not among the classes {classes.tolist()}")
-    return codes
+    checked(assert_all_finite, rows, estimator_name="This estimator", input_name="X")
 
 
 def read_weights(sample_weight: Any, n: int) -> np.ndarray:
@@ -349,7 +214,7 @@ def read_weights(sample_weight: Any, n: int) -> np.ndarray:
     if isinstance(sample_weight, Number):
         sample_weight = np.full(n, sample_weight)
     how = {"ensure_2d": False, "dtype": np.float64, "order": "C", "ensure_min_samples": 0}
-    weights = _checked(check_array, sample_weight, **how, input_name="sample_weight")
+    weights = checked(check_array, sample_weight, **how, input_name="sample_weight")
     if weights.ndim != 1:
         raise ValueError(f"sample_weight must be a 1D array or a number, but has {weights.ndim} dimensions")
     if (weights < 0).any():
@@ -363,31 +228,6 @@ def _checked_total(weights: np.ndarray) -> np.ndarray:
     if total and not LEAST_WEIGHT <= total <= LARGEST_WEIGHT:
         raise ValueError(f"sample_weight times class_weight sums to {total:.1e}; scale it, as only proportions count")
     return weights
-
-
-def read_targets(y: Any, classes: np.ndarray | None = None, loss: Any = None) -> np.ndarray:
-    """Targets of shape (n, 1) or (n, k) as the loss wants them: numbers, its two labels, or the class's number."""
-    labels = getattr(loss, "labels", None)
-    if classes is not None:
-        codes = encode_labels(y, classes)
-        named = np.asarray(labels if len(classes) == 2 else range(len(classes)), dtype=np.float64)
-        return named[codes][:, None]
-    if y is None:
-        raise ValueError(NO_TARGET)
-    y = _checked(check_array, y, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="y")
-    if labels is not None or y.ndim != 2 or y.shape[1] == 0 or hasattr(loss, "outputs"):
-        y = _checked(column_or_1d, y, warn=True)[:, None]
-    if labels is not None and not np.isin(y, labels).all():
-        raise ValueError(f"y (b) must hold only {_some(labels)} for this loss")
-    if y.size and y.min() < getattr(loss, "least_target", -np.inf):
-        raise ValueError(f"y must be at least {loss.least_target} for this loss, but has {y.min()}")
-    if y.size and max(y.max(), -y.min()) > LARGEST:
-        raise ValueError(f"y has values beyond {LARGEST:.0e}; give it in larger units")
-    return np.ascontiguousarray(y)
-
-
-def _some(labels: tuple) -> str:
-    return str(labels) if len(labels) < 5 else f"{labels[0]} to {labels[-1]}"
 
 
 def read_chunk(
@@ -462,104 +302,3 @@ def content_hash(*arrays: np.ndarray, shape: tuple = ()) -> str:
         for _, block in ordered_blocks(array, slice(0, len(array))):
             state.update(memoryview(block).cast("B") if block.size else b"")
     return state.hexdigest()
-
-
-def _split(name: str, collection: Any, lengths: tuple | None, alone: bool) -> tuple[list, tuple | None]:
-    """A Dask collection, or an array beside one, as a list of blocks and their known lengths.
-
-    Tasks are fused only of what is `alone`: a read that X and y share would else become a part of both, and Dask loses
-    what is on a cluster.
-    """
-    if getattr(collection, "ndim", 1) == 0:
-        raise ValueError(f"{name} is a single number; give one for each row of X")
-    if hasattr(collection, "numblocks"):
-        if collection.ndim > 1 and collection.numblocks[1] > 1:
-            size = max(collection.chunks[0]) * collection.shape[1] * collection.dtype.itemsize
-            if not size <= MERGED_BYTES:
-                would, call = (
-                    ("are of unknown length", f"{name}.compute_chunk_sizes()")
-                    if math.isnan(size)
-                    else (f"would take {size / 1e6:.0f} MB", name)
-                )
-                raise ValueError(
-                    f"{name} is blocked along its columns ({collection.numblocks[1]} blocks), and blocks of whole rows "
-                    f"{would}; rechunk it first: {call}.rechunk({{0: 'auto', 1: -1}})"
-                )
-            collection = collection.rechunk({1: -1}, method="tasks")
-        known = tuple(int(n) for n in collection.chunks[0]) if not np.isnan(collection.chunks[0]).any() else None
-        return list(collection.to_delayed(optimize_graph=alone).ravel()), known
-    if is_dask_collection(collection):
-        parts = collection.optimize(fuse=False).to_delayed(optimize_graph=False)
-        if len(parts) != collection.npartitions:  # what reads few columns of a file is merged, so y other than X
-            parts = collection.simplify().to_delayed(optimize_graph=False)
-        return parts, None
-    if lengths is None:
-        raise ValueError(
-            f"{name} is in memory, but X is a Dask collection whose block lengths are unknown; make {name} a "
-            "Dask collection too, or give X known lengths: X.to_dask_array(lengths=True), X.compute_chunk_sizes()"
-        )
-    array = collection.iloc if hasattr(collection, "iloc") else np.asarray(collection)
-    if len(collection) != sum(lengths):
-        raise ValueError(f"X has {sum(lengths)} rows, but {name} has {len(collection)}")
-    ends = np.cumsum(lengths)
-    return [array[end - n : end] for n, end in zip(lengths, ends, strict=True)], lengths
-
-
-def most_bytes(collection: Any) -> float:
-    """What the chunks of a Dask array take if they are dense; NaN where its rows are not known, or of anything else."""
-    if not hasattr(collection, "numblocks"):
-        return math.nan
-    return float(np.prod(collection.shape) * (4 if collection.dtype == np.float32 else 8))
-
-
-def known_length(collection: Any, axis: int) -> float:
-    """Rows or columns of a Dask collection; NaN where they are not known."""
-    [length] = getattr(collection, "shape", ())[axis : axis + 1] or [math.nan]
-    return float(length) if isinstance(length, (int, float)) else math.nan
-
-
-def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
-    """``(X, y, sample_weight)`` of each block of Dask collections that are blocked alike, delayed where they are lazy.
-
-    Parameters
-    ----------
-    X : dask array or dataframe
-    y, sample_weight : dask array or series, or in memory
-        In memory only where the block lengths of X are known.
-
-    Raises
-    ------
-    ValueError
-        If the blocks do not match, naming the first that differs, or X is blocked
-        along its columns.
-    """
-    if not is_dask_collection(X):
-        raise TypeError("y or sample_weight is a Dask collection, but X is not; make X one too")
-    if isinstance(X, Delayed):
-        raise TypeError("X is a Delayed; give a dask array or dataframe, or delayed pairs to saga")
-    if getattr(X, "ndim", 2) != 2:
-        raise ValueError(f"Expected 2D array for X, got {X.ndim}D array instead. Reshape your data")
-    if y is None:
-        raise ValueError(NO_TARGET)
-    arrays = [part for part in (X, y, sample_weight) if hasattr(part, "numblocks")]
-    layers = [name for array in arrays for name in array.dask.layers]
-    alone = len(layers) == len(set(layers)) and not futures_of(arrays)
-    blocks, lengths = _split("X", X, None, alone)
-    columns = [blocks]
-    for name, other in (("y", y), ("sample_weight", sample_weight)):
-        if other is None or isinstance(other, Number):
-            columns.append([other] * len(blocks))
-            continue
-        others, known = _split(name, other, lengths, alone)
-        if lengths and known and sum(lengths) != sum(known):
-            raise ValueError(f"X has {sum(lengths)} rows, but {name} has {sum(known)}")
-        remedy = f"{name}.rechunk((X.chunks[0],))" if hasattr(other, "rechunk") else f"{name}.repartition like X"
-        if len(others) != len(blocks):
-            raise ValueError(
-                f"X has {len(blocks)} blocks, but {name} has {len(others)}; block one like the other: {remedy}"
-            )
-        for k, (n, m) in enumerate(zip(lengths or (), known or (), strict=False)):
-            if n != m:
-                raise ValueError(f"chunk {k}: X has {n} rows, but {name} has {m}; block one like the other: {remedy}")
-        columns.append(others)
-    return list(zip(*columns, strict=True))

@@ -12,7 +12,9 @@ import dask
 import numpy as np
 from dask import delayed, is_dask_collection
 
-from .inputs import blame, dask_blocks, read_labels, read_rows, read_targets, read_weights
+from .blocks import dask_blocks
+from .inputs import blame, read_rows, read_weights
+from .targets import read_labels, read_targets
 
 __all__ = ["accuracy", "elementwise", "linear", "probabilities", "r2", "to_labels"]
 

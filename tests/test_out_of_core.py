@@ -18,10 +18,11 @@ from dask.distributed import Client, LocalCluster, get_task_stream, get_worker
 from dask.utils import key_split
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
+from dask_saga.blocks import dask_blocks, most_bytes
 from dask_saga.chunk import chunk_gradient
 from dask_saga.columns import measure
 from dask_saga.executors import TASKS_AHEAD, ClientExecutor, LocalExecutor
-from dask_saga.inputs import dask_blocks, most_bytes, read_chunk
+from dask_saga.inputs import read_chunk
 from dask_saga.losses import LOSSES, LogLoss
 from dask_saga.penalties import PENALTIES
 from dask_saga.problem import Problem
