@@ -141,15 +141,17 @@ def objective(data: DataSet) -> Objective:
 def l1_gap(F: Objective, w: np.ndarray, alpha: float) -> float:
     """A bound of how far the mean log loss + alpha |x|_1 at w lies above its minimum, by a point of the dual.
 
-    It is that of the slopes at w, where they sum to zero, shortened until none of the columns' sums exceeds alpha.
+    It is that of the slopes at w, but for the intercept at which they sum to zero, shortened until none of the columns'
+    sums exceeds alpha.
     """
     n, sign, offset = len(F.y), np.where(F.y == 1, 1.0, -1.0), 0.0
     z = sign * (F.rows @ w[0])
-    for _ in range(50):  # Newton's method for the intercept alone
-        slopes = expit(-(z + sign * offset))
+    slopes = expit(-z)
+    while abs(sign @ slopes) > 1e-13 * n:  # Newton's method for the intercept alone
         offset += (sign @ slopes) / (slopes * (1.0 - slopes)).sum()
+        slopes = expit(-(z + sign * offset))
     slopes *= min(1.0, alpha * n / np.abs((F.rows.T @ (sign * slopes))[:-1]).max())
-    value = np.logaddexp(0.0, -(z + sign * offset)).mean() + alpha * np.abs(w[0, :-1]).sum()
+    value = np.logaddexp(0.0, -z).mean() + alpha * np.abs(w[0, :-1]).sum()
     return float(value - (entr(slopes) + entr(1.0 - slopes)).mean())
 
 

@@ -97,14 +97,13 @@ def dense_moments(A, weights, pulls, origin, out):
 
 
 @compiled
-def gather_columns(data, indices, indptr, some, out):
-    """Write what rows hold of some columns, in ascending order, which every row stores, to ``out``, (n, c)."""
-    for i in range(out.shape[0]):
-        q = indptr[i]
-        for k in range(some.size):
-            while indices[q] != some[k]:
-                q += 1
-            out[i, k] = data[q]
+def gather_columns(data, indices, indptr, place, out):
+    """Add what rows hold of some columns to ``out``, (n, c), where each has its place; that of others is negative."""
+    for i in range(U(out.shape[0])):
+        for q in range(U(indptr[i]), U(indptr[i + U(1)])):
+            k = place[U(indices[q])]
+            if k >= 0:
+                out[i, k] += data[q]
 
 
 @compiled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from ._intrinsics import DOUBLES, empty_on_lines
 from ._rows import dense_moments, gather_columns, read_moments, sparse_moments
-from .inputs import Chunk, check_finite, frozen, ordered_blocks, row_arrays
+from .inputs import BLOCK_BYTES, Chunk, check_finite, frozen, ordered_blocks, row_arrays
 from .penalties import ElasticNet
 from .targets import LARGEST
 from .threads import even_slices, one_blas_thread, sharers, threads
@@ -24,6 +24,8 @@ MOST_ROTATED = 300
 MOST_MULTIPLIED, LEAST_MULTIPLIED, MOMENTS = 2**13, 2**10, 2**12
 # Entries of sparse rows for each column that are looked at together, at least.
 MOMENTS_ENTRIES = 32
+# Magnitudes that sparse rows tell.
+SINGLE = np.finfo(np.float32)
 # Multiplications of so few are not worth BLAS.
 FEW = 2**15
 # Sums are taken anew about the mean where squares about the origin are so many times larger than those about it.
@@ -106,13 +108,13 @@ def measure(
     chunk : Chunk
     problem : Problem
     chunks : int, default=1
-    factors : ndarray of shape (n, k), default=None
+    factors : ndarray of shape (n, 1), default=None
         Of rows whose sum is asked as well; zero where a row weighs nothing.
 
     Returns
     -------
     stats : ColumnStats
-    sums : ndarray of shape (k, p + 1)
+    sums : ndarray of shape (1, p + 1), or (0, p + 1) without factors
         sum_i factors_i a_i, with 1 for the intercept's column.
 
     Raises
@@ -173,16 +175,22 @@ def _measure_sparse(chunk, full, problem, chunks, factors):
         largest = max(each(add, tables, parts))
     (mean, squares, high), counts, sums = np.empty((3, p)), np.empty(p, np.int64), np.empty((factors.shape[1], p))
     read_moments(tables, weight, mean, squares, sums, counts, high)
-    low, full = -high, full & (counts == n)
+    full = full & (counts == n)
     if not (largest <= LARGEST and np.isfinite(mean).all()):
         _check_values(rows, *(_extremes(rows, name) for name in ("min", "max")), mean)
+    if largest > SINGLE.max or ((high < SINGLE.tiny) & (squares > 0)).any():
+        high = _extremes(abs(rows), "max")
+    low = -high
     if full.any():  # as of dense rows
-        some = np.flatnonzero(full).astype(rows.indices.dtype)
+        some, place = np.flatnonzero(full), np.where(full, np.cumsum(full) - 1, -1)
 
-        def read(block: slice) -> list[tuple[slice, np.ndarray]]:
-            out = np.empty((block.stop - block.start, len(some)), rows.dtype)
-            gather_columns(*row_arrays(rows, block), some, out)
-            return [(block, out)]
+        def read(block: slice) -> Iterator[tuple[slice, np.ndarray]]:
+            size = max(1, BLOCK_BYTES // (rows.dtype.itemsize * len(some)))
+            for start in range(block.start, block.stop, size):
+                part = slice(start, min(start + size, block.stop))
+                few = np.zeros((part.stop - start, len(some)), rows.dtype)
+                gather_columns(*row_arrays(rows, part), place, few)
+                yield part, few
 
         moments = _block_moments(read, weights, factors, len(some), count)
         few = rows[:: max(1, n // 1000)][:, some].toarray()

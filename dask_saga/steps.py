@@ -135,10 +135,12 @@ def take_steps(
             gradient_sum = head.gradient_sum + weighted_sum(
                 chunk.rows, gradients - memory.gradients.astype(float), problem, len(plan.orders)
             )
-    if not (largest_of(x, middle) < LARGEST_COEFFICIENT and np.isfinite(gradient_sum.sum())):
+        good = largest_of(x, middle) < LARGEST_COEFFICIENT and np.isfinite(gradient_sum.sum())  # a sum tells NaN
+    if not good:
         return None
     if memory.total is not None:
         memory = memory._replace(total=frozen(memory.total + (gradient_sum - head.gradient_sum)))
+    past_sum = np.multiply(middle, memory.weight, out=middle)  # nobody else asks for x on the way
     tiny = np.finfo(float).tiny
     head = head._replace(
         x=frozen(x),
@@ -146,8 +148,7 @@ def take_steps(
         window_sum=frozen(head.window_sum + x if head.window_count else x),
         window_count=head.window_count + 1,
         past_weight=head.past_weight + memory.weight,
-        # Of a chunk alone no visit will ask.
-        past_sum=frozen(head.past_sum + memory.weight * middle) if memory.weight < head.weight else head.past_sum,
+        past_sum=frozen(head.past_sum + past_sum if head.past_weight else past_sum),
         window_ratio=head.window_ratio + float(np.log(max((moves[0] + tiny) / (moves[1] + tiny), tiny))),
         window_energy=head.window_energy + sum(moves),
     )

@@ -157,6 +157,19 @@ def test_the_second_chunk_of_a_pass_equals_plain_python(kind, name, rotated, mon
     np.testing.assert_allclose(memory.gradients, gradients, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["C float64", "CSR float64"])
+def test_chunks_that_come_one_by_one_remember_where_x_was(kind):
+    A = np.random.default_rng(0).standard_normal((6000, 5))
+    b = A @ np.arange(5.0)
+    problem = problem_for("squared_error", None)
+    chunks = [read_chunk(KINDS[kind](A[part]), b[part]) for part in (slice(0, 3000), slice(3000, 6000))]
+    metric = choose_metric(merge(*(column_stats(chunk, problem) for chunk in chunks)), problem)
+    head = new_head(5)
+    for chunk in chunks:  # the first is all that its visit knows of
+        head, _ = chunk_saga(chunk, head, None, problem, metric, 0)
+        np.testing.assert_allclose(head.x[0], np.append(np.arange(5.0), 0.0), atol=0.3)  # else it would be 1
+
+
 def bytes_of(value):
     """Every array of nested tuples as bytes."""
     if isinstance(value, tuple):
@@ -245,6 +258,33 @@ def test_statistics_merge_exactly(binary):
     assert merged.rows == 600
     sparse = column_stats(read_chunk(sp.csr_array(A), b, w), problem)
     np.testing.assert_allclose(sparse.mean, mean, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["CSR float64", "CSC int64"])
+def test_statistics_of_sparse_columns_are_those_of_dense_ones(kind):
+    rng = np.random.default_rng(0)
+    A = np.where(rng.random((500, 6)) < 0.3, rng.standard_normal((500, 6)), 0.0) * 10.0 ** np.array(
+        [0, 40, -50, 3, 0, 0]
+    )
+    A[:, 4], w = 1e6 + rng.random(500), rng.random(500)  # stored by all, as none is zero
+    problem = problem_for("log_loss")
+    dense, sparse = (column_stats(read_chunk(rows, np.ones(500), w), problem) for rows in (A, KINDS[kind](A)))
+    np.testing.assert_allclose(sparse.mean, dense.mean, rtol=1e-10)
+    np.testing.assert_allclose(sparse.squares, dense.squares, rtol=1e-8)
+    np.testing.assert_array_equal(sparse.counts, np.count_nonzero(A, axis=0))
+    np.testing.assert_array_equal(sparse.full, [False] * 4 + [True, False])
+    np.testing.assert_array_equal((sparse.low[4], sparse.high[4]), (dense.low[4], dense.high[4]))
+    rest = ~sparse.full
+    np.testing.assert_allclose(sparse.high[rest], np.abs(A).max(axis=0)[rest], rtol=1e-6)
+    np.testing.assert_array_equal(sparse.low[rest], -sparse.high[rest])
+
+
+def test_statistics_of_rows_that_are_not_as_scipy_remembers():
+    A = sp.csr_array(np.arange(1.0, 13.0).reshape(4, 3))
+    assert A.has_canonical_format  # which scipy remembers
+    A.indices[:3], A.indices[-3:] = [0, 2, 2], [0, 1, 1]
+    stats = column_stats(read_chunk(A, np.ones(4)), problem_for("log_loss"))
+    np.testing.assert_allclose(stats.mean, A.toarray().mean(axis=0))
 
 
 def test_constant_and_empty_columns_keep_unit_scale():
