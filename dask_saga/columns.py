@@ -130,7 +130,7 @@ def measure(
         if sparse:  # what it does not count must store a column as well
             full = np.bincount(rows.indices, minlength=p) == len(used)
         # And it must not be too large either.
-        _check_values(rows, *(_extremes(rows, name) for name in ("min", "max")))
+        _check_all(rows)
         factors, weights = factors[used], chunk.weights[used]
         chunk = chunk._replace(rows=rows[used], targets=chunk.targets[used], weights=weights)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -149,6 +149,10 @@ def _check_values(rows: Any, low: np.ndarray, high: np.ndarray, *sums: np.ndarra
         raise ValueError(f"X has values beyond {LARGEST:.0e} in column {extremes.argmax()}; give it in larger units")
 
 
+def _check_all(rows: Any, *sums: np.ndarray) -> None:
+    _check_values(rows, *(_extremes(rows, name) for name in ("min", "max")), *sums)
+
+
 def _extremes(rows: Any, name: str) -> np.ndarray:
     extremes = getattr(rows, name)(axis=0)
     return (extremes.toarray().ravel() if sp.issparse(rows) else extremes).astype(np.float64)
@@ -162,7 +166,7 @@ def _pulls(targets: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]
 
 
 def _measure_sparse(chunk, full, problem, chunks, factors):
-    rows, n, p, weights = chunk.rows, len(chunk.targets), len(full), _row_weights(chunk)
+    rows, n, p, weights = chunk.rows, len(chunk.targets), len(full), chunk.row_weights
     weight, count = weights.sum(), sharers(problem.n_threads, chunk.entries)
     parts = even_slices(n, 2 ** min(max(rows.nnz // (MOMENTS_ENTRIES * p), 1).bit_length() - 1, 3))
     tables = empty_on_lines(len(parts), p, DOUBLES // 2)
@@ -177,7 +181,7 @@ def _measure_sparse(chunk, full, problem, chunks, factors):
     read_moments(tables, weight, mean, squares, sums, counts, high)
     full = full & (counts == n)
     if not (largest <= LARGEST and np.isfinite(mean).all()):
-        _check_values(rows, *(_extremes(rows, name) for name in ("min", "max")), mean)
+        _check_all(rows, mean)
     if largest > SINGLE.max or ((high < SINGLE.tiny) & (squares > 0)).any():
         high = _extremes(abs(rows), "max")
     low = -high
@@ -201,7 +205,7 @@ def _measure_sparse(chunk, full, problem, chunks, factors):
 
 
 def _measure_dense(chunk, full, problem, chunks, factors):
-    rows, (n, p), weights = chunk.rows, chunk.rows.shape, _row_weights(chunk)
+    rows, (n, p), weights = chunk.rows, chunk.rows.shape, chunk.row_weights
     (target, pulls), weight = _pulls(chunk.targets, weights), weights.sum()
     moments = _block_moments(
         functools.partial(ordered_blocks, rows), weights, np.column_stack([pulls, factors]), p,
@@ -215,10 +219,6 @@ def _measure_dense(chunk, full, problem, chunks, factors):
     products = _products(rows, weights, mean, squares, problem, chunks) if wants_products(p, problem) else None
     counts = np.full(p, n)
     return ColumnStats(n, weight, mean, squares, low, high, counts, full, False, target, cross, products), sums
-
-
-def _row_weights(chunk: Chunk) -> np.ndarray:
-    return chunk.weights if chunk.weights.size else np.ones(len(chunk.targets))
 
 
 def _block_moments(

@@ -75,6 +75,11 @@ class Chunk(NamedTuple):
         return float(self.weights.sum()) if self.weights.size else float(len(self.targets))
 
     @property
+    def row_weights(self) -> np.ndarray:
+        """The weight of each row, ones where there are none."""
+        return self.weights if self.weights.size else np.ones(len(self.targets))
+
+    @property
     def nbytes(self) -> int:
         """Size of the rows."""
         rows = self.rows
@@ -119,11 +124,10 @@ def join_chunks(*chunks: Chunk) -> Chunk:
     """Several chunks, all dense or all sparse, as one."""
     rows = [chunk.rows for chunk in chunks]
     weighted = any(chunk.weights.size for chunk in chunks)
-    weights = [chunk.weights if chunk.weights.size else np.ones(len(chunk.targets)) for chunk in chunks]
     return Chunk(
         sp.vstack(rows, format="csr") if sp.issparse(rows[0]) else np.concatenate(rows),
         np.concatenate([chunk.targets for chunk in chunks]),
-        np.concatenate(weights) if weighted else chunks[0].weights,
+        np.concatenate([chunk.row_weights for chunk in chunks]) if weighted else chunks[0].weights,
         " ".join(chunk.content for chunk in chunks),
         " ".join(chunk.weights_content for chunk in chunks) if weighted else "",
     )

@@ -37,7 +37,6 @@ __all__ = [
     "axis_limits",
     "choose_metric",
     "limit_axes",
-    "move_to_solver",
     "row_norms",
     "solver_rows",
     "staleness",
@@ -368,11 +367,6 @@ def x_to_user(x: np.ndarray, metric: Metric) -> np.ndarray:
     """The inverse of ``x_to_solver``."""
     x = _turn(x, None if metric.basis is None else metric.basis.T)
     return _with_last(x, -(x[:, :-1] * metric.shift).sum(axis=1)) if metric.shift.any() else x
-
-
-def move_to_solver(move: np.ndarray, metric: Metric) -> np.ndarray:
-    """A move of the coefficients from the user's coordinates; that of the intercept as it is, whatever the shift."""
-    return _turn(move, metric.basis)
 
 
 def _with_last(x: np.ndarray, more: np.ndarray) -> np.ndarray:

@@ -16,11 +16,11 @@ from dask.sizeof import sizeof
 from sklearn.utils import check_random_state
 
 from ._kernels import kernels_for
-from ._rows import scaled_products
+from ._rows import scaled_products, squared_moves
 from .columns import ColumnStats, no_stats
 from .inputs import frozen
 from .mapping import SharedMap
-from .metric import Metric, move_to_solver, sum_to_solver, x_to_solver, x_to_user
+from .metric import Metric, sum_to_solver, x_to_solver, x_to_user
 from .penalties import ElasticNet
 from .problem import Problem, digest
 
@@ -350,8 +350,8 @@ def gradient_mapping_norm(x: np.ndarray, gradient_average: np.ndarray, problem: 
     """Norm of the proximal gradient at x, scaled by the metric; zero at the optimum only."""
     step = 0.3 / metric.L
     x, gradient = x_to_solver(x, metric), sum_to_solver(gradient_average, metric)
-    move = frozen(x - proximal_gradient_step(x, gradient, step, problem, metric))
-    return math.sqrt(scaled_products(move, move, metric.scale)[0]) / step
+    end = proximal_gradient_step(x, gradient, step, problem, metric)
+    return math.sqrt(squared_moves(frozen(x), end, end, metric.scale)[0]) / step
 
 
 def candidate(head: Head, problem: Problem, metric: Metric) -> tuple[np.ndarray, bool]:
@@ -442,7 +442,8 @@ def _next_cut(head: Head, problem: Problem, metric: Metric, circles: bool) -> fl
 
 def _cosine(u: np.ndarray, v: np.ndarray, metric: Metric) -> float:
     """Of two moves, in the solver's coordinates; 0 where one is none."""
-    uu, uv, vv = scaled_products(*(frozen(move_to_solver(move, metric)) for move in (u, v)), metric.scale)
+    unshifted = metric.unshifted
+    uu, uv, vv = scaled_products(*(frozen(x_to_solver(move, unshifted)) for move in (u, v)), metric.scale)
     return uv / (math.sqrt(uu) * math.sqrt(vv) or 1.0)
 
 
