@@ -16,6 +16,7 @@ __all__ = [
     "overshoot_limits",
     "read_moments",
     "repeated",
+    "rows_of",
     "scale_columns",
     "scaled_products",
     "scatter",
@@ -198,6 +199,16 @@ def repeated(rows, lengths, weights, often, out):
 def below(draw, count):
     """A number below the count, of a draw of 32 bits."""
     return (U(draw) * U(count)) >> U(32)
+
+
+@compiled
+def rows_of(owner, owners, bits, rows, out):
+    """Write those rows that this thread owns, by their numbers without so many bits; return how many they are."""
+    found = U(0)
+    for t in range(U(rows.size)):
+        out[found] = rows[t]
+        found += U(owners[U(rows[t]) >> U(bits)] == owner)
+    return found
 
 
 @compiled

@@ -8,6 +8,9 @@ number, unsigned.
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 
 from ._intrinsics import (
@@ -21,11 +24,13 @@ from ._intrinsics import (
     whole_lines,
 )
 
-__all__ = ["bring_together", "fill_table", "read_table", "room_of_tables", "wait"]
+__all__ = ["Meeting", "bring_together", "fill_table", "read_table", "room_of_tables", "wait"]
 
 HALF_LINE = DOUBLES // 2
 # Steps in units of 1 / l2 that cannot be told from infinite ones, for columns however rare.
 LONGEST = 1e200
+# What has gone so far leaves half, whose powers, however many, are at least as many as a column may go farther.
+SHORT = math.log(2.0)
 # Looks at who has arrived, of some 20 ns each, before others may have the core.
 SPINS = 2**12
 U = np.uint64
@@ -77,41 +82,106 @@ def read_table(table, ends, x, gradient_sum):
             gradient_sum[k, p] = ends[1, k]
 
 
-@inlined
-def merge_column(columns, c, apart, outputs, shares, further, lower, upper, x, gradient_sum, j):
-    """Bring together one number of x and of the sum: entries c and c + outputs of all tables, so far apart.
+class Meeting(NamedTuple):
+    """How threads bring together what their tables hold.
 
-    The sum gets all changes; x goes ``further`` times the mean of the moves of those threads that changed either, but
+    Parameters
+    ----------
+    shares : ndarray of shape (threads,)
+        Of the visits of rows.
+    rounds : int
+        After each they meet.
+    often : ndarray of int
+        Columns that are brought together after every round. The others, whose ``rarity`` is `limit` or more, are
+        halfway and at the end.
+    limit : float
+    rarity, spread : ndarray of shape (p,)
+    rate : float
+        What a column's step and spread are multiplied by for what a round leaves of a distance, as exp(-rate ...).
+    step : float
+        The intercept's.
+    farthest, lower, upper : float
+        How many times the mean of the threads' moves a column goes at most, and the bounds of coefficients.
+    """
+
+    shares: np.ndarray
+    rounds: int
+    often: np.ndarray
+    limit: float
+    rarity: np.ndarray
+    spread: np.ndarray
+    rate: float
+    step: float
+    farthest: float
+    lower: float
+    upper: float
+
+
+@inlined
+def how_far(done, count, farthest):
+    """How many times the mean of the moves of `count` threads a column goes, if those of each leave exp(-done).
+
+    Where threads follow one another a share r to the power of `count` is left: columns that a round moves little go as
+    far as all moves together, others to the mean. But columns that come together move more than each by itself, and
+    none may go twice as far as the mean: it would end as far from where threads agree.
+    """
+    if done <= SHORT:
+        return farthest
+    left = math.exp(-done)
+    further = 1.0 + left
+    for _ in range(count - 2):
+        further = 1.0 + left * further
+    return min(further, farthest)
+
+
+@inlined
+def merge_number(columns, c, apart, at_sum, how, done, lower, upper, halfway, end, x, middle, gradient_sum, j):
+    """Bring together one number of x and of the sum: entries c and c + at_sum of all tables, so far apart.
+
+    The sum gets all changes; x goes some times the mean of the moves of those threads that changed either, but
     where these agree it is what they found: the move of one alone, or a zero, or a bound, of a penalty.
     """
-    old, total = x[j], gradient_sum[j]
+    old, total, count = x[j], gradient_sum[j], U(how.shares.size)
     move, change, met, agreed, agree = 0.0, 0.0, 0.0, old, True
-    for t in range(U(shares.size)):  # without branches: which threads met a column is anyone's guess
-        own, summed = columns[c + t * apart], columns[c + t * apart + outputs]
+    for t in range(count):  # without branches: which threads met a column is anyone's guess
+        own, summed = columns[c + t * apart], columns[c + t * apart + at_sum]
         moved = (own != old) | (summed != total)
         agree &= (met == 0.0) | (own == agreed) | (not moved)
         agreed = own if moved else agreed
-        move, change, met = move + shares[t] * (own - old), change + (summed - total), met + moved * shares[t]
-    if met > 0.0:
-        new = min(max(agreed if agree else old + further[j] * move / met, lower), upper)
-        x[j], gradient_sum[j] = new, total + change
-        for t in range(U(shares.size)):
-            columns[c + t * apart], columns[c + t * apart + outputs] = new, total + change
+        move, change = move + how.shares[t] * (own - old), change + (summed - total)
+        met += moved * how.shares[t]
+    mean = old + how_far(done, count, how.farthest) * move / (met + (met == 0.0))
+    x[j], gradient_sum[j] = min(max(agreed if agree else mean, lower), upper), total + change
+    if halfway:
+        middle[j] = x[j]
+    if not end:
+        for t in range(count):
+            columns[c + t * apart], columns[c + t * apart + at_sum] = x[j], gradient_sum[j]
 
 
 @inlined
-def merge_tables(t, some, tables, ends, shares, further, lower, upper, x, gradient_sum):
-    """Bring together what all tables hold of the t-th part of some columns, in x, the sum, and all tables."""
-    x, gradient_sum, shares, further = borrowed(x), borrowed(gradient_sum), borrowed(shares), borrowed(further)
-    outputs, p, width, last = U(x.shape[0]), U(x.shape[1] - 1), U(tables.shape[2]), ends.reshape(-1)
-    columns, apart, between = tables.reshape(-1), U(tables.shape[1]) * width, U(ends.shape[1] * ends.shape[2])
+def merge_tables(t, turn, how, tables, ends, x, middle, gradient_sum):
+    """The t-th part of what all tables hold, in x, the sum, ``middle`` halfway, and before the end the tables."""
+    x, middle, gradient_sum = borrowed(x), borrowed(middle), borrowed(gradient_sum)
+    often, rarity, spread = borrowed(how.often), borrowed(how.rarity), borrowed(how.spread)
+    outputs, p, width, count = U(x.shape[0]), U(x.shape[1] - 1), U(tables.shape[2]), U(how.shares.size)
+    columns, apart, at_step = tables.reshape(-1), U(tables.shape[1]) * width, U(2) * outputs
+    last, between, line = ends.reshape(-1), U(ends.shape[1] * ends.shape[2]), U(ends.shape[2])
+    halfway, end = 2 * (turn + 1) == how.rounds, turn + 1 == how.rounds
     for k in range(outputs):
-        xs, sums = x[k], gradient_sum[k]
-        for i in range(U(some.size * t // shares.size), U(some.size * (t + 1) // shares.size)):
-            j = U(some[i])
-            merge_column(columns, j * width + k, apart, outputs, shares, further, lower, upper, xs, sums, j)
+        into = halfway, end, x[k], middle[k], gradient_sum[k]
+        for i in range(U(often.size * t // count), U(often.size * (t + 1) // count)):
+            j = U(often[i])
+            done = how.rate * columns[j * width + at_step] * spread[j]
+            merge_number(columns, j * width + k, apart, outputs, how, done, how.lower, how.upper, *into, j)
+        if halfway or end:
+            for j in range(U(p * t // count), U(p * (t + 1) // count)):
+                if rarity[j] >= how.limit:
+                    done = how.rate * (how.rounds // 2) * columns[j * width + at_step] * spread[j]
+                    merge_number(columns, j * width + k, apart, outputs, how, done, how.lower, how.upper, *into, j)
         if t == 0:
-            merge_column(last, k, between, U(ends.shape[2]), shares, further, -np.inf, np.inf, xs, sums, p)
+            done = how.rate * how.step
+            merge_number(last, k, between, line, how, done, -np.inf, np.inf, *into, p)
 
 
 @inlined
@@ -133,13 +203,14 @@ def wait(arrived, failed, everyone):
 
 
 @compiled
-def bring_together(t, turn, arrived, failed, some, tables, ends, shares, further, lower, upper, x, gradient_sum):
-    """Wait for the other threads, merge some columns and the intercept with them, and wait again; False if one failed.
+def bring_together(t, turn, arrived, failed, how, tables, ends, x, middle, gradient_sum):
+    """Wait for the other threads, merge some columns and the intercept with them, and wait again, but at the end; False
+    if one failed.
 
     Each merges a part of the columns.
     """
-    both = 2 * shares.size * turn
-    if not wait(arrived, failed, both + shares.size):
+    both = 2 * how.shares.size * turn
+    if not wait(arrived, failed, both + how.shares.size):
         return False
-    merge_tables(t, some, tables, ends, shares, further, lower, upper, x, gradient_sum)
-    return wait(arrived, failed, both + 2 * shares.size)
+    merge_tables(t, turn, how, tables, ends, x, middle, gradient_sum)
+    return turn + 1 == how.rounds or wait(arrived, failed, both + 2 * how.shares.size)

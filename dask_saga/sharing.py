@@ -9,10 +9,11 @@ import numpy as np
 
 from ._intrinsics import GROUP, room_for
 from ._kernels import Pass, kernels_for
-from ._tables import bring_together, fill_table, read_table, room_of_tables
+from ._tables import Meeting, bring_together, fill_table, read_table, room_of_tables
 from .inputs import Chunk, frozen, row_arrays
 from .metric import Metric, shift_of, solver_rows
 from .penalties import ElasticNet
+from .problem import Problem
 from .threads import even_slices, meet, threads
 
 __all__ = ["ENTRIES_A_COEFFICIENT", "share_dense_steps", "share_sparse_steps"]
@@ -21,17 +22,17 @@ __all__ = ["ENTRIES_A_COEFFICIENT", "share_dense_steps", "share_sparse_steps"]
 # ones along one direction, of h / (1 + h) each, then do not overshoot by more than they were off.
 SHORT = 1.0
 # Times that threads bring together what they found in each half of a visit, at most.
-ROUNDS, SPARSE_ROUNDS = 16, 4
+ROUNDS, SPARSE_ROUNDS = 16, 3
 # Visits of a column by each thread in a round from which it is brought together after every one.
 OFTEN = 2
 # Share of the bound of a loss's curvature by which rows of a round move a column, about: a bound is rarely met.
 MOVED = 0.25
 # How many times the mean of threads' moves a column goes at most.
 FARTHEST = 1.5
-# Entries of a thread's rows in a round, at least: starting it costs as much as some thousands; for each of x, as x and
-# the sum of dense rows are copied, and what threads find apart is only averaged; and for each column of sparse rows
-# that is merged after every round.
-ROUND_ENTRIES, ENTRIES_A_COEFFICIENT, ENTRIES_A_TABLE = 2**17, 32, 8
+# Entries of a thread's rows in a round, at least: of dense rows, and for each of x, as x and the sum are copied, and
+# what threads find apart is only averaged; of sparse rows, and for each column that is merged after every round.
+ROUND_ENTRIES, ENTRIES_A_COEFFICIENT = 2**17, 32
+SPARSE_ROUND_ENTRIES, ENTRIES_A_COLUMN = 2**15, 8
 
 
 def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
@@ -50,7 +51,7 @@ def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
         _run_steps(orders[0], x, middle, gradient_sum, left, plan=plan, chunk=chunk, **how)
         return x, middle, gradient_sum
     plan = _raised(plan, len(orders), how["problem"])
-    rounds = 2 * _worth(chunk, len(orders), ENTRIES_A_COEFFICIENT * x.size)
+    rounds = 2 * _worth(chunk, len(orders), max(ROUND_ENTRIES, ENTRIES_A_COEFFICIENT * x.size), ROUNDS)
     with threads(len(orders)) as each, np.errstate(over="ignore", invalid="ignore"):
         for k, (share, parts) in enumerate(zip(*_rounds(orders, left, rounds), strict=True)):
             if k == rounds // 2:
@@ -71,25 +72,12 @@ def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
 
 def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, plan, chunk, head, problem, metric):
     """The same of sparse rows: threads have tables of the columns, and bring together themselves what these hold."""
-    (outputs, p), count, middle = (len(start), start.shape[1] - 1), len(orders), np.empty_like(start)
-    x, gradient_sum = (start.copy(), before.copy()) if count > 1 else (np.empty_like(start), np.empty_like(before))
+    (outputs, p), count = (len(start), start.shape[1] - 1), len(orders)
+    x, middle, gradient_sum = np.empty_like(start), np.empty_like(start), np.empty_like(before)
     plan, shift = _raised(plan, count, problem), shift_of(metric)
-    rounds, every, often = 2, np.arange(p if count > 1 else 0, dtype=np.int32), None
-    if count > 1:
-        met = sum(map(len, orders)) / (2 * count) / metric.rarity  # by each thread in half a visit
-        frequent = np.count_nonzero(met > OFTEN * SPARSE_ROUNDS)
-        rounds = 2 * min(_worth(chunk, count, ENTRIES_A_TABLE * frequent), SPARSE_ROUNDS)
-        often = np.flatnonzero(met > OFTEN * (rounds // 2)).astype(np.int32)
-    lefts, parts = _rounds(orders, left, rounds)
-    visits = np.array([[len(part) for part in some] for some in parts])
-    shares = visits.sum(axis=0) / max(visits.sum(), 1)
     step, shifted = _step(plan, head, problem, metric), bool(shift.any())
-    # A mean leaves no domain of a penalty of the user's own.
-    bounds, further = (-np.inf, np.inf), np.ones(p + 1 if count > 1 else 0)
-    if count > 1 and isinstance(problem.penalty, ElasticNet):
-        alone = np.full(p + 1, visits.mean() * (rounds // 2))
-        alone[often] = alone[p] = visits.mean()
-        bounds, further = (problem.penalty.lower, problem.penalty.upper), how_far(step, alone, count, metric)
+    how = _meeting(orders, chunk, step, problem, metric) if count > 1 else None
+    lefts, parts = _rounds(orders, left, how.rounds if how else 2)
 
     sparse_pass = kernels_for(problem.loss, problem.penalty).sparse_pass
     rows = (*row_arrays(chunk.rows, slice(0, len(chunk.targets))), frozen(chunk.targets), frozen(chunk.weights))
@@ -100,51 +88,48 @@ def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, 
     def run(t: int, *meeting: np.ndarray) -> bool:
         table, own = tables[t], ends[t]
         fill_table(start, before, *coordinates, table, own)
+        if count > 1:
+            mine = even_slices(p + 1, count)[t]
+            x[:, mine], gradient_sum[:, mine] = start[:, mine], before[:, mine]
         for k, pair in enumerate(lefts):
-            do = _pass_of(visits[k, t], pair, past, plan, head, problem, metric)
+            do = _pass_of(len(parts[k][t]), pair, past, plan, head, problem, metric)
             rest = (plan.lengths, gradients, table, shifted, own, do, room_for(outputs), problem.loss, problem.penalty)
             sparse_pass(*rows, frozen(parts[k][t]), *rest)
-            halfway, whole = k == rounds // 2 - 1, (k + 1) % (rounds // 2) == 0
             if count == 1:
-                read_table(table, own, *((middle, gradient_sum[:0]) if halfway else (x, gradient_sum)))
-            elif not bring_together(
-                t, k, *meeting, every if whole else often, tables, ends, shares, further, *bounds, x, gradient_sum
-            ):
+                read_table(table, own, *((middle, gradient_sum[:0]) if k == 0 else (x, gradient_sum)))
+            elif not bring_together(t, k, *meeting, how, tables, ends, x, middle, gradient_sum):
                 return False
-            elif halfway and t == 0:
-                middle[:] = x
         return True
 
     meet(count, run)
     return x, middle, gradient_sum
 
 
-def how_far(step: float, visits: np.ndarray, count: int, metric: Metric) -> np.ndarray:
-    """How many times the mean of the moves of `count` threads, of so many visits each, columns are to go; (p + 1,).
-
-    Steps that leave a share r of a distance leave r to the power of `count` where threads follow one another: columns
-    that a round moves little go as far as all moves together, others to the mean. But columns that come together move
-    more than each by itself, and none may go twice as far as the mean: it would end as far from where threads agree.
-    """
-    left = np.append(metric.spread * metric.scale, 1.0)
-    with np.errstate(over="ignore"):  # of a step of the user's own
-        left *= -MOVED * metric.curvature * step
-        left *= visits
-        np.exp(left, out=left)
-    further = 1.0 + left
-    for _ in range(count - 2):
-        further *= left
-        further += 1.0
-    return np.minimum(further, FARTHEST, out=further)
+def _meeting(orders: list, chunk: Chunk, step: float, problem: Problem, metric: Metric) -> Meeting:
+    """How the threads that visit these rows meet."""
+    visits, count = np.array([len(order) for order in orders]), len(orders)
+    # A column of rarity r is met visits / r times.
+    frequent = np.count_nonzero(metric.rarity < visits.mean() / (2 * OFTEN * SPARSE_ROUNDS))
+    rounds = 2 * _worth(chunk, count, max(SPARSE_ROUND_ENTRIES, ENTRIES_A_COLUMN * frequent), SPARSE_ROUNDS)
+    limit = visits.mean() / (OFTEN * rounds)
+    # A mean leaves no domain of a penalty of the user's own.
+    farthest, bounds = 1.0, (-np.inf, np.inf)
+    if isinstance(problem.penalty, ElasticNet):
+        farthest, bounds = FARTHEST, (problem.penalty.lower, problem.penalty.upper)
+    return Meeting(
+        visits / max(visits.sum(), 1), rounds, np.flatnonzero(metric.rarity < limit).astype(np.int32), limit,
+        frozen(metric.rarity), frozen(metric.spread), MOVED * metric.curvature * visits.mean() / rounds, step,
+        farthest, *bounds,
+    )  # fmt: skip
 
 
 def _raised(plan: Any, count: int, problem: Any) -> Any:
     return plan._replace(step=plan.step * count**0.5) if problem.automatic else plan
 
 
-def _worth(chunk: Chunk, count: int, least: int) -> int:
-    """Times that it is worth to bring together what so many threads found in half a visit."""
-    return min(max(chunk.entries // (count * max(ROUND_ENTRIES, least)), 1), ROUNDS)
+def _worth(chunk: Chunk, count: int, least: int, most: int) -> int:
+    """Rounds of so many threads in half a visit, of at least so many entries of each."""
+    return min(max(chunk.entries // (count * least), 1), most)
 
 
 def _rounds(orders: list, left: tuple, rounds: int) -> tuple[list, list]:

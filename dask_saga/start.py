@@ -50,13 +50,16 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     """Rows drawn at random from one of so many chunks, of those that weigh anything, which weigh as much as all of it.
 
     Bytes of dense rows count as float64's, as that is what turned ones are. None are drawn where all that fit would
-    not be enough, which sparse chunks, each of another density, cannot tell alone.
+    not be enough, which of several sparse chunks, each of another density, none can tell.
     """
     weighty = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets))
     n, p = len(weighty), chunk.rows.shape[1]
     nbytes = chunk.nbytes / max(len(chunk.targets), 1) if sp.issparse(chunk.rows) else 8.0 * p
     fit = SAMPLE_BYTES / max(nbytes, 1.0)
-    too_few = fit < _least_rows(p) and not sp.issparse(chunk.rows)
+    most = fit
+    if sp.issparse(chunk.rows):
+        most = min(fit, n * SAMPLE_SHARE) if chunks == 1 else np.inf
+    too_few = most < _least_rows(p)
     count = 0 if too_few else min(n, max(1, min(int(fit / chunks), int(n * SAMPLE_SHARE))))
     rng = np.random.default_rng(list(chunk.content.encode()))
     some = weighty[np.sort(rng.choice(n, count, replace=False, shuffle=False))] if n else weighty
@@ -120,7 +123,8 @@ def refine(
     if isinstance(sample, Metric):
         return _newton_step(x, sample, gradient, problem)
     chunk, axes, metric, norms = sample
-    problem = problem._replace(n_threads=1)  # so few rows are not worth more
+    if not sp.issparse(chunk.rows):  # of which so few are not worth more
+        problem = problem._replace(n_threads=1)
     weight, turned = chunk.weight, metric.basis is not axes.basis
     there, total = x, np.zeros_like(x) if gradient is None else gradient * weight
     if turned:

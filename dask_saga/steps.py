@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from ._rows import dense_sum, largest_of, repeated, scatter, shuffle_blocks, shuffle_groups, squared_moves
+from ._rows import dense_sum, largest_of, repeated, rows_of, scatter, shuffle_blocks, shuffle_groups, squared_moves
 from .inputs import Chunk, frozen
 from .metric import Metric, row_norms, sum_to_solver, sum_to_user, x_to_solver, x_to_user
 from .problem import Problem
@@ -23,8 +23,9 @@ ROW_BOUND = 2.0
 # from all over the chunk, are mixed. Larger blocks are quicker, but rows sorted by a category would bring each level's
 # column all its visits at once.
 NEIGHBOURS, BLOCKS = 4, 256
-# Neighbouring rows that one thread visits, so that their memory gradients' lines of the cache do not go to and fro.
-THREADS_BLOCK = 64
+# Rows that one thread visits agree but for so many bits of their numbers, at most, so that the lines of the cache with
+# their memory gradients do not go to and fro.
+BLOCK_BITS = 6
 # Groups of so many blocks for which random numbers are drawn at a time.
 GROUPS = 64
 
@@ -108,10 +109,16 @@ def _orders(seed: int, taken: np.ndarray, firsts: int, n: int, count: int) -> li
     """The rows of each thread, of n drawn at random: no memory gradient has two writers."""
     if count == 1:
         return [row_order(seed, taken, firsts)]
-    block = max(1, min(THREADS_BLOCK, n // (16 * count)))
-    owners = np.random.default_rng(seed).permutation(np.arange(-(-n // block), dtype=np.int32) % count)
-    owner = owners[taken // block]
-    return [row_order((seed, k), taken[owner == k], np.count_nonzero(owner[:firsts] == k)) for k in range(count)]
+    bits = min(max(1, n // (16 * count)).bit_length() - 1, BLOCK_BITS)
+    owners = np.random.default_rng(seed).permutation(np.arange((n >> bits) + 1, dtype=np.int32) % count)
+
+    def order(k: int) -> np.ndarray:
+        own = np.empty_like(taken)
+        here = rows_of(k, owners, bits, taken[:firsts], own)
+        there = rows_of(k, owners, bits, taken[firsts:], own[here:])
+        return row_order((seed, k), own[: here + there], here)
+
+    return [order(k) for k in range(count)]
 
 
 def take_steps(

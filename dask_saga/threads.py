@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ def threads(count: int, work: float = np.inf) -> Iterator[Callable]:
     if count == 1:
         yield map
         return
-    with one_blas_thread(work), ThreadPoolExecutor(count - 1) as pool:
+    with one_blas_thread(work), _helpers(count - 1) as helpers:
 
         def each(function: Callable, *columns: Iterable) -> list:
             calls, numbers = list(zip(*columns, strict=True)), itertools.count()
@@ -95,13 +95,33 @@ def threads(count: int, work: float = np.inf) -> Iterator[Callable]:
                     failed.set()  # the others begin no more
                     raise
 
-            others = [pool.submit(take_some) for _ in range(count - 1)]
-            take_some()
+            others = [helpers.submit(take_some) for _ in range(count - 1)]
+            try:
+                take_some()
+            finally:
+                wait(others)
             for other in others:
                 other.result()
             return results
 
         yield each
+
+
+@contextlib.contextmanager
+def _helpers(count: int) -> Iterator[ThreadPoolExecutor]:
+    """So many threads that serve nobody else meanwhile: a call that waited for one could be what others wait for.
+
+    They live on for the thread that called, as new ones would take a third of a millisecond.
+    """
+    idle = _own.__dict__.setdefault((os.getpid(), count), [])
+    helpers = idle.pop() if idle else ThreadPoolExecutor(count, "saga-helper")
+    try:
+        yield helpers
+    finally:
+        idle.append(helpers)
+
+
+_own = threading.local()
 
 
 def meet(count: int, run: Callable[[int, np.ndarray, np.ndarray], bool]) -> None:

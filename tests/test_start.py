@@ -31,8 +31,9 @@ def started(sample, stats, problem=PROBLEM):
 
 
 def test_a_sample_weighs_as_much_as_its_chunk_and_repeats():
-    A, b = make_rows(4000, 5)
-    w = np.random.default_rng(0).random(4000) * (np.arange(4000) % 3 > 0)
+    n = 30000
+    A, b = make_rows(n, 5)
+    w = np.random.default_rng(0).random(n) * (np.arange(n) % 3 > 0)
     for rows in (A, sp.csr_array(A), A.astype(np.float32)):
         chunk = read_chunk(rows, b, w)
         sample, again = sample_rows(chunk, 1), sample_rows(chunk, 1)
@@ -43,7 +44,10 @@ def test_a_sample_weighs_as_much_as_its_chunk_and_repeats():
         assert len(sample_rows(chunk, 10**6).targets) == 1
     wide = read_chunk(np.zeros((50, 400)), b[:50])
     assert not len(sample_rows(wide, 1).targets), "16 MB are too few rows of so many columns"
-    nothing = sample_rows(read_chunk(A, b, np.zeros(4000)), 1)
+    short = read_chunk(sp.csr_array(A[:4000]), b[:4000])
+    assert not len(sample_rows(short, 1).targets), "an eighth of the only chunk is too few rows"
+    assert len(sample_rows(short, 2).targets) == 500
+    nothing = sample_rows(read_chunk(A, b, np.zeros(n)), 1)
     assert nothing.weight == 0
     assert not is_enough([nothing])
     assert not is_enough([])

@@ -37,6 +37,7 @@ def _shares_small_chunks(monkeypatch):
     for module in ("steps", "metric", "columns", "chunk"):
         monkeypatch.setattr(f"dask_saga.{module}.sharers", lambda n_threads, entries: n_threads)
     monkeypatch.setattr("dask_saga.sharing.ROUND_ENTRIES", 1)
+    monkeypatch.setattr("dask_saga.sharing.SPARSE_ROUND_ENTRIES", 1)
 
 
 def rows_of(kind, n=1600, p=6):
@@ -107,7 +108,9 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
             assert 0 < often[:-1].sum() < p if rare else often.all()
         # Of a distance a column's steps between meetings leave the share r, r**n_threads if one followed another.
         steps = sum(map(len, plan.orders)) / n_threads / np.where(often, 2 * rounds, 2)
-        left_by_round = np.exp(-0.25 * step * steps * metric.curvature * np.append(metric.spread * metric.scale, 1.0))
+        scaled = step * metric.scale
+        scaled = scaled / (1.0 + scaled * metric.rarity * problem.penalty.l2)  # as the penalty shrinks it
+        left_by_round = np.exp(-0.25 * steps * metric.curvature * np.append(metric.spread * scaled, step))
         further = np.minimum((1 - left_by_round**n_threads) / (1 - left_by_round), 1.5)
         bounds = [[len(order) * k // (2 * rounds) for k in range(2 * rounds + 1)] for order in plan.orders]
         done = np.sum(bounds, axis=0)
