@@ -19,9 +19,7 @@ __all__ = [
     "rows_of",
     "scale_columns",
     "scaled_products",
-    "scatter",
-    "shuffle_blocks",
-    "shuffle_groups",
+    "shuffle_rows",
     "sparse_moments",
     "sparse_norms",
     "squared_moves",
@@ -195,12 +193,6 @@ def repeated(rows, lengths, weights, often, out):
     return count
 
 
-@inlined
-def below(draw, count):
-    """A number below the count, of a draw of 32 bits."""
-    return (U(draw) * U(count)) >> U(32)
-
-
 @compiled
 def rows_of(owner, owners, bits, rows, out):
     """Write those rows that this thread owns, by their numbers without so many bits; return how many they are."""
@@ -211,30 +203,32 @@ def rows_of(owner, owners, bits, rows, out):
     return found
 
 
+@inlined
+def drawn(state, count):
+    """The next state, and a number below the count that it draws (splitmix64: Steele, Lea, Flood 2014, figure 16)."""
+    state += U(0x9E3779B97F4A7C15)
+    z = (state ^ (state >> U(30))) * U(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> U(27))) * U(0x94D049BB133111EB)
+    return state, ((z ^ (z >> U(31))) >> U(32)) * U(count) >> U(32)
+
+
 @compiled
-def scatter(rows, draws, first):
-    """Exchange each row from the first on with one of all rows."""
-    for t in range(U(draws.size)):
-        i, j = U(first) + t, below(draws[t], rows.size)
+def shuffle_rows(rows, state, whole, width, size):
+    """Bring rows into a random order: those after the first so many change places with any, then whole blocks of
+    `width` neighbours with each other, and last within groups of `size` neighbours each with any."""
+    n, width, size, state = U(rows.size), U(width), U(size), U(state)
+    for i in range(U(whole), n):
+        state, j = drawn(state, n)
         rows[i], rows[j] = rows[j], rows[i]
-
-
-@compiled
-def shuffle_blocks(rows, draws, width):
-    """Bring whole blocks of so many neighbours into a random order, one for each draw."""
-    for t in range(U(draws.size)):
-        i, j = U(draws.size) - t - U(1), below(draws[t], U(draws.size) - t)
-        for k in range(U(width)):
-            one, other = i * U(width) + k, j * U(width) + k
-            rows[one], rows[other] = rows[other], rows[one]
-
-
-@compiled
-def shuffle_groups(rows, draws, size):
-    """Bring each group of so many neighbours into a random order, with a draw for each."""
-    for start in range(U(0), U(rows.size), U(size)):
-        for left in range(min(U(size), U(rows.size) - start), U(0), -1):
-            i, j = start + left - U(1), start + below(draws[start + left - U(1)], left)
+    for left in range(n // width, U(0), -1):
+        state, j = drawn(state, left)
+        one, other = (U(left) - U(1)) * width, j * width
+        for k in range(width):
+            rows[one + k], rows[other + k] = rows[other + k], rows[one + k]
+    for start in range(U(0), n, size):
+        for left in range(min(size, n - start), U(0), -1):
+            state, j = drawn(state, left)
+            i, j = start + U(left) - U(1), start + j
             rows[i], rows[j] = rows[j], rows[i]
 
 

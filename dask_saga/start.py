@@ -62,7 +62,9 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     too_few = most < _least_rows(p)
     count = 0 if too_few else min(n, max(1, min(int(fit / chunks), int(n * SAMPLE_SHARE))))
     rng = np.random.default_rng(list(chunk.content.encode()))
-    some = weighty[np.sort(rng.choice(n, count, replace=False, shuffle=False))] if n else weighty
+    drawn = np.zeros(n, bool)
+    drawn[rng.choice(n, count, replace=False, shuffle=False) if n else []] = True
+    some = weighty[drawn]  # in order
     weights = chunk.weights[some] if chunk.weights.size else np.ones(count)
     weights = weights * (chunk.weight / weights.sum()) if count else weights
     rows = chunk.rows[some] if sp.issparse(chunk.rows) else np.ascontiguousarray(chunk.rows[some])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from ._rows import dense_sum, largest_of, repeated, rows_of, scatter, shuffle_blocks, shuffle_groups, squared_moves
+from ._rows import dense_sum, largest_of, repeated, rows_of, shuffle_rows, squared_moves
 from .inputs import Chunk, frozen
 from .metric import Metric, row_norms, sum_to_solver, sum_to_user, x_to_solver, x_to_user
 from .problem import Problem
@@ -26,8 +26,6 @@ NEIGHBOURS, BLOCKS = 4, 256
 # Rows that one thread visits agree but for so many bits of their numbers, at most, so that the lines of the cache with
 # their memory gradients do not go to and fro.
 BLOCK_BITS = 6
-# Groups of so many blocks for which random numbers are drawn at a time.
-GROUPS = 64
 
 
 def row_order(seed: Any, rows: np.ndarray, firsts: int) -> np.ndarray:
@@ -35,19 +33,10 @@ def row_order(seed: Any, rows: np.ndarray, firsts: int) -> np.ndarray:
 
     In place. Further visits, and rows that fill no block, change places with any.
     """
-    rng, n, whole = np.random.default_rng(seed), len(rows), firsts - firsts % NEIGHBOURS
-    blocks = max(-(-n // NEIGHBOURS), 1)
+    blocks = max(-(-len(rows) // NEIGHBOURS), 1)
     size = NEIGHBOURS * -(-blocks // -(-blocks // BLOCKS))  # of a group; none is much smaller
-
-    def draw(count: int) -> np.ndarray:
-        return rng.integers(2**64, size=(count + 1) // 2, dtype=np.uint64).view(np.uint32)[:count]
-
-    for start in range(whole, n, GROUPS * size):
-        scatter(rows, draw(min(GROUPS * size, n - start)), start)
-    shuffle_blocks(rows, draw(n // NEIGHBOURS), NEIGHBOURS)
-    for start in range(0, n, GROUPS * size):
-        some = rows[start : start + GROUPS * size]
-        shuffle_groups(some, draw(len(some)), size)
+    [state] = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    shuffle_rows(rows, state, firsts - firsts % NEIGHBOURS, NEIGHBOURS, size)
     return rows
 
 

