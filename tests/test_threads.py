@@ -1,8 +1,11 @@
 """Several threads in one visit: equal to plain Python, reproducible, exact sums, the same optimum."""
 
 import itertools
+import os
+import signal
 import sys
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -389,3 +392,47 @@ def test_threads_that_read_leave_the_warning_filters():
     finally:
         sys.setswitchinterval(interval)
         warnings.filters[:] = before
+
+
+def _where(_):
+    return threading.get_ident()
+
+
+def test_helpers_live_on_for_their_caller_alone():
+    def helpers():
+        """Those of two threads that wait for each other."""
+        both = threading.Barrier(2)
+
+        def here(_):
+            both.wait(10)
+            return threading.get_ident()
+
+        with threads_module.threads(2) as each:
+            return set(each(here, range(2))) - {threading.get_ident()}
+
+    first = helpers()
+    assert len(first) == 1
+    assert helpers() == first
+    with ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(helpers).result() & first
+    with threads_module.threads(2):  # those are taken meanwhile
+        assert not helpers() & first
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked there")
+def test_a_forked_process_has_helpers_of_its_own():
+    with threads_module.threads(3) as each:
+        list(each(_where, range(9)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        child = os.fork()
+    if not child:
+        with threads_module.threads(3) as each:
+            os._exit(len(list(each(_where, range(9)))))
+    end = time.monotonic() + 20
+    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < end:
+        time.sleep(0.01)
+    if not ended[0]:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 9
