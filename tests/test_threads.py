@@ -421,13 +421,13 @@ def test_helpers_live_on_for_their_caller_alone():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked there")
 def test_a_forked_process_has_helpers_of_its_own():
-    with threads_module.threads(3) as each:
+    with threads_module.threads(2) as each:
         list(each(_where, range(9)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
         child = os.fork()
     if not child:
-        with threads_module.threads(3) as each:
+        with threads_module.threads(2) as each:
             os._exit(len(list(each(_where, range(9)))))
     end = time.monotonic() + 20
     while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < end:
