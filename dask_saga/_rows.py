@@ -205,7 +205,8 @@ def rows_of(owner, owners, bits, rows, out):
 
 @inlined
 def drawn(state, count):
-    """The next state, and a number below the count that it draws (splitmix64: Steele, Lea, Flood 2014, figure 16)."""
+    """The next state, and a number that it draws below the count, which is to be far below 2**32 (splitmix64: Steele,
+    Lea, Flood 2014, figure 16)."""
     state += U(0x9E3779B97F4A7C15)
     z = (state ^ (state >> U(30))) * U(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> U(27))) * U(0x94D049BB133111EB)

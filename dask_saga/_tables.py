@@ -29,8 +29,6 @@ __all__ = ["Meeting", "bring_together", "fill_table", "read_table", "room_of_tab
 HALF_LINE = DOUBLES // 2
 # Steps in units of 1 / l2 that cannot be told from infinite ones, for columns however rare.
 LONGEST = 1e200
-# What has gone so far leaves half, whose powers, however many, are at least as many as a column may go farther.
-SHORT = math.log(2.0)
 # Looks at who has arrived, of some 20 ns each, before others may have the core.
 SPINS = 2**12
 U = np.uint64
@@ -100,8 +98,12 @@ class Meeting(NamedTuple):
         What a column's step and spread are multiplied by for what a round leaves of a distance, as exp(-rate ...).
     step : float
         The intercept's.
-    farthest, lower, upper : float
-        How many times the mean of the threads' moves a column goes at most, and the bounds of coefficients.
+    farthest : float
+        How many times the mean of the threads' moves a column goes at most.
+    near : float
+        What a round may do for a column to go that far, whatever the number of threads.
+    lower, upper : float
+        Bounds of coefficients.
     """
 
     shares: np.ndarray
@@ -113,25 +115,26 @@ class Meeting(NamedTuple):
     rate: float
     step: float
     farthest: float
+    near: float
     lower: float
     upper: float
 
 
 @inlined
-def how_far(done, count, farthest):
-    """How many times the mean of the moves of `count` threads a column goes, if those of each leave exp(-done).
+def how_far(done, how):
+    """How many times the mean of the threads' moves a column goes, if those of each leave exp(-done) of a distance.
 
-    Where threads follow one another a share r to the power of `count` is left: columns that a round moves little go as
-    far as all moves together, others to the mean. But columns that come together move more than each by itself, and
-    none may go twice as far as the mean: it would end as far from where threads agree.
+    Where threads follow one another a power of that is left: columns that a round moves little go as far as all moves
+    together, others to the mean. But columns that come together move more than each by itself, and none may go twice
+    as far as the mean: it would end as far from where threads agree.
     """
-    if done <= SHORT:
-        return farthest
+    if done <= how.near:
+        return how.farthest
     left = math.exp(-done)
     further = 1.0 + left
-    for _ in range(count - 2):
+    for _ in range(how.shares.size - 2):
         further = 1.0 + left * further
-    return min(further, farthest)
+    return min(further, how.farthest)
 
 
 @inlined
@@ -150,7 +153,7 @@ def merge_number(columns, c, apart, at_sum, how, done, lower, upper, halfway, en
         agreed = own if moved else agreed
         move, change = move + how.shares[t] * (own - old), change + (summed - total)
         met += moved * how.shares[t]
-    mean = old + how_far(done, count, how.farthest) * move / (met + (met == 0.0))
+    mean = old + how_far(done, how) * move / (met + (met == 0.0))
     x[j], gradient_sum[j] = min(max(agreed if agree else mean, lower), upper), total + change
     if halfway:
         middle[j] = x[j]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -113,13 +114,12 @@ def _meeting(orders: list, chunk: Chunk, step: float, problem: Problem, metric: 
     rounds = 2 * _worth(chunk, count, max(SPARSE_ROUND_ENTRIES, ENTRIES_A_COLUMN * frequent), SPARSE_ROUNDS)
     limit = visits.mean() / (OFTEN * rounds)
     # A mean leaves no domain of a penalty of the user's own.
-    farthest, bounds = 1.0, (-np.inf, np.inf)
+    limits = 1.0, np.inf, -np.inf, np.inf
     if isinstance(problem.penalty, ElasticNet):
-        farthest, bounds = FARTHEST, (problem.penalty.lower, problem.penalty.upper)
+        limits = FARTHEST, -math.log(FARTHEST - 1.0), problem.penalty.lower, problem.penalty.upper
     return Meeting(
         visits / max(visits.sum(), 1), rounds, np.flatnonzero(metric.rarity < limit).astype(np.int32), limit,
-        frozen(metric.rarity), frozen(metric.spread), MOVED * metric.curvature * visits.mean() / rounds, step,
-        farthest, *bounds,
+        frozen(metric.rarity), frozen(metric.spread), MOVED * metric.curvature * visits.mean() / rounds, step, *limits,
     )  # fmt: skip
 
 

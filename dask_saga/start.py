@@ -56,9 +56,7 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     n, p = len(weighty), chunk.rows.shape[1]
     nbytes = chunk.nbytes / max(len(chunk.targets), 1) if sp.issparse(chunk.rows) else 8.0 * p
     fit = SAMPLE_BYTES / max(nbytes, 1.0)
-    most = fit
-    if sp.issparse(chunk.rows):
-        most = min(fit, n * SAMPLE_SHARE) if chunks == 1 else np.inf
+    most = min(fit, n * SAMPLE_SHARE) if chunks == 1 else np.inf if sp.issparse(chunk.rows) else fit
     too_few = most < _least_rows(p)
     count = 0 if too_few else min(n, max(1, min(int(fit / chunks), int(n * SAMPLE_SHARE))))
     rng = np.random.default_rng(list(chunk.content.encode()))

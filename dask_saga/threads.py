@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,7 @@ def threads(count: int, work: float = np.inf) -> Iterator[Callable]:
     if count == 1:
         yield map
         return
+    begun: list[Future] = []
     with one_blas_thread(work), _helpers(count - 1) as helpers:
 
         def each(function: Callable, *columns: Iterable) -> list:
@@ -95,30 +96,30 @@ def threads(count: int, work: float = np.inf) -> Iterator[Callable]:
                     failed.set()  # the others begin no more
                     raise
 
-            others = [helpers.submit(take_some) for _ in range(count - 1)]
-            try:
-                take_some()
-            finally:
-                wait(others)
+            others = [helper.submit(take_some) for helper in helpers]
+            begun.extend(others)
+            take_some()
             for other in others:
                 other.result()
             return results
 
-        yield each
+        try:
+            yield each
+        finally:
+            wait(begun)
 
 
 @contextlib.contextmanager
-def _helpers(count: int) -> Iterator[ThreadPoolExecutor]:
+def _helpers(count: int) -> Iterator[list[ThreadPoolExecutor]]:
     """So many threads that serve nobody else meanwhile: a call that waited for one could be what others wait for.
 
-    They live on for the thread that called, as new ones would take a third of a millisecond.
+    They live on for the thread that called, as new ones would take a third of a millisecond; but not after an error: a
+    Ctrl-C may have left an executor's locks taken.
     """
-    idle = _own.__dict__.setdefault((os.getpid(), count), [])
-    helpers = idle.pop() if idle else ThreadPoolExecutor(count, "saga-helper")
-    try:
-        yield helpers
-    finally:
-        idle.append(helpers)
+    idle = _own.__dict__.setdefault(os.getpid(), [])
+    helpers = [idle.pop() if idle else ThreadPoolExecutor(1, "saga-helper") for _ in range(count)]
+    yield helpers
+    idle.extend(helpers)
 
 
 _own = threading.local()

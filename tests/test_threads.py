@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import dask.array as da
 import numpy as np
@@ -417,6 +418,56 @@ def test_helpers_live_on_for_their_caller_alone():
         assert not pool.submit(helpers).result() & first
     with threads_module.threads(2):  # those are taken meanwhile
         assert not helpers() & first
+
+
+def test_helpers_of_an_error_are_not_used_again():
+    """An interrupt may have left their locks taken."""
+    found = []
+
+    def fails(k):
+        found.append(threading.get_ident())
+        raise KeyboardInterrupt
+
+    with threads_module.threads(2) as each:
+        list(each(_where, range(2)))
+    idle = list(threads_module._own.__dict__[os.getpid()])
+    with pytest.raises(KeyboardInterrupt), threads_module.threads(2) as each:
+        each(fails, range(2))
+    assert found
+    assert not set(idle[-1:]) & set(threads_module._own.__dict__[os.getpid()])
+
+
+def test_an_interrupt_before_a_thread_meets_the_others_lets_them_go(monkeypatch):
+    caller, begun, late = threading.get_ident(), threading.Event(), threading.Event()
+
+    class Numbers:
+        def __init__(self):
+            self.numbers = itertools.count()
+
+        def __next__(self):
+            if threading.get_ident() == caller:
+                begun.wait(20)
+                raise KeyboardInterrupt
+            return next(self.numbers)
+
+    monkeypatch.setattr(threads_module, "itertools", SimpleNamespace(count=Numbers))
+
+    def run(t, arrived, failed):
+        def release():
+            late.set()
+            failed[0] = 1
+
+        begun.set()
+        timer = threading.Timer(20, release)
+        timer.start()
+        count_together(t, np.zeros(2, int), arrived, failed, 1, -1)
+        timer.cancel()
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        threads_module.meet(2, run)
+    assert begun.is_set()
+    assert not late.is_set()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked there")
