@@ -4,10 +4,10 @@ F(x) = mean log loss + 0.5 alpha |x|^2 at alpha = 1e-4, or with --l1 + alpha |x|
 unpenalised, in the columns as they are. Each fit is
 repeated with more and more effort (passes or iterations, doubling) until it is within 1e-6 of the optimum,
 relative to F(0), or takes longer than the limit; a cell is the shortest fit that reached the level, "-" if
-none did. Ours is one fit, watched, with one thread and with as many as there are cores; what watching costs is not
-counted. Fits of all solvers take turns, and a cell is the median of its repetitions, ours each with a seed of its own:
-whether a level is reached a pass earlier or later is luck. Packages that are not
-installed are left out, and solvers that need a matrix of more than 2000 x 2000 columns (race_peers.py).
+none did. Ours is one fit, with one thread and with as many as there are cores, of which a fit before it has told
+what each pass reaches. Fits of all solvers take turns, and a cell is the median of its repetitions, ours each with a
+seed of its own: whether a level is reached a pass earlier or later is luck. Packages that are not installed are left
+out, and solvers that need a matrix of more than 2000 x 2000 columns (race_peers.py).
 
 Usage: python benchmarks/race.py [names] [--l1] [--repeat 3] [--limit 20] [--cache DIR] [--picture FILE] [--ours]
 """
@@ -25,12 +25,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
 from passes import sparse
 from race_peers import PEERS, Fit, Task, installed
-from threadpoolctl import threadpool_limits
 from trust_optimum import ALPHA, Objective, Optimum, l1_gap, objective, optimum
 from trust_sets import SETS, DataSet
 
@@ -99,28 +99,29 @@ class Race:
             return self.optimum.gap(self.value(w))
 
     def ours(self, n_threads: int, limit: float, seed: int) -> dict[float, float]:
-        """Seconds to each level in one fit."""
-        found, unpaid = {}, 0.0
+        """Seconds to each level in one fit, after a watched one with the same bits has told which passes reach them."""
+        reached, began = {}, time.perf_counter()
 
         def watch(info):
-            nonlocal unpaid
-            now = time.perf_counter()
-            with threadpool_limits(1):  # BLAS threads wait busily for more, and would take ours a core
-                gap = self.gap(info.x, info.intercept)
+            gap = self.gap(info.x, info.intercept)
             for level in LEVELS:
                 if gap <= level:
-                    found.setdefault(level, now - began - unpaid)
-            unpaid += time.perf_counter() - now
-            return gap <= LEVELS[-1] or now - began - unpaid > limit
+                    reached.setdefault(level, info.epoch)
+            return gap <= LEVELS[-1] or time.perf_counter() - began > limit
 
-        task = self.task
-        model = SAGAClassifier(
-            penalty="l1" if task.l1 else "l2", alpha=task.alpha, max_iter=10_000, tol=0.0, n_threads=n_threads,
-            random_state=seed,
-        )  # fmt: skip
+        self.fit(n_threads, 10_000, seed, watch)
+        ends = []
+        settle()
         began = time.perf_counter()
-        model.fit(task.X, task.y, callback=watch)
-        return found
+        self.fit(n_threads, max(reached.values(), default=1), seed, lambda info: ends.append(time.perf_counter()))
+        return {level: ends[epoch - 1] - began for level, epoch in reached.items()}
+
+    def fit(self, n_threads: int, passes: int, seed: int, callback: Callable | None = None, X: Any = None) -> None:
+        model = SAGAClassifier(
+            penalty="l1" if self.task.l1 else "l2", alpha=self.task.alpha, max_iter=passes, tol=0.0,
+            n_threads=n_threads, random_state=seed,
+        )  # fmt: skip
+        model.fit(self.task.X if X is None else X, self.task.y, callback=callback)
 
     def at_once(self, passes: int, seed: int) -> float:
         """How many times as many fits of one thread a second, as many at once as there are cores, each of its own rows:
@@ -128,12 +129,10 @@ class Race:
         rows = [self.task.X, *(self.task.X.copy() for _ in range(CORES - 1))]
 
         def fit(k: int) -> None:
-            penalty = "l1" if self.task.l1 else "l2"
-            SAGAClassifier(penalty=penalty, alpha=self.task.alpha, max_iter=passes, tol=0.0, random_state=seed + k).fit(
-                rows[k], self.task.y
-            )
+            self.fit(1, passes, seed + k, X=rows[k])
 
         with ThreadPoolExecutor(CORES) as pool:
+            settle()
             began = time.perf_counter()
             fit(0)
             alone = time.perf_counter()
@@ -144,6 +143,7 @@ class Race:
         """Seconds of the shortest fit, of doubling effort, that reached each level."""
         found = {}
         for effort in (2**k for k in itertools.count()):
+            settle()
             began = time.perf_counter()
             gap = self.gap(*fit(self.task, effort))
             seconds = time.perf_counter() - began
@@ -152,6 +152,13 @@ class Race:
                     found.setdefault(level, seconds)
             if gap <= LEVELS[-1] or 2 * seconds > limit or effort >= 2**14:
                 return found
+
+
+def settle() -> None:
+    """Pass a while busily: BLAS threads wait for more, and would take a fit its core, and idle cores wake slowly."""
+    end = time.perf_counter() + 0.3
+    while time.perf_counter() < end:
+        pass
 
 
 def run(name: str, l1: bool, repeat: int, limit: float, cache: Path | None, peers: dict) -> dict[str, list]:
