@@ -123,21 +123,19 @@ class Race:
         )  # fmt: skip
         model.fit(self.task.X if X is None else X, self.task.y, callback=callback)
 
-    def at_once(self, passes: int, seed: int) -> float:
+    def at_once(self, passes: int, repeat: int) -> float:
         """How many times as many fits of one thread a second, as many at once as there are cores, each of its own rows:
-        those that another has just read would come from the cache."""
-        rows = [self.task.X, *(self.task.X.copy() for _ in range(CORES - 1))]
-
-        def fit(k: int) -> None:
-            self.fit(1, passes, seed + k, X=rows[k])
-
+        those that another has just read would come from the cache. The median of some tries."""
+        rows, gains = [self.task.X, *(self.task.X.copy() for _ in range(CORES - 1))], []
         with ThreadPoolExecutor(CORES) as pool:
-            settle()
-            began = time.perf_counter()
-            fit(0)
-            alone = time.perf_counter()
-            list(pool.map(fit, range(CORES)))
-            return CORES * (alone - began) / (time.perf_counter() - alone)
+            for seed in range(repeat):
+                settle()
+                began = time.perf_counter()
+                self.fit(1, passes, seed)
+                alone = time.perf_counter()
+                list(pool.map(lambda X, seed=seed: self.fit(1, passes, seed, X=X), rows))
+                gains.append(CORES * (alone - began) / (time.perf_counter() - alone))
+        return statistics.median(gains)
 
     def peer(self, fit: Fit, limit: float) -> dict[float, float]:
         """Seconds of the shortest fit, of doubling effort, that reached each level."""
@@ -199,12 +197,9 @@ def run(name: str, l1: bool, repeat: int, limit: float, cache: Path | None, peer
         a[LEVELS[-1]] / b[LEVELS[-1]] for a, b in zip(one, more, strict=True) if LEVELS[-1] in a and LEVELS[-1] in b
     ]
     if pairs:
-        gain = statistics.median(race.at_once(5, seed) for seed in range(repeat))
-        print(
-            f"\n\n{CORES} threads: {statistics.median(pairs):.2f} times as fast as one, median of pairs; {CORES} fits ",
-            end="",
-        )
-        print(f"at once, of a thread each: {gain:.2f} times as many a second, which is what the cores give.", end="")
+        print(f"\n\n{CORES} threads: {statistics.median(pairs):.2f} times as fast as one, median of pairs; ", end="")
+        gain = f"{race.at_once(5, repeat):.2f} times as many a second"
+        print(f"{CORES} fits at once, of a thread each: {gain}, which is what the cores give.", end="")
     print(flush=True)
     return medians
 

@@ -23,8 +23,8 @@ ROW_BOUND = 2.0
 # from all over the chunk, are mixed. Larger blocks are quicker, but rows sorted by a category would bring each level's
 # column all its visits at once.
 NEIGHBOURS, BLOCKS = 4, 256
-# Rows that one thread visits agree but for so many bits of their numbers, at most, so that the lines of the cache with
-# their memory gradients do not go to and fro.
+# Rows whose numbers agree but for the last so many bits have one thread, so that the lines of the cache with their
+# memory gradients do not go to and fro.
 BLOCK_BITS = 6
 
 
