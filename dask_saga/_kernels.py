@@ -292,16 +292,14 @@ def _build(sources: int, cache: bool) -> Kernels:
     def sparse_gradient(data, indices, indptr, b, weights, x, gradient, gradients, total, room, loss):
         """As ``dense_gradient``."""
         sources  # noqa: B018
-        b, weights, x, gradient = borrowed(b), borrowed(weights), borrowed(x), borrowed(gradient)
+        data, indices, b, weights = borrowed(data), borrowed(indices), borrowed(b), borrowed(weights)
+        x, gradient = borrowed(x), borrowed(gradient)
         p, outputs = x.shape[1] - 1, outputs_of(room)
         z, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
         for i in range(U(indptr.size - 1)):
             w, start, end = weights[i] if weights.size else 1.0, U(indptr[i]), U(indptr[i + U(1)])
             for k in range(outputs):
-                zk = x[k, p]
-                for r in range(start, end):
-                    zk += data[r] * x[k, U(indices[r])]
-                z[k] = zk
+                z[k] = x[k, p] + stored((data, indices, start, end), x[k], U(1), U(0), False, U(0))
             total += w * row_value_and_derivative(loss, z, b[i], m)
             for k in range(outputs):
                 factor = w * m[k]

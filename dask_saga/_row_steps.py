@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._intrinsics import inlined, load, prefetch, store
+from ._intrinsics import in_order, inlined, load, prefetch, store
 from ._rows import visits_of
 from .losses import curvature, gives_curvature, row_derivative, target
 from .penalties import prox
@@ -164,14 +164,26 @@ def predict_four(rows, shifts, x, p, z, k, outputs):
     z[k], z[outputs + k], z[2 * outputs + k], z[3 * outputs + k] = z0, z1, z2, z3
 
 
-@inlined
+@in_order
 def stored(row, columns, width, at, shifted, at_shift):
     """The same of what a sparse row stores, with x at some place of each column."""
-    (data, indices, start, end), z = row, 0.0
-    for r in range(start, end):
-        c = U(indices[r]) * width
-        z += (data[r] - columns[c + at_shift] if shifted else data[r]) * columns[c + at]
-    return z
+    (data, indices, start, end), z0, z1, z2, z3 = row, 0.0, 0.0, 0.0, 0.0
+    fours = start + (end - start) // U(4) * U(4)
+    for r in range(start, fours, U(4)):
+        z0 += found(data, indices, r, columns, width, at, shifted, at_shift)
+        z1 += found(data, indices, r + U(1), columns, width, at, shifted, at_shift)
+        z2 += found(data, indices, r + U(2), columns, width, at, shifted, at_shift)
+        z3 += found(data, indices, r + U(3), columns, width, at, shifted, at_shift)
+    for r in range(fours, end):
+        z0 += found(data, indices, r, columns, width, at, shifted, at_shift)
+    return (z0 + z1) + (z2 + z3)
+
+
+@in_order
+def found(data, indices, r, columns, width, at, shifted, at_shift):
+    """One term of it."""
+    c = U(indices[r]) * width
+    return (data[r] - columns[c + at_shift] if shifted else data[r]) * columns[c + at]
 
 
 @inlined
