@@ -33,8 +33,9 @@ from .prepare import prepare
 from .problem import CONSTRAINTS, Problem, to_float
 from .progress import showing_progress
 from .source import Source
-from .state import SAGAState, anonymous_id, draw_seed, last_of, new_state, shown_x
+from .state import SAGAState, anonymous_id, draw_seed, last_of, new_state
 from .streams import forget
+from .windows import shown_x
 
 
 def loss_constraint(labelled: bool) -> list:

@@ -112,6 +112,7 @@ class Kernels(NamedTuple):
     dense_gradient: Callable
     sparse_gradient: Callable
     proximal_step: Callable
+    squared_mapping: Callable
 
 
 def _build(sources: int, cache: bool) -> Kernels:
@@ -318,12 +319,24 @@ def _build(sources: int, cache: bool) -> Kernels:
         for j in range(x.size):
             out[j] = prox(penalty, x[j] - steps[j] * direction[j], steps[j], shrink(penalty, steps[j]))
 
+    @jit
+    def squared_mapping(x, direction, scale, step, penalty):
+        """The squared length, in units of the scale, of the proximal step that such a direction is."""
+        sources  # noqa: B018
+        total = 0.0
+        for j in range(x.size):
+            own = step * scale[j]
+            move = prox(penalty, x[j] - own * direction[j], own, shrink(penalty, own)) - x[j]
+            total += move * move / scale[j]
+        return total
+
     return Kernels(
         dense_pass,
         sparse_pass,
         dense_gradient,
         sparse_gradient,
         proximal_step,
+        squared_mapping,
     )
 
 

@@ -21,20 +21,10 @@ from .metric import (
     staleness,
 )
 from .problem import Problem, digest
-from .state import (
-    ChunkMemory,
-    Head,
-    SAGAState,
-    adapt,
-    end_pass,
-    open_pass,
-    open_window,
-    stream_window_is_due,
-    visit_seed,
-    window_is_due,
-)
+from .state import ChunkMemory, Head, SAGAState, adapt, visit_seed
 from .steps import plan_visit, take_steps, weighted_sum
 from .threads import even_slices, sharers, threads
+from .windows import end_pass, open_pass, open_window, stream_window_is_due, window_is_due
 
 __all__ = ["chunk_gradient", "chunk_saga", "counted_stats", "factors_at_zero", "fresh_memory", "split_memory", "visit"]
 

@@ -18,7 +18,8 @@ from .problem import Problem, digest
 from .rounds import Turn, Visited, draw_rounds, penalty_value, round_summary, visit_chunk
 from .source import Source, lanes
 from .start import refine
-from .state import draw_seed, gradient_mapping_norm, number_occurrences, visit_seed, window_is_due
+from .state import draw_seed, number_occurrences, visit_seed
+from .windows import gradient_mapping_norm, window_is_due
 
 __all__ = ["Info", "run"]
 

@@ -13,7 +13,8 @@ from .inputs import Chunk, frozen
 from .metric import Metric, sum_to_solver, x_to_solver, x_to_user
 from .penalties import ElasticNet
 from .problem import Problem
-from .state import ChunkMemory, Head, candidate, gradient_mapping_norm, open_pass, open_window, proximal_gradient_step
+from .state import ChunkMemory, Head
+from .windows import candidate, gradient_mapping_norm, open_pass, open_window, proximal_gradient_step
 
 __all__ = [
     "Summary",

@@ -12,7 +12,8 @@ from .chunk import chunk_gradient, chunk_saga, fresh_memory
 from .inputs import Chunk, frozen
 from .metric import Metric, row_norms, solver_rows, sum_to_solver, x_to_solver, x_to_user
 from .problem import Problem
-from .state import Head, gradient_mapping_norm, new_head, open_pass, open_window
+from .state import Head, new_head
+from .windows import gradient_mapping_norm, open_pass, open_window
 
 __all__ = ["Sample", "is_enough", "make_sample", "refine", "sample_rows"]
 

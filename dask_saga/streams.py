@@ -14,8 +14,9 @@ from .columns import without
 from .inputs import Chunk, frozen
 from .metric import staleness
 from .problem import Problem, digest
-from .state import SAGAState, end_pass
+from .state import SAGAState
 from .steps import weighted_sum
+from .windows import end_pass
 
 __all__ = ["forget", "replay"]
 

@@ -18,7 +18,8 @@ from dask_saga.losses import LogLoss, SquaredError
 from dask_saga.metric import axis_limits, choose_metric, limit_axes
 from dask_saga.penalties import ElasticNet
 from dask_saga.problem import Problem
-from dask_saga.state import _next_cut, new_head
+from dask_saga.state import new_head
+from dask_saga.windows import next_cut
 
 from . import oracles
 from .conftest import make_rows
@@ -206,9 +207,10 @@ def test_the_step_follows_what_visits_do():
         ({"window_ratio": 0.0, "last_move": np.ones((1, 3))}, False, 1.5),  # two windows the same way
         ({"window_ratio": 0.0, "last_move": -np.ones((1, 3)), "cut": 3.0, "last_cut": 3.0}, False, 2.0),
     ):
-        assert _next_cut(head_after(**fields), problem, metric, circles) == pytest.approx(cut), fields
+        head = head_after(**fields)
+        assert next_cut(head, head.x - head.window_start, problem, metric, circles) == pytest.approx(cut), fields
     for other in (problem._replace(average=False), problem._replace(step_size=0.1)):
-        assert _next_cut(head_after(window_ratio=10.0), other, metric, True) == 1.0
+        assert next_cut(head_after(window_ratio=10.0), np.ones((1, 3)), other, metric, True) == 1.0
 
 
 @pytest.mark.parametrize("sparse", [False, True])
