@@ -68,9 +68,29 @@ def compiled(function: Callable, cache: bool = True) -> Callable:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumbaWarning)
         try:
-            return njit(**OPTIONS, cache=cache)(function)
+            return _with_readable_cache(njit(**OPTIONS, cache=cache)(function))
         except RuntimeError:
             return njit(**OPTIONS)(function)
+
+
+def _with_readable_cache(kernel: Any) -> Any:
+    """The kernel, to which an index that it cannot read is an empty one.
+
+    An upgrade leaves those of the last version, and numba reads them, with the classes that they name, before it looks
+    whether they are of this one.
+    """
+    file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
+    load = getattr(file, "_load_index", None)
+
+    def load_index() -> dict:
+        try:
+            return load()
+        except Exception:
+            return {}
+
+    if load is not None:
+        file._load_index = load_index
+    return kernel
 
 
 @intrinsic
