@@ -58,9 +58,9 @@ OPTIONS = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
 # Into their callers, so that what several of them compute is computed once. strict=False: methods that serve as
 # functions call their first argument self.
 inlined = njit(**OPTIONS, forceinline=True)
+overloaded = functools.partial(overload, strict=False, jit_options={**OPTIONS, "forceinline": True})
 # Sums are taken as they are written: made of vectors, those of numbers that lie apart take longer.
 in_order = njit(**{**OPTIONS, "fastmath": FASTMATH - {"reassoc"}}, forceinline=True)
-overloaded = functools.partial(overload, strict=False, jit_options={**OPTIONS, "forceinline": True})
 
 
 def compiled(function: Callable, cache: bool = True) -> Callable:

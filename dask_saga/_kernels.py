@@ -54,13 +54,14 @@ from ._row_steps import (
     four_rows,
     predict_four,
     predicted,
+    proximal_point,
     renew,
     step_of_four,
     step_of_one,
     stored,
 )
 from .losses import row_value_and_derivative
-from .penalties import prox, prox_of_move, shrink
+from .penalties import prox_of_move, shrink
 
 __all__ = ["Kernels", "Pass", "kernels_for"]
 
@@ -313,20 +314,19 @@ def _build(sources: int, cache: bool) -> Kernels:
         return total
 
     @jit
-    def proximal_step(x, direction, steps, penalty, out):
-        """Write prox(x - steps * direction) to ``out``."""
+    def proximal_step(x, direction, scale, step, penalty, out):
+        """Write prox(x - step * scale * direction) to ``out``."""
         sources  # noqa: B018
         for j in range(x.size):
-            out[j] = prox(penalty, x[j] - steps[j] * direction[j], steps[j], shrink(penalty, steps[j]))
+            out[j] = proximal_point(penalty, x[j], direction[j], step * scale[j])
 
     @jit
     def squared_mapping(x, direction, scale, step, penalty):
-        """The squared length, in units of the scale, of the proximal step that such a direction is."""
+        """The squared length of such a step, in units of the scale; nothing is written."""
         sources  # noqa: B018
         total = 0.0
         for j in range(x.size):
-            own = step * scale[j]
-            move = prox(penalty, x[j] - own * direction[j], own, shrink(penalty, own)) - x[j]
+            move = proximal_point(penalty, x[j], direction[j], step * scale[j]) - x[j]
             total += move * move / scale[j]
         return total
 

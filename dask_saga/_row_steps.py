@@ -10,7 +10,7 @@ import numpy as np
 from ._intrinsics import in_order, inlined, load, prefetch, store
 from ._rows import visits_of
 from .losses import curvature, gives_curvature, row_derivative, target
-from .penalties import prox
+from .penalties import prox, shrink
 
 __all__ = [
     "add_four",
@@ -19,6 +19,7 @@ __all__ = [
     "four_rows",
     "predict_four",
     "predicted",
+    "proximal_point",
     "renew",
     "step_of_four",
     "step_of_one",
@@ -103,6 +104,12 @@ def renew(loss, numbers, gradients, i, y, w, length, own, do, at, deltas, pulls)
         gradients[i, k] = m[k]
         deltas[at + U(k)] = np.float64(gradients[i, k]) - old[k]
         pulls[at + U(k)] = pulled_by * (np.float64(gradients[i, k]) - base[k])
+
+
+@inlined
+def proximal_point(penalty, x, direction, step):
+    """Where a proximal gradient step takes one coefficient."""
+    return prox(penalty, x - step * direction, step, shrink(penalty, step))
 
 
 @inlined

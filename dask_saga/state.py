@@ -1,4 +1,4 @@
-"""What SAGA carries from chunk to chunk, and its pure transitions.
+"""What SAGA carries from chunk to chunk.
 
 Every array in a state is read only: a new state is made, never an old one written.
 So a copy is the state itself, and what fails half-way leaves no trace.

@@ -79,7 +79,7 @@ def proximal_gradient_step(x: np.ndarray, gradient: np.ndarray, step: float, pro
     kernels = kernels_for(problem.loss, problem.penalty)
     for row, direction, result in zip(x, gradient, out, strict=True):
         kernels.proximal_step(
-            frozen(row[:-1]), frozen(direction[:-1]), frozen(step * metric.scale), problem.penalty, result[:-1]
+            frozen(row[:-1]), frozen(direction[:-1]), frozen(metric.scale), step, problem.penalty, result[:-1]
         )
     out[:, -1] = x[:, -1] - step * gradient[:, -1] if problem.fit_intercept else x[:, -1]
     return out
