@@ -1,13 +1,12 @@
-"""What the classifier and the regressor share: parameters, fit, partial_fit, commit."""
+"""What the classifier and the regressor share: parameters and their problem, `fit`, what a fit leaves behind."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import warnings
-from collections.abc import Callable, Hashable, Iterator
-from numbers import Integral, Real
+from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -19,23 +18,22 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted
 
+from ._chunkwise import LearnsByChunk
 from .blocks import dask_blocks, known_length, most_bytes
 from .checkpoint import Checkpoint
-from .chunk import chunk_gradient, count_outputs, visit
+from .chunk import chunk_gradient
 from .driver import Info, run
 from .executors import LocalExecutor, find_executor
 from .inputs import blame, read_chunk, read_rows
-from .losses import LOSSES, LogLoss, MultinomialLogLoss, resolve_loss
+from .losses import LOSSES, resolve_loss
 from .penalties import PENALTIES, ElasticNet, resolve_penalty
 from .place import Result
 from .prediction import linear
 from .prepare import prepare
-from .problem import CONSTRAINTS, Problem, to_float
-from .progress import showing_progress
+from .problem import CONSTRAINTS, Problem, problem_for, to_float
+from .progress import diverged_advice, showing_progress, unconverged_advice
 from .source import Source
-from .state import SAGAState, anonymous_id, draw_seed, last_of, new_state
-from .streams import forget
-from .windows import shown_x
+from .state import SAGAState, draw_seed
 
 
 def loss_constraint(labelled: bool) -> list:
@@ -44,23 +42,12 @@ def loss_constraint(labelled: bool) -> list:
     return [StrOptions(names), *CONSTRAINTS["loss"][1:]]
 
 
-def problem_for(problem: Problem, classes: np.ndarray | None) -> Problem:
-    """The problem of several classes: multinomial for "log_loss", one output against the rest for other losses."""
-    count = 0 if classes is None else len(classes)
-    if type(problem.loss) is LogLoss and count > 2:
-        problem = problem._replace(loss=MultinomialLogLoss(count))
-    outputs = getattr(problem.loss, "outputs", count if count > 2 else 1)
-    if hasattr(problem.loss, "outputs") and outputs != count:
-        raise ValueError(f"loss={problem.loss} is for {outputs} classes, but y has {count}")
-    return problem._replace(outputs=outputs)
-
-
 @functools.lru_cache(maxsize=256, typed=True)
 def _problem_of(kind: type, *parameters: Any) -> Problem:
     return kind(**dict(zip(kind._parameter_constraints, parameters, strict=True)))._checked_problem()
 
 
-class SAGABase(BaseEstimator):
+class SAGABase(LearnsByChunk, BaseEstimator):
     """What the classifier and the regressor share."""
 
     _parameter_constraints: dict = {
@@ -316,173 +303,18 @@ class SAGABase(BaseEstimator):
         x, g = x[:, :-1], gradient[:, :-1] / weight
         return float((problem.penalty.value(x) + problem.penalty.conjugate(-g) + g * x).sum())
 
-    def _warn(self, result: Any) -> None:
+    def _warn(self, result: Result) -> None:
         if result.diverged:
-            advice = self._diverged_advice()
+            advice = diverged_advice(self)
         elif len(result.history) < self.max_iter:
             return  # a callback stopped it, or Ctrl-C
         else:
             norms = [row["gradient_norm"] for row in result.history]
-            advice = (
-                f"max_iter={self.max_iter} passes ended at a relative gradient norm of {norms[-1]:.1e}, "
-                f"above tol={self.tol}. {self._advice(norms, result.state.head.cut)}"
-            )
+            advice = unconverged_advice(self, norms, result.state.head.cut)
         warnings.warn(advice, ConvergenceWarning, stacklevel=3)
-
-    def _advice(self, norms: list[float], cut: float) -> str:
-        if norms[-1] < 1e-8 and self.memory_dtype == "float32" and self.step_size == "auto":
-            return "float32 memory gradients go no further: set memory_dtype='float64', or raise tol."
-        half = len(norms) // 2
-        fell = norms[-1] / norms[half] if norms[half] > 0 else 1.0
-        if 0 < fell < 0.5 and len(norms) > 1 and self.tol > 0:
-            more = np.log(self.tol / norms[-1]) / np.log(fell) * (len(norms) - half)
-            return f"It is falling: about {int(np.ceil(more))} more passes would do. Raise max_iter."
-        if self.step_size != "auto":
-            return "It hardly falls: try step_size='auto'."
-        if cut >= 1.0:
-            return "It falls slowly: raise step_size_scale, alpha, or max_iter."
-        return "It falls slowly, as the chunks differ: shuffle the rows among them, raise alpha, or max_iter."
-
-    def _diverged_advice(self) -> str:
-        remedy = "step_size_scale" if self.step_size == "auto" else "step_size"
-        own = "" if isinstance(self.loss, str) else ", or check the curvature of the loss"
-        return f"The steps diverged; coefficients are the last finite ones. Lower {remedy}{own}, and fit again."
 
     def _class_weights(self, classes: np.ndarray) -> np.ndarray | None:
         return None
-
-    def _partial_fit(
-        self,
-        X: Any,
-        y: Any,
-        classes: Any,
-        sample_weight: Any,
-        chunk_id: Hashable,
-        replace: bool,
-        check_content: bool,
-    ) -> Any:
-        for name, argument in (("X", X), ("y", y), ("sample_weight", sample_weight)):
-            if is_dask_collection(argument):
-                raise TypeError(
-                    f"{name} is a Dask collection; partial_fit takes one chunk in memory: "
-                    "use fit, or dask_ml.wrappers.Incremental"
-                )
-        chunk_id = _checked_id(chunk_id)
-        if chunk_id is None and (replace or not check_content):
-            raise ValueError(f"{'replace=True' if replace else 'check_content=False'} needs a chunk_id")
-        if replace and not check_content:
-            raise ValueError("replace=True needs check_content=True, which tells whether the content changed")
-        with self._all_or_nothing():
-            problem = self._problem()
-            before = getattr(self, "state_", None)
-            first = before is None
-            if first and hasattr(self, "coef_"):
-                raise ValueError(NO_MEMORY)
-            problem = problem_for(problem, classes)
-            name = None if chunk_id is None else repr(chunk_id)
-            chunk = read_chunk(
-                X, y, sample_weight, classes=classes, class_weights=self._class_weights(classes), loss=problem.loss,
-                name=name, estimator=type(self).__name__, hashed=check_content,
-            )  # fmt: skip
-            empty = len(chunk.targets) == 0
-            if not (first and empty):
-                self._check_columns(X, reset=first)
-            if empty:
-                return self
-            if chunk.weights.size and not chunk.weights.any():
-                raise ValueError("sample_weight is zero for every row of the chunk")
-            outputs = count_outputs(chunk, problem)
-            state = new_state(self.n_features_in_, outputs, draw_seed(self.random_state)) if first else before
-            if outputs != len(state.head.x):
-                raise ValueError(f"y has {outputs} columns, but earlier chunks had {len(state.head.x)}")
-            key = anonymous_id(state, chunk.content) if chunk_id is None else chunk_id
-            known = state.chunks.get(key)
-            if known is not None:
-                if _is_other(chunk, known):
-                    if not replace:
-                        raise ValueError(
-                            f"chunk_id={chunk_id!r} is known with other content; give new content a new chunk_id, or "
-                            "none, or replace=True"
-                        )
-                    if known.total is None:
-                        raise ValueError(
-                            f"chunk_id={chunk_id!r} has so few rows that replace=True needs its old data: first "
-                            f"forget({chunk_id!r}, X_old, y_old), then partial_fit with the new"
-                        )
-                    state = forget(state, key, problem)
-                else:
-                    chunk = chunk._replace(content=known.content)
-            state = visit(state, key, chunk, problem)
-            self._commit(state, shown_x(state, problem), problem, classes)
-            self.n_iter_ = state.chunks[key].visits
-            if self.diverged_ and not (before is not None and before.head.diverged):
-                warnings.warn(self._diverged_advice(), ConvergenceWarning, stacklevel=4)
-        return self
-
-    def forget(self, chunk_id: Hashable = None, X: Any = None, y: Any = None) -> Any:
-        """Take a chunk out again, exactly: the problem is then that of the others.
-
-        Coefficients stay as they are and move on with the next `partial_fit`. Keys of ``state_.chunks``
-        are in order of arrival, so ``forget(next(iter(model.state_.chunks)))`` drops the oldest chunk.
-
-        Parameters
-        ----------
-        chunk_id : str, int or key of ``state_.chunks``, default=None
-            Which chunk; None goes by the content of X and y.
-        X : array-like, scipy.sparse or DataFrame of shape (n, p), default=None
-            The chunk as it was given, needed for one without `chunk_id`, and for one of few rows, which
-            does not keep the sum of its gradients. The column statistics are then exact as well.
-        y : array-like of shape (n,) or (n, n_targets), default=None
-
-        Returns
-        -------
-        self : object
-            The estimator without the chunk.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If the chunk is not known, or its data are needed, or are others. The estimator is
-            then as it was.
-        """
-        check_is_fitted(self)
-        if (X is None) != (y is None) or (X is None and chunk_id is None):
-            raise ValueError("forget needs the chunk_id, or X and y of the chunk, or all three")
-        if not isinstance(chunk_id, tuple):  # else a key of state_.chunks
-            chunk_id = _checked_id(chunk_id)
-        with self._all_or_nothing():
-            if self.state_ is None:
-                raise ValueError(NO_MEMORY)
-            classes = getattr(self, "classes_", None)
-            problem, chunk = problem_for(self._problem(), classes), None
-            if X is not None:
-                name = None if chunk_id is None else repr(chunk_id)
-                chunk = read_chunk(X, y, classes=classes, loss=problem.loss, name=name, estimator=type(self).__name__)
-                self._check_columns(X, reset=False)
-                if chunk_id is None and (chunk_id := last_of(self.state_, chunk.content)) is None:
-                    raise ValueError("no chunk of the content of X and y is known; one with a chunk_id goes by that")
-                known = self.state_.chunks.get(chunk_id)
-                if known is not None and _is_other(chunk, known):
-                    raise ValueError(f"X and y are not the content of chunk_id={chunk_id!r}")
-            state = forget(self.state_, chunk_id, problem, chunk)
-            self._commit(state, shown_x(state, problem), problem, classes)
-        return self
-
-    def without_memory(self) -> Any:
-        """A light copy that predicts as this one does, but cannot go on learning.
-
-        ``wrapped.estimator_ = wrapped.estimator_.without_memory()`` keeps ``Incremental.predict`` from sending the
-        memory, 4 bytes a row of the training data and output, to each of its tasks.
-
-        Returns
-        -------
-        object
-            Without ``state_``; `partial_fit` and `forget` raise ValueError, `fit` starts afresh.
-        """
-        check_is_fitted(self)
-        light = copy.copy(self)
-        light.state_ = None
-        return light
 
     def _commit(self, state: SAGAState, x: np.ndarray, problem: Problem, classes: np.ndarray | None) -> None:
         self.state_ = state
@@ -500,24 +332,6 @@ class SAGABase(BaseEstimator):
             rows = X if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
         self._check_columns(X, reset=False)
         return linear(rows, np.atleast_2d(self.coef_), self.intercept_)
-
-
-NO_MEMORY = "this is a copy without_memory, which only predicts; go on with the estimator that it was made of"
-
-
-def _checked_id(chunk_id: Any) -> Any:
-    if chunk_id is None:
-        return None
-    if isinstance(chunk_id, bool) or not isinstance(chunk_id, (str, Integral)):
-        raise TypeError(f"chunk_id={chunk_id!r} must be a str or an int")
-    return int(chunk_id) if isinstance(chunk_id, Integral) else chunk_id  # numpy's 2 equals 2, but prints otherwise
-
-
-def _is_other(chunk: Any, known: Any) -> bool:
-    """Whether a chunk is not the one known, as far as is known of both: content that was not hashed is "" """
-    if chunk.content and known.content:
-        return chunk.content != known.content
-    return len(chunk.targets) != len(known.gradients)
 
 
 def _read_block(block, name, **how):

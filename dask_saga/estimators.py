@@ -13,10 +13,11 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 
-from ._base import SAGABase, loss_constraint, problem_for
+from ._base import SAGABase, loss_constraint
 from .inputs import blame, read_weights
 from .losses import resolve_loss
 from .prediction import accuracy, elementwise, probabilities, r2, to_labels
+from .problem import problem_for
 from .source import Source
 from .targets import check_classes, count_labels, read_labels
 

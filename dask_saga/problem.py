@@ -7,11 +7,12 @@ import hashlib
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+import numpy as np
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from .losses import LOSSES
+from .losses import LOSSES, LogLoss, MultinomialLogLoss
 
-__all__ = ["CONSTRAINTS", "Problem", "digest", "to_float"]
+__all__ = ["CONSTRAINTS", "Problem", "digest", "problem_for", "to_float"]
 
 # What scikit-learn's validation accepts, for the estimators as for ``saga``.
 CONSTRAINTS: dict[str, list] = {
@@ -87,6 +88,17 @@ class Problem(NamedTuple):
     def token(self) -> str:
         """Hash equal for equal problems only; of a user's own loss or penalty it knows the code as well."""
         return _hash(*_parts(self.loss, self.penalty), *self[2:])
+
+
+def problem_for(problem: Problem, classes: np.ndarray | None) -> Problem:
+    """The problem of several classes: multinomial for "log_loss", one output against the rest for other losses."""
+    count = 0 if classes is None else len(classes)
+    if type(problem.loss) is LogLoss and count > 2:
+        problem = problem._replace(loss=MultinomialLogLoss(count))
+    outputs = getattr(problem.loss, "outputs", count if count > 2 else 1)
+    if hasattr(problem.loss, "outputs") and outputs != count:
+        raise ValueError(f"loss={problem.loss} is for {outputs} classes, but y has {count}")
+    return problem._replace(outputs=outputs)
 
 
 def to_float(name: str, value: Any) -> float:

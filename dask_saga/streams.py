@@ -1,4 +1,4 @@
-"""Streams: chunks that leave again, and chunks that come back between new ones."""
+"""Streams: chunks that arrive, take the place of others or leave again, and chunks that come back between new ones."""
 
 from __future__ import annotations
 
@@ -9,16 +9,52 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from .chunk import counted_stats
+from .chunk import counted_stats, visit
 from .columns import without
 from .inputs import Chunk, frozen
 from .metric import staleness
 from .problem import Problem, digest
-from .state import SAGAState
+from .state import ChunkMemory, SAGAState, anonymous_id
 from .steps import weighted_sum
 from .windows import end_pass
 
-__all__ = ["forget", "replay"]
+__all__ = ["forget", "is_other", "learn", "replay"]
+
+
+def learn(
+    state: SAGAState, chunk: Chunk, problem: Problem, *, chunk_id: Hashable = None, replace: bool = False
+) -> tuple[SAGAState, Hashable]:
+    """The state after one pass over a chunk, new, known or in place of the one that has its id, and the id.
+
+    Raises
+    ------
+    ValueError
+        If the id is known with other content that is not to be replaced, or cannot be without its data.
+    """
+    key = anonymous_id(state, chunk.content) if chunk_id is None else chunk_id
+    known = state.chunks.get(key)
+    if known is not None and not is_other(chunk, known):
+        chunk = chunk._replace(content=known.content)
+    elif known is not None:
+        if not replace:
+            raise ValueError(
+                f"chunk_id={chunk_id!r} is known with other content; give new content a new chunk_id, or "
+                "none, or replace=True"
+            )
+        if known.total is None:
+            raise ValueError(
+                f"chunk_id={chunk_id!r} has so few rows that replace=True needs its old data: first "
+                f"forget({chunk_id!r}, X_old, y_old), then partial_fit with the new"
+            )
+        state = forget(state, key, problem)
+    return visit(state, key, chunk, problem), key
+
+
+def is_other(chunk: Chunk, known: ChunkMemory) -> bool:
+    """Whether a chunk is not the one known, as far as is known of both: content that was not hashed is "" """
+    if chunk.content and known.content:
+        return chunk.content != known.content
+    return len(chunk.targets) != len(known.gradients)
 
 
 def forget(state: SAGAState, chunk_id: Hashable, problem: Problem, chunk: Chunk | None = None) -> SAGAState:

@@ -20,8 +20,9 @@ from dask.utils import key_split
 from dask_saga import SAGAClassifier, SAGARegressor, saga
 from dask_saga.blocks import dask_blocks, most_bytes
 from dask_saga.chunk import chunk_gradient
+from dask_saga.cluster import TASKS_AHEAD, ClientExecutor
 from dask_saga.columns import measure
-from dask_saga.executors import TASKS_AHEAD, ClientExecutor, LocalExecutor
+from dask_saga.executors import LocalExecutor
 from dask_saga.inputs import read_chunk
 from dask_saga.losses import LOSSES, LogLoss
 from dask_saga.penalties import PENALTIES
@@ -269,7 +270,7 @@ def work(rows, k):
 @pytest.mark.parametrize("has_room", [True, False])
 def test_a_task_reads_the_next_block_while_it_works_if_there_is_room(has_room, client_of_threads, monkeypatch):
     BEGUN.clear()
-    monkeypatch.setattr("dask_saga.executors.ROOM_SHARE", 100.0)  # of a small worker this process takes much
+    monkeypatch.setattr("dask_saga.cluster.ROOM_SHARE", 100.0)  # of a small worker this process takes much
     monkeypatch.setitem(PATIENCE, "seconds", 60.0 if has_room else 0.2)
     executor = ClientExecutor(client_of_threads)
     calls = [(Recipe(np.asarray, Recipe(load_block, k)), k) for k in range(4)]

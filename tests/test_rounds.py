@@ -17,8 +17,9 @@ from sklearn.exceptions import ConvergenceWarning
 
 from dask_saga import SAGAClassifier, SAGARegressor, checkpoint, driver, saga
 from dask_saga.chunk import chunk_saga, fresh_memory
+from dask_saga.cluster import ClientExecutor
 from dask_saga.columns import column_stats
-from dask_saga.executors import ClientExecutor, LocalExecutor
+from dask_saga.executors import LocalExecutor
 from dask_saga.inputs import read_chunk
 from dask_saga.losses import LogLoss
 from dask_saga.metric import choose_metric
