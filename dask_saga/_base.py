@@ -55,6 +55,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         "penalty": [StrOptions({name for name in PENALTIES if name}), None, tuple, HasMethods(["value", "prox"])],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "l1_ratio": [Interval(Real, 0, 1, closed="both")],
+        "warm_start": ["boolean"],
         "verbose": ["verbose"],
     }
 
@@ -75,6 +76,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         n_parallel: int | str = 1,
         n_threads: int = 1,
         memory_dtype: str = "float32",
+        warm_start: bool = False,
         random_state: Any = None,
         verbose: int = 0,
     ):
@@ -92,8 +94,13 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         self.n_parallel = n_parallel
         self.n_threads = n_threads
         self.memory_dtype = memory_dtype
+        self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
+
+    def __setstate__(self, state: dict) -> None:
+        """What an earlier version pickled lacks later parameters: they have their defaults."""
+        super().__setstate__({**type(self)().get_params(deep=False), **state})
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -169,7 +176,9 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         checkpoint: Any = None,
         callback: Callable[[Info], Any] | None = None,
     ) -> Any:
-        """Fit from zero: passes over all chunks until `tol` or `max_iter`.
+        """Fit anew: passes over all chunks until `tol` or `max_iter`.
+
+        It goes on from the coefficients that there are with `warm_start`, else from none.
 
         Parameters
         ----------
@@ -212,9 +221,11 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         """
         with self._all_or_nothing():
             problem = self._problem()
-            source, problem, classes = self._read(X, y, sample_weight, problem, persist)
+            goes_on = bool(self.warm_start) and hasattr(self, "coef_")
+            start = self._coefficients() if goes_on else None
+            source, problem, classes = self._read(X, y, sample_weight, problem, persist, goes_on=goes_on)
             with source, showing_progress(self.verbose, self.max_iter, callback) as noted:
-                result = self._run(source, problem, callback=noted, given=X, checkpoint=checkpoint)
+                result = self._run(source, problem, callback=noted, given=X, checkpoint=checkpoint, start=start)
             self._commit(result.state, result.x, problem, classes)
             self.n_iter_ = len(result.history)
             self.history_ = result.history
@@ -225,27 +236,35 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             raise KeyboardInterrupt
         return self
 
-    def _run(self, source: Source, problem: Problem, *, checkpoint: Any, **watching: Any) -> Result:
+    def _run(
+        self, source: Source, problem: Problem, *, checkpoint: Any, start: np.ndarray | None, **watching: Any
+    ) -> Result:
         prepared = prepare(source, problem)
         if not any(fact.rows for fact in prepared.facts):
             raise ValueError("sample_weight is zero for every row" if sum(prepared.lengths) else "X has no rows")
         if len(prepared.stats.mean) != self.n_features_in_:
             raise ValueError(f"X has {len(prepared.stats.mean)} features, not the {self.n_features_in_} announced")
+        if start is not None and len(start) != len(prepared.zero):
+            raise ValueError(
+                f"y has {len(prepared.zero)} columns, but coef_, where warm_start=True begins, is of {len(start)}; "
+                "fit with warm_start=False"
+            )
         return run(
             source, prepared, problem,
             seed=None if self.random_state is None else draw_seed(self.random_state),
-            max_iter=self.max_iter, tol=self.tol,
+            max_iter=self.max_iter, tol=self.tol, start=start,
             checkpoint=None if checkpoint is None else Checkpoint(checkpoint), **watching,
         )  # fmt: skip
 
     def _read(
-        self, X: Any, y: Any, sample_weight: Any, problem: Problem, persist: bool | str, fits: bool = True
-    ) -> tuple:
+        self, X: Any, y: Any, sample_weight: Any, problem: Problem, persist: bool | str, *, fits: bool = True,
+        goes_on: bool = False,
+    ) -> tuple:  # fmt: skip
         """The source of chunks, the problem of their classes, and these: found, or those fitted."""
         lazy = any(map(is_dask_collection, (X, y, sample_weight)))
         if lazy:
             blocks = dask_blocks(X, y, sample_weight)
-            self._check_columns(X, reset=fits)
+            self._check_columns(X, reset=fits and not goes_on)
             source = Source(
                 find_executor(), blocks,
                 nbytes=most_bytes(X), rows=known_length(X, 0), columns=known_length(X, 1), persist=persist,
@@ -255,7 +274,12 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             source = Source(LocalExecutor(), [(X, y, sample_weight)])
         classes, class_weights = getattr(self, "classes_", None), None
         if fits:
-            classes, class_weights = self._find_classes(source)
+            before, (classes, class_weights) = classes, self._find_classes(source)
+            if goes_on and not np.array_equal(before, classes):
+                raise ValueError(
+                    f"y has the classes {classes.tolist()}, but coef_, where warm_start=True begins, is of "
+                    f"{before.tolist()}; fit with warm_start=False"
+                )
         problem = problem_for(problem, classes)
         source.begin(functools.partial(
             _read_block,
@@ -264,7 +288,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         ))  # fmt: skip
         if not lazy:
             source.chunk(0)  # what is wrong with its values is told before what is with its columns
-            self._check_columns(X, reset=fits)
+            self._check_columns(X, reset=fits and not goes_on)
         return source, problem, classes
 
     def duality_gap(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -295,7 +319,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         if problem.fit_intercept or not isinstance(problem.penalty, ElasticNet) or problem.penalty.l2 == 0:
             raise ValueError("duality_gap needs fit_intercept=False and a built-in penalty with an L2 part")
         source, problem, _ = self._read(X, y, sample_weight, problem, False, fits=False)
-        x = np.column_stack([np.atleast_2d(self.coef_), self.intercept_])
+        x = self._coefficients()
         with source:
             told = source.map(_gradient_and_weight, x, problem, name="saga-gap", nbytes=x.nbytes)
             sums = source.executor.gather(told)
@@ -324,6 +348,10 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         self.diverged_ = state.head.diverged
         if classes is not None:
             self.classes_ = classes
+
+    def _coefficients(self) -> np.ndarray:
+        """Those of each output with its intercept last, as the solver has them."""
+        return np.column_stack([np.atleast_2d(self.coef_), self.intercept_])
 
     def _linear(self, X: Any) -> Any:
         """Linear predictions, as ``linear`` gives them: lazy for Dask input."""

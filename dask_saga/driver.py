@@ -96,6 +96,7 @@ def run(
     callback: Callable[[Info], Any] | None = None,
     given: Any = None,
     checkpoint: Checkpoint | None = None,
+    start: np.ndarray | None = None,
 ) -> Result:
     """SAGA over all chunks, round by round, epoch by epoch.
 
@@ -120,6 +121,8 @@ def run(
         What ``info.chunks`` shows.
     checkpoint : Checkpoint, default=None
         Where to go on from, and to save to.
+    start : ndarray of shape (k, p + 1), default=None
+        Coefficients to begin at, unless zero is better or there is a checkpoint.
 
     Returns
     -------
@@ -142,7 +145,7 @@ def run(
     parts = lanes(len(prepared.groups), width)
     fit = Fit(source, prepared, problem, ids, weight, seed, parts, [])
     at_zero = _norm_at_zero(prepared, weight, problem)
-    place = resume(fit, saved, tol) if saved else begin(fit, at_zero)
+    place = resume(fit, saved, tol) if saved else begin(fit, at_zero, start)
     rng = np.random.default_rng(seed) if shuffle else None
     orders = (draw_rounds(parts, rng) for _ in itertools.count())
     for _ in place.history:
@@ -151,10 +154,10 @@ def run(
     interrupted, over, ahead = False, place.converged or place.summary.diverged, None
     try:
         for epoch in range(len(place.history) + 1, 0 if over else max_iter + 1):
-            refines = place.refines
-            if refines:
+            is_exact = place.refines or place.is_new
+            if is_exact:
                 next(orders)
-                place = _refined(fit, place)
+                place = place._replace(is_new=False) if place.is_new else _refined(fit, place)
             else:
                 coming = ahead or _one_pass(fit, place, next(orders), epoch)
                 # The next pass is submitted before this one has ended, unless its lineage will be cut then.
@@ -165,7 +168,7 @@ def run(
             norm = place.history[-1]["gradient_norm"]
             if not place.summary.diverged and norm <= tol and (epoch >= place.next_check or epoch == max_iter):
                 told = problem.memory_dtype == "float64" or tol * at_zero >= KNOWN * _largest_norm(prepared, weight)
-                known = refines and told
+                known = is_exact and told
                 place = place._replace(converged=True) if known else _confirm(fit, place, at_zero, tol)
             stop = place.summary.diverged or place.converged
             if callback is not None:

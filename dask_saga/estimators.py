@@ -88,6 +88,9 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         Threads that share a visit of a large chunk, at most. Results are reproducible for each number.
     memory_dtype : {"float32", "float64"}, default="float32"
         Of the gradient memory, one number a row and output. float32 costs no accuracy.
+    warm_start : bool, default=False
+        Whether `fit` begins at the coefficients that there are, of a `fit` before or of `partial_fit`. Its first pass
+        then tells the gradients there, and fills the memory with them.
     random_state : int, RandomState or None, default=None
         Seeds all orders. None draws entropy once.
     verbose : int, default=0
@@ -158,6 +161,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         n_parallel: int | str = 1,
         n_threads: int = 1,
         memory_dtype: str = "float32",
+        warm_start: bool = False,
         random_state: Any = None,
         verbose: int = 0,
     ):
@@ -165,7 +169,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
             loss, penalty=penalty, alpha=alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept,
             step_size=step_size, step_size_scale=step_size_scale, precondition=precondition, average=average,
             max_iter=max_iter, tol=tol, n_parallel=n_parallel, n_threads=n_threads,
-            memory_dtype=memory_dtype, random_state=random_state, verbose=verbose,
+            memory_dtype=memory_dtype, warm_start=warm_start, random_state=random_state, verbose=verbose,
         )  # fmt: skip
         self.class_weight = class_weight
 
@@ -367,6 +371,9 @@ class SAGARegressor(RegressorMixin, SAGABase):
         Threads that share a visit of a large chunk, at most. Results are reproducible for each number.
     memory_dtype : {"float32", "float64"}, default="float32"
         Of the gradient memory, one number a row and output. float32 costs no accuracy.
+    warm_start : bool, default=False
+        Whether `fit` begins at the coefficients that there are, of a `fit` before or of `partial_fit`. Its first pass
+        then tells the gradients there, and fills the memory with them.
     random_state : int, RandomState or None, default=None
         Seeds all orders. None draws entropy once.
     verbose : int, default=0
@@ -432,6 +439,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
         n_parallel: int | str = 1,
         n_threads: int = 1,
         memory_dtype: str = "float32",
+        warm_start: bool = False,
         random_state: Any = None,
         verbose: int = 0,
     ):
@@ -439,7 +447,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
             loss, penalty=penalty, alpha=alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept,
             step_size=step_size, step_size_scale=step_size_scale, precondition=precondition, average=average,
             max_iter=max_iter, tol=tol, n_parallel=n_parallel, n_threads=n_threads,
-            memory_dtype=memory_dtype, random_state=random_state, verbose=verbose,
+            memory_dtype=memory_dtype, warm_start=warm_start, random_state=random_state, verbose=verbose,
         )  # fmt: skip
 
     def partial_fit(

@@ -83,6 +83,7 @@ class Place(NamedTuple):
     converged: bool = False
     refines: bool = False  # whether the next pass is to tell the exact gradient where the sample leads
     in_vain: int = 0  # passes that found no better place, and left no trace
+    is_new: bool = False  # whether the first pass has told the exact gradient here, and is not yet noted
 
 
 # Memories up to this share of the rows, and this size, go to where their sums are added up: a task less for each chunk.
@@ -91,36 +92,50 @@ TRAVELS, MOST_TRAVELS = 0.05, 2**25
 FACTS = ("window", "count", "text", "history", "next_check", "wait", "converged", "refines", "in_vain")
 
 
-def begin(fit: Fit, at_zero: float) -> Place:
-    """Before the first pass: at the optimum of the sample, unless zero, or what is nearest within bounds, is better."""
+def begin(fit: Fit, at_zero: float, start: np.ndarray | None = None) -> Place:
+    """Before the first pass: at the optimum of the sample; or after it, at the start that is given.
+
+    Unless zero, or what is nearest within bounds, is better.
+    """
     prepared, problem, executor = fit.prepared, fit.problem, fit.source.executor
     rows = sum(fact.rows for fact in prepared.facts)
     head = adapt(new_head(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows), problem)
     text = digest("fit", fit.ids, problem.token(), len(fit.parts))
-    start = executor.submit(_limited, head, *prepared.limits, name="saga-head")
-    there = Place([start], [None] * len(prepared.groups), None, frozenset(), 0, text)
+    limited = executor.submit(_limited, head, *prepared.limits, name="saga-head")
+    there = Place([limited], [None] * len(prepared.groups), None, frozenset(), 0, text)
     prepared.limits.clear()  # the cluster would else remember the tasks before
+    if at_zero and start is not None:
+        x = adapt(head._replace(x=start, geometry=""), problem).x
+        text = digest(text, x.tobytes())
+        led = _led(fit, there._replace(text=text, is_new=True), x, 1)
+        if led.summary.objective <= _objective(fit, head.x):
+            return led
     if at_zero and prepared.sample:
         x = executor.submit(refine, prepared.sample[0], head.x, prepared.gradient, problem, 0, name="saga-start")
-        own = fit.source.map(remember, x, problem, 0, name="saga-memory", nbytes=fit.remembered_bytes())
-        led = arrived(fit, there._replace(own=own, refines=True), x)
-        if led.summary.objective <= _loss(fit, head.x) + penalty_value(head.x, problem):
+        led = _led(fit, there, x, 0)
+        if led.summary.objective <= _objective(fit, head.x):
             return led
         prepared.sample.clear()
     # Where zero is the optimum there is no pass, and nothing to remember.
-    visits = executor.gather([start])
+    visits = executor.gather([limited])
     summary = round_summary(problem, prepared.axes, *visits)
     return there._replace(visits=visits, summary=summary, converged=at_zero == 0)
 
 
-def _loss(fit: Fit, x: np.ndarray) -> float:
-    """Mean loss at the start without a sample: zero, unless that is out of bounds."""
+def _led(fit: Fit, place: Place, x: Any, visits: int) -> Place:
+    """The place at an x, a reference, where one pass over all rows has filled the memory, as after so many visits."""
+    own = fit.source.map(remember, x, fit.problem, visits, name="saga-memory", nbytes=fit.remembered_bytes())
+    return arrived(fit, place._replace(own=own, refines=bool(fit.prepared.sample)), x)
+
+
+def _objective(fit: Fit, x: np.ndarray) -> float:
+    """F at the start without a sample: zero, unless that is out of bounds."""
     value = fit.prepared.value
     if x.any():
         told = fit.source.map(chunk_gradient, x, fit.problem, name="saga-confirm", nbytes=x.nbytes)
         sums = fit.source.executor.gather(told)
         value = sum(value for value, _ in sums)
-    return value / fit.weight
+    return value / fit.weight + penalty_value(x, fit.problem)
 
 
 def arrived(fit: Fit, place: Place, x: Any) -> Place:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 
 import dask_saga
 from dask_saga import prepare
@@ -49,6 +50,7 @@ def test_a_pickled_estimator(version, name):
     folder, wanted = known(version)
     model = pickle.loads((folder / f"{name}.pickle").read_bytes())
     assert_close(model, wanted[name][0])
+    assert clone(model).get_params().keys() == type(model)().get_params().keys(), "later ones have their defaults"
     A, *_ = write.rows()
     rows = A / 100 if name == "counts" else A
     z = rows @ np.transpose(wanted[name][0][0]) + wanted[name][0][1]

@@ -22,6 +22,7 @@ def test_page(page, tmp_path, monkeypatch):
     names = {"__name__": "__main__"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph")
+        warnings.filterwarnings("ignore", "Port 8787 is already in use")  # of a cluster of somebody else's
         for block in blocks:
             exec(compile(block, str(page), "exec"), names)
     for value in list(names.values()):
