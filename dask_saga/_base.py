@@ -18,7 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted
 
-from ._chunkwise import LearnsByChunk
+from ._chunkwise import ONLY_PREDICTS, LearnsByChunk
 from .blocks import dask_blocks, known_length, most_bytes
 from .checkpoint import Checkpoint
 from .chunk import chunk_gradient
@@ -216,6 +216,10 @@ class SAGABase(LearnsByChunk, BaseEstimator):
 
         Warns
         -----
+        UserWarning
+            If the gradient memory, which is on a cluster, takes more than half of the memory that this process
+            may have: it is then not gathered, and `state_` is None.
+
         ConvergenceWarning
             If `max_iter` passes did not reach `tol`, or the steps diverged.
         """
@@ -227,6 +231,12 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             with source, showing_progress(self.verbose, self.max_iter, callback) as noted:
                 result = self._run(source, problem, callback=noted, given=X, checkpoint=checkpoint, start=start)
             self._commit(result.state, result.x, problem, classes)
+            if not result.has_memory:
+                self.state_ = None
+                rows = result.state.head.rows
+                warnings.warn(
+                    f"The gradient memory of {rows:,} rows is too large for this process. {ONLY_PREDICTS}", stacklevel=2
+                )
             self.n_iter_ = len(result.history)
             self.history_ = result.history
             self.converged_ = result.converged

@@ -20,7 +20,10 @@ from .state import draw_seed, last_of, new_state
 from .streams import forget, is_other, learn
 from .windows import shown_x
 
-NO_MEMORY = "this is a copy without_memory, which only predicts; go on with the estimator that it was made of"
+ONLY_PREDICTS = (
+    "An estimator without it (a copy without_memory, too) predicts, and begins a fit with warm_start=True; "
+    "partial_fit and forget need the one that it was made of"
+)
 
 
 class LearnsByChunk:
@@ -52,7 +55,7 @@ class LearnsByChunk:
             before = getattr(self, "state_", None)
             first = before is None
             if first and hasattr(self, "coef_"):
-                raise ValueError(NO_MEMORY)
+                raise ValueError(f"This estimator is without its gradient memory. {ONLY_PREDICTS}")
             problem = problem_for(problem, classes)
             name = None if chunk_id is None else repr(chunk_id)
             chunk = read_chunk(
@@ -110,7 +113,7 @@ class LearnsByChunk:
             chunk_id = _checked_id(chunk_id)
         with self._all_or_nothing():
             if self.state_ is None:
-                raise ValueError(NO_MEMORY)
+                raise ValueError(f"This estimator is without its gradient memory. {ONLY_PREDICTS}")
             classes = getattr(self, "classes_", None)
             problem, chunk = problem_for(self._problem(), classes), None
             if X is not None:

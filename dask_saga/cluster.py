@@ -27,6 +27,8 @@ __all__ = ["ClientExecutor"]
 
 # Tasks on a cluster that may wait for a chunk which is loaded for them.
 TASKS_AHEAD = 4
+# A client takes no more than this share of the memory that its process may have.
+GATHERED_SHARE = 0.5
 # The most that is put on the scheduler at once.
 PUT_BYTES = 2**26
 # Tasks whose results take room: they are let go of at once.
@@ -243,6 +245,10 @@ class ClientExecutor:
         self.client.sync(asyncio.sleep, 0)
         left = [key for key in list(self.client.futures) if self.token in str(key)]
         self.client.cancel([Future(key, self.client) for key in left])
+
+    def has_room(self, size: float) -> bool:
+        """Whether so many bytes may come from the workers to this process."""
+        return size <= GATHERED_SHARE * MEMORY_LIMIT
 
     def memory(self) -> float:
         """Memory limits of all workers in bytes; unbounded while there is none."""

@@ -144,6 +144,11 @@ def run(
     identity |= {"random_state": seed, "n_parallel": width}
     parts = lanes(len(prepared.groups), width)
     fit = Fit(source, prepared, problem, ids, weight, seed, parts, [])
+    if checkpoint and not fit.has_room():
+        size = fit.memory_bytes(sum(prepared.lengths))
+        raise ValueError(
+            f"checkpoint: the gradient memory, {size / 1e9:.1f} GB, is too large for this process to write"
+        )
     at_zero = _norm_at_zero(prepared, weight, problem)
     place = resume(fit, saved, tol) if saved else begin(fit, at_zero, start)
     rng = np.random.default_rng(seed) if shuffle else None

@@ -110,8 +110,9 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         One a pass of `fit`: epoch, objective, gradient_norm, seconds, visits, bytes_read.
     step_size_ : float
         The step of the last pass.
-    state_ : SAGAState
-        x, memory gradients and their average.
+    state_ : SAGAState or None
+        x, memory gradients and their average. None in a copy `without_memory`, and after a `fit` on a cluster whose
+        memory gradients would take more than half of the memory that this process may have.
     converged_ : bool
         Whether the last `fit` reached `tol`.
     diverged_ : bool
@@ -392,8 +393,9 @@ class SAGARegressor(RegressorMixin, SAGABase):
         One a pass of `fit`: epoch, objective, gradient_norm, seconds, visits, bytes_read.
     step_size_ : float
         The step of the last pass.
-    state_ : SAGAState
-        x, memory gradients and their average.
+    state_ : SAGAState or None
+        x, memory gradients and their average. None in a copy `without_memory`, and after a `fit` on a cluster whose
+        memory gradients would take more than half of the memory that this process may have.
     converged_ : bool
         Whether the last `fit` reached `tol`.
     diverged_ : bool

@@ -89,6 +89,10 @@ class LocalExecutor:
     def release(self, interrupted: bool = False) -> None:
         """Nothing runs."""
 
+    def has_room(self, size: float) -> bool:
+        """They are here."""
+        return True
+
     def memory(self) -> float:
         return MEMORY_LIMIT
 

@@ -28,7 +28,8 @@ __all__ = ["Fit", "Place", "Result", "arrived", "begin", "gathered", "result", "
 class Result(NamedTuple):
     """What a fit comes to."""
 
-    state: SAGAState
+    state: SAGAState  # without chunks where there is no room for their memory
+    has_memory: bool
     x: np.ndarray
     step_size: float
     converged: bool
@@ -52,6 +53,10 @@ class Fit(NamedTuple):
     def memory_bytes(self, rows: int) -> int:
         """Size of the memory gradients of so many rows."""
         return rows * len(self.prepared.zero) * np.dtype(self.problem.memory_dtype).itemsize
+
+    def has_room(self) -> bool:
+        """Whether the memory of all chunks may come to this process."""
+        return self.source.executor.has_room(self.memory_bytes(sum(self.prepared.lengths)))
 
     def remembered_bytes(self) -> int:
         """Size of what the largest chunk tells at one x: its memory, and the sum of its gradients."""
@@ -191,8 +196,34 @@ def without_lineage(fit: Fit, place: Place) -> Place:
 
 
 def result(fit: Fit, place: Place, interrupted: bool) -> Result:
-    """The result, with the memory of each chunk, joined or not."""
+    """The result, with the memory of each chunk, joined or not, if there is room for it."""
+    prepared, problem = fit.prepared, fit.problem
+    head, memories = _with_memories(fit, place)
+    if len(prepared.groups) < len(fit.ids):  # what was found for one chunk does not hold for its parts
+        head = head._replace(cut=min(head.cut, 1.0))
+    # A refinement is a pass, too: the next chunk to return begins another.
+    window = place.window or (range(len(prepared.groups)) if place.history else ())
+    state = SAGAState(
+        head,
+        prepared.stats,
+        prepared.axes,
+        (problem.geometry, 0.0),
+        SharedMap(() if memories is None else zip(fit.ids, memories, strict=True)),
+        SharedMap((fit.ids[k], False) for g in window for k in prepared.groups[g]),
+        place.text,
+        fit.seed,
+    )
+    x, *_, step_size, diverged = place.summary
+    return Result(
+        state, memories is not None, x, step_size, place.converged, diverged, interrupted, list(place.history)
+    )
+
+
+def _with_memories(fit: Fit, place: Place) -> tuple[Head, list[ChunkMemory] | None]:
+    """The head, and the memory of each chunk or None."""
     executor, prepared, problem = fit.source.executor, fit.prepared, fit.problem
+    if not fit.has_room():
+        return executor.gather([_head(fit, place)])[0], None
     calls, apart = [], len(prepared.groups) == len(fit.ids)
     alone = apart and not place.window  # memories without heads are asked for as they are
     there = executor.gather(place.own) if alone else place.own
@@ -203,22 +234,7 @@ def result(fit: Fit, place: Place, interrupted: bool) -> Result:
         head, memories = _head(fit, place), [_memories(*call) for call in calls]
     else:
         head, *memories = executor.gather([_head(fit, place), *executor.map(_memories, calls, name="saga-gather")])
-    if len(prepared.groups) < len(fit.ids):  # what was found for one chunk does not hold for its parts
-        head = head._replace(cut=min(head.cut, 1.0))
-    # A refinement is a pass, too: the next chunk to return begins another.
-    window = place.window or (range(len(prepared.groups)) if place.history else ())
-    state = SAGAState(
-        head,
-        prepared.stats,
-        prepared.axes,
-        (problem.geometry, 0.0),
-        SharedMap(zip(fit.ids, itertools.chain(*memories), strict=True)),
-        SharedMap((fit.ids[k], False) for g in window for k in prepared.groups[g]),
-        place.text,
-        fit.seed,
-    )
-    x, *_, step_size, diverged = place.summary
-    return Result(state, x, step_size, place.converged, diverged, interrupted, list(place.history))
+    return head, list(itertools.chain(*memories))
 
 
 # Tasks beside those of the rounds.

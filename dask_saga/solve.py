@@ -42,7 +42,8 @@ class SAGAResult(NamedTuple):
         The step of the last pass.
     history : list of dict
         One a pass: epoch, objective, gradient_norm, seconds, visits, bytes_read; ``pandas.DataFrame(history)``.
-    state : SAGAState
+    state : SAGAState or None
+        None where the gradient memory on a cluster is more than half of what this process may have.
     """
 
     x: np.ndarray
@@ -52,7 +53,7 @@ class SAGAResult(NamedTuple):
     diverged: bool
     step_size: float
     history: list[dict]
-    state: SAGAState
+    state: SAGAState | None
 
 
 def saga(
@@ -182,7 +183,7 @@ def saga(
     x, intercept = split_x(result.x)
     return SAGAResult(
         x, intercept, len(result.history), result.converged, result.diverged, result.step_size, result.history,
-        result.state,
+        result.state if result.has_memory else None,
     )  # fmt: skip
 
 

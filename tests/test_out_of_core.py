@@ -442,3 +442,25 @@ def test_a_pass_over_rows_that_lie_by_columns_copies_little_of_them():
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 0.15 * B.nbytes  # a block at a time, and the targets
+
+
+def test_memory_for_which_there_is_no_room_stays_on_the_cluster(client, monkeypatch, tmp_path):
+    X, labels = da.from_array(A, chunks=(150, 8)), da.from_array(y, chunks=150)
+    whole = SAGAClassifier(random_state=0).fit(X, labels)
+    monkeypatch.setattr("dask_saga.cluster.GATHERED_SHARE", 0.0)
+    model = SAGAClassifier(random_state=0, warm_start=True)
+    with pytest.warns(UserWarning, match=r"600 rows is too large .* begins a fit with warm_start=True"):
+        model.fit(X, labels)
+    assert model.coef_.tobytes() == whole.coef_.tobytes()
+    assert (model.step_size_, model.diverged_, model.n_iter_) == (whole.step_size_, whole.diverged_, whole.n_iter_)
+    assert model.state_ is None
+    assert model.score(X, labels) == whole.score(X, labels)
+    with pytest.raises(ValueError, match="without its gradient memory"):
+        model.partial_fit(A[:150], y[:150])
+    with pytest.warns(UserWarning, match="600 rows"):
+        assert model.fit(X, labels).n_iter_ == 1
+    with pytest.raises(ValueError, match="checkpoint: the gradient memory"):
+        model.fit(X, labels, checkpoint=tmp_path)
+    assert saga([(X[:150], labels[:150]), (X[150:], labels[150:])], max_iter=2).state is None
+    with dask.config.set(scheduler="threads"):  # there it is in this process already
+        assert model.fit(X, labels).state_ is not None
