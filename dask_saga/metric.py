@@ -14,7 +14,7 @@ from .columns import ColumnStats, wants_products
 from .inputs import BLOCK_BYTES, Chunk, frozen, row_arrays
 from .threads import even_slices, one_blas_thread, sharers, threads
 
-# A rotated pass costs 1 + p / ROTATES_FREELY scaled ones (benchmarks/rotation.py).
+# To turn p columns costs p / ROTATES_FREELY visits of their rows (benchmarks/rotation.py).
 ROTATES_FREELY = 40.0
 # Passes that even perfect coordinates take, and the accuracy for which passes are predicted.
 FEWEST_PASSES, ACCURACY = 5.0, 1e-6
@@ -94,7 +94,7 @@ class Metric(NamedTuple):
         return self._replace(shift=np.zeros_like(self.shift))
 
 
-def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
+def choose_metric(stats: ColumnStats, problem: Any, sampled: float | None = None) -> Metric:
     """The solver's coordinates for columns like these.
 
     Dense rows are centred, where there is an intercept to absorb it, and scaled to unit
@@ -109,6 +109,8 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
         Of all chunks seen.
     problem : Problem
         Its `loss`, `penalty`, `precondition` and `fit_intercept`.
+    sampled : float, default=None
+        Rows of the sample that leads the passes of a fit, or 0 where none does. None where chunks come one by one.
     """
     p, weight = len(stats.mean), max(stats.weight, np.finfo(float).tiny)
     bound = problem.loss.curvature
@@ -128,7 +130,7 @@ def choose_metric(stats: ColumnStats, problem: Any) -> Metric:
     if stats.products is None or not varies.any() or not wants_products(p, problem):
         return scaled
     products = stats.products / weight + np.outer(stats.mean - shift, stats.mean - shift)
-    return _rotated(scaled, stats, products, varies, problem)
+    return _rotated(scaled, stats, products, varies, problem, sampled)
 
 
 def _above_least(mean_square: float) -> float:
@@ -170,7 +172,9 @@ def _pace(rows: int, mean_square: float, problem: Any) -> float:
     return max(1.0, float(np.sqrt(condition / max(rows, 1))) / 0.3)
 
 
-def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, varies: np.ndarray, problem: Any) -> Metric:
+def _rotated(
+    scaled: Metric, stats: ColumnStats, products: np.ndarray, varies: np.ndarray, problem: Any, sampled: float | None
+) -> Metric:
     """Coordinates along the principal axes, if they are predicted to pay in time."""
     p = len(products)
     # What the penalty adds to the curvature, and enough for the Cholesky factor of columns that depend on each other.
@@ -187,8 +191,11 @@ def _rotated(scaled: Metric, stats: ColumnStats, products: np.ndarray, varies: n
         curvatures, axes = np.linalg.eigh(correlation * np.outer(units, units))
         curvatures = np.maximum(curvatures, 1e-12)
         gains = (axes.T @ (stats.cross * np.sqrt(scaled.scale))) ** 2 / curvatures
-        passes = _drift_passes(curvatures, gains, MEAN_CURVATURE * 0.3 * scaled.pace * stats.rows / scaled.mean_square)
-        if passes + FEWEST_PASSES < FEWEST_PASSES * (1.0 + p / ROTATES_FREELY):
+        visited = MEAN_CURVATURE * 0.3 * scaled.pace * (sampled or stats.rows) / scaled.mean_square
+        passes, turning = _drift_passes(curvatures, gains, visited), p / ROTATES_FREELY
+        # Newton's step needs the axes. A sample is turned once, other rows in each visit.
+        newton = sampled is not None and problem.automatic and getattr(problem.loss, "quadratic", False)
+        if not newton and passes < (1.0 + turning if sampled else FEWEST_PASSES * turning):
             return _shortened(scaled, curvatures, gains, stats.rows)
         # One-sided Jacobi keeps small axes exact beside columns in large units (Demmel, Veselic 1992).
         try:

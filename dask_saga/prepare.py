@@ -16,7 +16,7 @@ from .inputs import Chunk, blame, frozen, join_chunks
 from .metric import Metric, axis_limits, choose_metric
 from .problem import Problem
 from .source import Source
-from .start import Sample, is_enough, make_sample, sample_rows
+from .start import Sample, leading_rows, make_sample, sample_rows
 from .state import ChunkMemory
 
 __all__ = ["Prepared", "Remembered", "prepare", "remember"]
@@ -127,9 +127,9 @@ def _merge(*examined: _Examined) -> _Examined:
     return _Examined(facts, shapes, sum(one.value for one in examined), stats, zero, samples)
 
 
-def _whole(*examined: _Examined) -> tuple[_Examined, bool]:
+def _whole(*examined: _Examined) -> tuple[_Examined, float]:
     whole = _merge(*examined)
-    return whole._replace(samples=[]), is_enough(whole.samples)
+    return whole._replace(samples=[]), leading_rows(whole.samples)
 
 
 def _limits(metric: Metric, problem: Problem, *examined: _Examined) -> np.ndarray:
@@ -166,7 +166,7 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     while len(merged) > MERGED:
         parts = [merged[k : k + MERGED] for k in range(0, len(merged), MERGED)]
         merged = [executor.submit(_merge, *part, name="saga-merge") for part in parts]
-    [(whole, enough)] = executor.gather([executor.submit(_whole, *merged, name="saga-whole")])
+    [(whole, sampled)] = executor.gather([executor.submit(_whole, *merged, name="saga-whole")])
     facts, shapes, value, stats, zero, _ = whole
     for k, shape in enumerate(shapes):
         if shape.columns != shapes[0].columns:
@@ -175,12 +175,12 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
             raise ValueError(f"chunk {k}: y has {shape.outputs} columns, but chunk 0 has {shapes[0].outputs}")
     source.sizes = [shape.nbytes for shape in shapes]
     source.expected = [(fact.content, fact.weights_content) for fact in facts]
-    axes = choose_metric(stats, problem)
+    axes = choose_metric(stats, problem, sampled)
     near = axes if sizeof(axes) <= TRAVELS else executor.put([axes])[0]
     sample, gradient = [], None
     if problem.automatic and axes.basis is not None and getattr(problem.loss, "quadratic", False):
         sample, gradient = [near], zero / stats.weight
-    elif problem.automatic and enough:
+    elif sampled:
         sample = [executor.submit(_make_sample, near, problem, *merged, name="saga-sample")]
     parts = [examined[k : k + LIMITED] for k in range(0, len(examined), LIMITED)]
     limits = [executor.submit(_limits, near, problem, *part, name="saga-limits") for part in parts]

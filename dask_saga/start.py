@@ -15,10 +15,10 @@ from .problem import Problem
 from .state import Head, new_head
 from .windows import gradient_mapping_norm, open_pass, open_window
 
-__all__ = ["Sample", "is_enough", "make_sample", "refine", "sample_rows"]
+__all__ = ["Sample", "leading_rows", "make_sample", "refine", "sample_rows"]
 
-# The sample holds no more bytes of all chunks, nor a larger share of the rows of one.
-SAMPLE_BYTES, SAMPLE_SHARE = 2**24, 1 / 8
+# The sample holds this share of all chunks, but at least so many bytes and no more, nor a larger share of one.
+SAMPLE_PART, LEAST_BYTES, MOST_BYTES, SAMPLE_SHARE = 1 / 32, 2**24, 2**26, 1 / 8
 # It must have so many rows, and so many for each column, else its optimum is too far from that of all rows.
 LEAST_ROWS, ROWS_A_COLUMN = 2000, 20
 # It is visited until this share of what it cannot tell is left of the gradient, and so often at least and at most; or
@@ -56,10 +56,10 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     weighty = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets))
     n, p = len(weighty), chunk.rows.shape[1]
     nbytes = chunk.nbytes / max(len(chunk.targets), 1) if sp.issparse(chunk.rows) else 8.0 * p
-    fit = SAMPLE_BYTES / max(nbytes, 1.0)
-    most = min(fit, n * SAMPLE_SHARE) if chunks == 1 else np.inf if sp.issparse(chunk.rows) else fit
-    too_few = most < _least_rows(p)
-    count = 0 if too_few else min(n, max(1, min(int(fit / chunks), int(n * SAMPLE_SHARE))))
+    least, fit = (limit / max(nbytes, 1.0) for limit in (LEAST_BYTES, MOST_BYTES))
+    wanted = min(max(n * SAMPLE_PART, least / chunks), fit / chunks, n * SAMPLE_SHARE)
+    most = wanted if chunks == 1 else np.inf if sp.issparse(chunk.rows) else fit
+    count = 0 if most < _least_rows(p) else min(n, max(1, int(wanted)))
     rng = np.random.default_rng(list(chunk.content.encode()))
     drawn = np.zeros(n, bool)
     drawn[rng.choice(n, count, replace=False, shuffle=False) if n else []] = True
@@ -70,12 +70,13 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     return Chunk(rows, frozen(chunk.targets[some]), frozen(weights), chunk.content, "sample")
 
 
-def is_enough(samples: list[Chunk]) -> bool:
-    """Whether the optimum of the samples of all chunks is near that of all rows."""
+def leading_rows(samples: list[Chunk]) -> float:
+    """Rows of equal weight that the samples of all chunks are worth, or 0: their optimum is not near that of all."""
     weight, squares = (sum((chunk.weights**power).sum() for chunk in samples) for power in (1, 2))
     if not weight or len({sp.issparse(chunk.rows) for chunk in samples}) > 1:
-        return False
-    return bool(weight**2 / squares >= _least_rows(samples[0].rows.shape[1]))
+        return 0.0
+    rows = weight**2 / squares
+    return float(rows) if rows >= _least_rows(samples[0].rows.shape[1]) else 0.0
 
 
 def _least_rows(p: int) -> int:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from dask_saga import SAGAClassifier
+from dask_saga import SAGAClassifier, start
 from dask_saga.chunk import chunk_gradient
 from dask_saga.columns import column_stats, merge
 from dask_saga.inputs import join_chunks, read_chunk
@@ -13,7 +13,7 @@ from dask_saga.losses import LogLoss, SquaredError
 from dask_saga.metric import choose_metric
 from dask_saga.penalties import ElasticNet
 from dask_saga.problem import Problem
-from dask_saga.start import ROWS_A_COLUMN, SAMPLE_SHARE, is_enough, make_sample, refine, sample_rows
+from dask_saga.start import ROWS_A_COLUMN, SAMPLE_SHARE, leading_rows, make_sample, refine, sample_rows
 
 from .conftest import make_rows
 
@@ -50,8 +50,20 @@ def test_a_sample_weighs_as_much_as_its_chunk_and_repeats():
         assert len(sample_rows(short, 2).targets) == 500
     nothing = sample_rows(read_chunk(A, b, np.zeros(n)), 1)
     assert nothing.weight == 0
-    assert not is_enough([nothing])
-    assert not is_enough([])
+    assert not leading_rows([nothing])
+    assert not leading_rows([])
+
+
+def test_the_sample_of_large_data_is_a_share_of_them(monkeypatch):
+    A, b = make_rows(64000, 5)
+    monkeypatch.setattr(start, "LEAST_BYTES", 40 * 1000)  # five columns of eight bytes
+    monkeypatch.setattr(start, "MOST_BYTES", 40 * 3000)
+    chunk, part = read_chunk(A, b), read_chunk(A[:8000], b[:8000])
+    assert len(sample_rows(chunk, 1).targets) == 2000, "a 32nd"
+    assert len(sample_rows(chunk, 2).targets) == 1500, "half of the most"
+    assert len(sample_rows(part, 1).targets) == 0, "the least are too few rows"
+    assert len(sample_rows(part, 2).targets) == 500, "half of the least"
+    assert len(sample_rows(part, 100).targets) == 30, "a 100th of the most"
 
 
 def test_rows_without_weight_are_not_drawn():
@@ -84,11 +96,11 @@ def test_too_few_rows_are_no_start():
     A, b = make_rows(2500, 200)
     chunk = read_chunk(A, b, np.ones(2500))
     assert ROWS_A_COLUMN * 200 > 2500
-    assert not is_enough([chunk])
+    assert not leading_rows([chunk])
     A, b = make_rows(4000, 5)
     few = np.where(np.arange(4000) < 10, 1e6, 1.0)  # ten rows have all the weight
-    assert not is_enough([read_chunk(A, b, few)])
-    assert is_enough([read_chunk(A, b, np.ones(4000))])
+    assert not leading_rows([read_chunk(A, b, few)])
+    assert leading_rows([read_chunk(A, b, np.ones(4000))]) == pytest.approx(4000)
 
 
 @pytest.mark.parametrize("sort", [False, True])

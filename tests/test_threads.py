@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from numba import njit
 from sklearn.exceptions import ConvergenceWarning
 
-from dask_saga import SAGAClassifier, SAGARegressor, chunk_saga
+from dask_saga import SAGAClassifier, SAGARegressor, chunk_saga, columns
 from dask_saga import metric as metric_module
 from dask_saga import threads as threads_module
 from dask_saga._tables import wait
@@ -237,7 +237,7 @@ def test_rare_columns_that_come_together(n_threads):
 
 
 def test_an_intercept_far_from_zero_and_several_outputs(monkeypatch):
-    monkeypatch.setattr(metric_module, "ROTATES_FREELY", 1e-9)  # rotated, it would start at the optimum
+    monkeypatch.setattr(columns, "MOST_ROTATED", 1)  # rotated, it would start at the optimum
     A, _ = rows_of("dense")
     Y = np.c_[A @ np.arange(6.0) + 50.0, A[:, 0] - 30.0]
     model = SAGARegressor(alpha=1e-3, tol=1e-9, max_iter=2000, memory_dtype="float64", n_threads=2, random_state=0)

@@ -160,6 +160,23 @@ def test_rotation_is_chosen_where_columns_are_correlated_only():
         assert (result.state.metric.basis is not None) == rotated
 
 
+def test_rotation_is_chosen_where_a_sample_is_turned_once():
+    """All rows would tell scaled columns so like these in a few passes, the sample not in its visits."""
+    rng = np.random.default_rng(0)
+    plain = rng.standard_normal((5000, 40))
+    like = plain @ (0.15 * rng.standard_normal((40, 40)) + np.eye(40))
+    b = np.where(plain.sum(axis=1) > 0, 1.0, -1.0)
+    for loss in (LogLoss(), SquaredError()):
+        problem = Problem(loss, ElasticNet(l2=1e-4), True)
+        rotates = {}
+        for name, A in (("plain", plain), ("like", like)):
+            stats = column_stats(read_chunk(A, b, loss=loss), problem)._replace(rows=2_000_000)
+            rotates[name] = [choose_metric(stats, problem, n).basis is not None for n in (None, 0, 50_000)]
+        newton = bool(getattr(loss, "quadratic", False))
+        assert rotates["plain"] == [False, newton, newton]
+        assert rotates["like"] == [False, newton, True]
+
+
 def test_rotated_metric_whitens_columns_of_any_units():
     A, b, _ = awkward(3000)
     A = A[:, [0, 1, 2, 4, 5, 6, 7]] * np.logspace(-6, 6, 7)
