@@ -19,7 +19,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted
 
 from ._chunkwise import ONLY_PREDICTS, LearnsByChunk
-from .blocks import dask_blocks, known_length, most_bytes
+from .blocks import column_names, dask_blocks, known_length, most_bytes
 from .checkpoint import Checkpoint
 from .chunk import chunk_gradient
 from .driver import Info, run
@@ -282,23 +282,26 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             )  # fmt: skip
         else:
             source = Source(LocalExecutor(), [(X, y, sample_weight)])
-        classes, class_weights = getattr(self, "classes_", None), None
-        if fits:
-            before, (classes, class_weights) = classes, self._find_classes(source)
-            if goes_on and not np.array_equal(before, classes):
-                raise ValueError(
-                    f"y has the classes {classes.tolist()}, but coef_, where warm_start=True begins, is of "
-                    f"{before.tolist()}; fit with warm_start=False"
-                )
-        problem = problem_for(problem, classes)
-        source.begin(functools.partial(
-            _read_block,
-            classes=classes, class_weights=class_weights, loss=problem.loss, estimator=type(self).__name__, empty=lazy,
-            finite=not fits,
-        ))  # fmt: skip
-        if not lazy:
-            source.chunk(0)  # what is wrong with its values is told before what is with its columns
-            self._check_columns(X, reset=fits and not goes_on)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(source)  # to be closed if it fails
+            classes, class_weights = getattr(self, "classes_", None), None
+            if fits:
+                before, (classes, class_weights) = classes, self._find_classes(source)
+                if goes_on and not np.array_equal(before, classes):
+                    raise ValueError(
+                        f"y has the classes {classes.tolist()}, but coef_, where warm_start=True begins, is of "
+                        f"{before.tolist()}; fit with warm_start=False"
+                    )
+            problem = problem_for(problem, classes)
+            source.begin(functools.partial(
+                _read_block, columns=column_names(X),
+                classes=classes, class_weights=class_weights, loss=problem.loss,
+                estimator=type(self).__name__, empty=lazy, finite=not fits,
+            ))  # fmt: skip
+            if not lazy:
+                source.chunk(0)  # what is wrong with its values is told before what is with its columns
+                self._check_columns(X, reset=fits and not goes_on)
+            stack.pop_all()
         return source, problem, classes
 
     def duality_gap(self, X: Any, y: Any, sample_weight: Any = None) -> float:

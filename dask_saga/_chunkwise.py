@@ -41,10 +41,8 @@ class LearnsByChunk:
     ) -> Any:
         for name, argument in (("X", X), ("y", y), ("sample_weight", sample_weight)):
             if is_dask_collection(argument):
-                raise TypeError(
-                    f"{name} is a Dask collection; partial_fit takes one chunk in memory: "
-                    "use fit, or dask_ml.wrappers.Incremental"
-                )
+                remedy = "fit" if name == "sample_weight" else "fit, or dask_ml.wrappers.Incremental"
+                raise TypeError(f"{name} is a Dask collection; partial_fit takes one chunk in memory: use {remedy}")
         chunk_id = _checked_id(chunk_id)
         if chunk_id is None and (replace or not check_content):
             raise ValueError(f"{'replace=True' if replace else 'check_content=False'} needs a chunk_id")

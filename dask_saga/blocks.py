@@ -13,7 +13,7 @@ from distributed.client import futures_of
 
 from .targets import NO_TARGET
 
-__all__ = ["dask_blocks", "known_length", "most_bytes"]
+__all__ = ["column_names", "dask_blocks", "known_length", "most_bytes", "partitions"]
 
 # Blocks along the columns are put together where the larger blocks take no more.
 MERGED_BYTES = 2**28
@@ -44,10 +44,7 @@ def _split(name: str, collection: Any, lengths: tuple | None, alone: bool) -> tu
         known = tuple(int(n) for n in collection.chunks[0]) if not np.isnan(collection.chunks[0]).any() else None
         return list(collection.to_delayed(optimize_graph=alone).ravel()), known
     if is_dask_collection(collection):
-        parts = collection.optimize(fuse=False).to_delayed(optimize_graph=False)
-        if len(parts) != collection.npartitions:  # what reads few columns of a file is merged, so y other than X
-            parts = collection.simplify().to_delayed(optimize_graph=False)
-        return parts, None
+        return partitions(collection), None
     if lengths is None:
         raise ValueError(
             f"{name} is in memory, but X is a Dask collection whose block lengths are unknown; make {name} a "
@@ -58,6 +55,17 @@ def _split(name: str, collection: Any, lengths: tuple | None, alone: bool) -> tu
         raise ValueError(f"X has {sum(lengths)} rows, but {name} has {len(collection)}")
     ends = np.cumsum(lengths)
     return [array[end - n : end] for n, end in zip(lengths, ends, strict=True)], lengths
+
+
+def partitions(frame: Any) -> list:
+    """The partitions of a dask dataframe or series, delayed, as many as it says: Dask would merge what reads little."""
+    parts = frame.optimize(fuse=False).to_delayed(optimize_graph=False)
+    return parts if len(parts) == frame.npartitions else frame.simplify().to_delayed(optimize_graph=False)
+
+
+def column_names(collection: Any) -> list | None:
+    """Those of a dask dataframe; None of anything else."""
+    return list(collection.columns) if hasattr(collection, "npartitions") and hasattr(collection, "columns") else None
 
 
 def most_bytes(collection: Any) -> float:
@@ -108,7 +116,13 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
         others, known = _split(name, other, lengths, alone)
         if lengths and known and sum(lengths) != sum(known):
             raise ValueError(f"X has {sum(lengths)} rows, but {name} has {sum(known)}")
-        remedy = f"{name}.rechunk((X.chunks[0],))" if hasattr(other, "rechunk") else f"{name}.repartition like X"
+        if hasattr(other, "rechunk") and lengths and known:
+            remedy = f"{name}.rechunk((X.chunks[0],))"
+        else:
+            remedy = (
+                "take both of one persisted frame, frame = frame.persist(); X, y = frame[columns], frame[label], or "
+                "give both known lengths, by compute_chunk_sizes()"
+            )
         if len(others) != len(blocks):
             raise ValueError(
                 f"X has {len(blocks)} blocks, but {name} has {len(others)}; block one like the other: {remedy}"

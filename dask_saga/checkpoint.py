@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 import warnings
 import zipfile
@@ -28,6 +29,8 @@ FORMAT = 1
 # A checkpoint is written after a pass where the last is older, and writing takes less than a tenth of the time.
 SECONDS, LEAST_RATIO = 30.0, 10.0
 KEPT = 2
+# Their names, as only these are read and deleted.
+OWN = re.compile(r"(^|[/\\])saga-\d{8,}\.npz$")
 
 UNREADABLE = (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, TypeError, AttributeError)
 
@@ -100,7 +103,7 @@ class Checkpoint:
         memories = [_fields(f"memory-{k}", memory, arrays) for k, memory in enumerate(saved.memories)]
         text = {"format": FORMAT, "identity": identity, "head": head, "memories": memories, "facts": saved.facts}
         arrays["text"] = np.frombuffer(json.dumps(text, default=lambda number: number.item()).encode(), dtype=np.uint8)
-        self.files.makedirs(self.folder, exist_ok=True)
+        self._make_folder()
         place = f"{self.folder}/saga-{saved.facts['epoch']:08d}.npz"
         try:
             with self.files.open(place + ".part", "wb") as file:
@@ -108,7 +111,7 @@ class Checkpoint:
         except OSError as error:
             with contextlib.suppress(OSError):  # else what there is of it would go on filling the disk
                 self.files.rm_file(place + ".part")
-            raise OSError(error.errno, f"checkpoint {place} cannot be written: {error.strerror or error}") from error
+            raise _told(error, place) from error
         _move(self.files, place + ".part", place)
         for old in self._names()[:-KEPT]:
             self.files.rm_file(old)
@@ -121,7 +124,10 @@ class Checkpoint:
         ------
         ValueError
             If it is of another fit, naming what differs, or of a newer format.
+        OSError
+            If there can be no such folder; told before the passes, not after.
         """
+        self._make_folder()
         names = self._names()
         for name in reversed(names):
             try:
@@ -144,10 +150,19 @@ class Checkpoint:
             raise ValueError(f"no checkpoint in {self.folder} can be read; delete them to begin anew")
         return None
 
+    def _make_folder(self) -> None:
+        try:
+            self.files.makedirs(self.folder, exist_ok=True)
+        except OSError as error:
+            raise _told(error, self.folder) from error
+
     def _names(self) -> list[str]:
-        if not self.files.isdir(self.folder):
-            return []
-        return sorted(str(name) for name in self.files.ls(self.folder, detail=False) if str(name).endswith(".npz"))
+        """Checkpoints in the folder, the last one last; what else is there is not ours."""
+        return sorted(name for name in map(str, self.files.ls(self.folder, detail=False)) if OWN.search(name))
+
+
+def _told(error: OSError, place: str) -> OSError:
+    return OSError(error.errno, f"checkpoint {place} cannot be written: {error.strerror or error}")
 
 
 def _move(files: Any, one: str, other: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
 import itertools
 import uuid
@@ -189,8 +190,11 @@ class ClientExecutor:
         return [self.submit(function, *args, name=name) for args in calls]
 
     def gather(self, references: list) -> list:
-        with _seceded():
-            values = self.client.gather([one.future if isinstance(one, Part) else one for one in references])
+        try:
+            with _seceded():
+                values = self.client.gather([one.future if isinstance(one, Part) else one for one in references])
+        except Exception as error:
+            raise _apart(error) from error.__cause__
         self.has_gathered = True
         return [v[one.number] if isinstance(one, Part) else v for v, one in zip(values, references, strict=True)]
 
@@ -253,6 +257,16 @@ class ClientExecutor:
     def memory(self) -> float:
         """Memory limits of all workers in bytes; unbounded while there is none."""
         return self.client.run_on_scheduler(_memory_limits) or np.inf
+
+
+def _apart(error: Exception) -> Exception:
+    """The error of a task as a copy: the client keeps the error itself, and with it all that a traceback refers to."""
+    try:
+        twin = copy.copy(error).with_traceback(error.__traceback__)
+    except Exception:  # one that is not made of its arguments
+        return error
+    error.__traceback__ = None
+    return twin
 
 
 def _parts(args: Any) -> tuple:

@@ -24,6 +24,7 @@ from .targets import checked, encode_labels, read_targets
 __all__ = [
     "Chunk",
     "check_finite",
+    "in_order",
     "join_chunks",
     "ordered_blocks",
     "read_chunk",
@@ -144,6 +145,15 @@ def blame(argument: str, chunk: Any = None) -> Iterator[None]:
         raise kind(text if chunk is None else f"chunk {chunk}: {text}") from error
 
 
+def in_order(X: Any, names: list | None) -> Any:
+    """A partition of a frame with its columns as the frame has them: Dask takes them by name, whatever their order."""
+    if names is None or not hasattr(X, "columns") or list(X.columns) == names:
+        return X
+    if sorted(map(str, X.columns)) != sorted(map(str, names)):
+        raise ValueError(f"X has the columns {list(X.columns)} here, but the frame has {names}")
+    return X[names]
+
+
 def read_rows(
     X: Any, *, estimator: str | None = None, empty: bool = False, finite: bool = True, order: str | None = "C"
 ) -> Any:
@@ -239,6 +249,7 @@ def read_chunk(
     y: Any,
     sample_weight: Any = None,
     *,
+    columns: list | None = None,
     classes: np.ndarray | None = None,
     class_weights: np.ndarray | None = None,
     loss: Any = None,
@@ -255,6 +266,8 @@ def read_chunk(
     ----------
     X, y, sample_weight : array-like
         As given to ``fit`` or ``partial_fit``, in memory, of equal length.
+    columns : list, default=None
+        Those of the frame of which X is a partition.
     classes : ndarray of shape (n_classes,), default=None
         All class labels; None where `y` holds numbers.
     class_weights : ndarray of shape (n_classes,), default=None
@@ -280,7 +293,7 @@ def read_chunk(
         Naming the argument at fault, and the chunk where `name` is given.
     """
     with blame("X", name):
-        rows = read_rows(X, estimator=estimator, empty=empty, finite=finite, order=order)
+        rows = read_rows(in_order(X, columns), estimator=estimator, empty=empty, finite=finite, order=order)
     n = rows.shape[0]
     with blame("y", name):
         targets = read_targets(y, classes, loss)

@@ -30,6 +30,8 @@ class _OnAnyDask:
         partial_fit = getattr(self.estimator, "partial_fit", None)  # a future of an estimator has none
         if partial_fit and "classes" in signature(partial_fit).parameters and "classes" not in fit_params:
             raise ValueError("classes must be given to fit: search.fit(X, y, classes=[...])")
+        if getattr(self.estimator, "class_weight", None) == "balanced" and partial_fit:
+            raise ValueError("class_weight='balanced' needs all data, which partial_fit does not see; give a dict")
         with dask.config.set(scheduler=default_client().get):
             return await super()._fit(X, y, **fit_params)
 

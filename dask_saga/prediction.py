@@ -12,8 +12,8 @@ import dask
 import numpy as np
 from dask import delayed, is_dask_collection
 
-from .blocks import dask_blocks
-from .inputs import blame, read_rows, read_weights
+from .blocks import column_names, dask_blocks, partitions
+from .inputs import blame, in_order, read_rows, read_weights
 from .targets import read_labels, read_targets
 
 __all__ = ["accuracy", "elementwise", "linear", "probabilities", "r2", "to_labels"]
@@ -36,13 +36,14 @@ def linear(X: Any, coef: np.ndarray, intercept: np.ndarray) -> Any:
         return X.map_blocks(_linear_block, coef, intercept, **shape, dtype=np.float64, meta=meta)
     import dask.array as da
 
-    parts = [delayed(_linear_block)(part, coef, intercept) for part in X.to_delayed()]
+    names = column_names(X)
+    parts = [delayed(_linear_block)(part, coef, intercept, names) for part in partitions(X)]
     return da.concatenate([da.from_delayed(part, (np.nan, *size), meta=meta) for part in parts])
 
 
-def _linear_block(X: Any, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+def _linear_block(X: Any, coef: np.ndarray, intercept: np.ndarray, names: list | None = None) -> np.ndarray:
     with blame("X"):
-        rows = read_rows(X, empty=True)
+        rows = read_rows(in_order(X, names), empty=True)
     return linear(rows, coef, intercept)
 
 
@@ -81,7 +82,8 @@ def _by_block(predict: Callable, X: Any, y: Any, sample_weight: Any, part: Calla
     else:
         if hasattr(X, "numblocks") and X.ndim == 2 and X.numblocks[1] > 1:
             X = X.rechunk({1: -1})
-        tasks = [delayed(_score_block)(block, predict, part) for block in dask_blocks(X, y, sample_weight)]
+        blocks, names = dask_blocks(X, y, sample_weight), column_names(X)
+        tasks = [delayed(_score_block)(block, predict, part, names) for block in blocks]
         parts = dask.compute(*tasks)
     parts = [row for row in parts if row is not None]
     if not parts:
@@ -92,10 +94,12 @@ def _by_block(predict: Callable, X: Any, y: Any, sample_weight: Any, part: Calla
     return columns
 
 
-def _score_block(block: tuple, predict: Callable, part: Callable) -> Any:
+def _score_block(block: tuple, predict: Callable, part: Callable, names: list | None = None) -> Any:
     X, y, sample_weight = block
     if getattr(X, "shape", ())[:1] == (0,):
         return None
+    with blame("X"):
+        X = in_order(X, names)
     prediction = predict(X)
     with blame("sample_weight"):
         weights = read_weights(1.0 if sample_weight is None else sample_weight, len(prediction))
@@ -115,6 +119,9 @@ def accuracy(predict: Callable, X: Any, y: Any, sample_weight: Any) -> float:
 def _accuracy_part(prediction, y, weights):
     with blame("y"):
         labels = read_labels(y)
+        kinds = [array.dtype.kind in "biufc" for array in (labels, prediction)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"y has labels such as {labels[0]!r}, but the classes are such as {prediction[0]!r}")
     return weights[labels == prediction].sum(), weights.sum()
 
 

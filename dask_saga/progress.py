@@ -22,7 +22,7 @@ def showing_progress(verbose: int, max_iter: int, callback: Callable | None) -> 
 
         def draw(info: Any) -> Any:
             bar.set_postfix({"gradient norm": f"{info.gradient_norm:.1e}"}, refresh=False)
-            bar.update()
+            bar.update(info.epoch - bar.n)  # a fit that was resumed has made some
             return None if callback is None else callback(info)
 
         yield draw

@@ -268,6 +268,7 @@ def _read(read: Callable, block: Any, name: int | None, expected: tuple[str, str
     if expected is not None and (chunk.content, chunk.weights_content) != expected:
         raise ValueError(
             f"chunk {name or 0}: its values are not those of the first read; "
-            "data that change between reads must be persisted first: X, y = dask.persist(X, y)"
+            "data that change between reads must be persisted first: X, y = dask.persist(X, y) of arrays, and a frame "
+            "before its columns are taken: frame = frame.persist()"
         )
     return chunk

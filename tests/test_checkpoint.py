@@ -236,3 +236,23 @@ def test_not_every_pass_is_saved(tmp_path, monkeypatch):
         SAGAClassifier(**SETTINGS).fit(X, labels, checkpoint=3)
     with pytest.raises(ValueError, match="checkpoint='nosuch://a': Protocol not known"):
         SAGAClassifier(**SETTINGS).fit(X, labels, checkpoint="nosuch://a")
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path):
+    for name in ("embeddings", "test_set", "saga-notes"):
+        np.savez(tmp_path / f"{name}.npz", A)
+    with pytest.raises(Died):
+        SAGAClassifier(**SETTINGS).fit(X, labels, checkpoint=tmp_path, callback=die_after(3))
+    model = SAGAClassifier(**SETTINGS).fit(X, labels, checkpoint=tmp_path)
+    assert_same(model, SAGAClassifier(**SETTINGS).fit(X, labels))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 3 + checkpoint.KEPT
+    assert {"embeddings.npz", "test_set.npz", "saga-notes.npz"} < set(names)
+
+
+def test_what_can_be_no_folder_is_told_before_the_first_pass(tmp_path):
+    (tmp_path / "file").write_text("")
+    seen = []
+    with pytest.raises(OSError, match=r"checkpoint .*file cannot be written"):
+        SAGAClassifier(**SETTINGS).fit(X, labels, checkpoint=tmp_path / "file", callback=seen.append)
+    assert not seen

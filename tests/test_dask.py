@@ -1,5 +1,6 @@
 """``fit``, predictions and scores on Dask collections: same bits everywhere, lazy where expected."""
 
+import gc
 import threading
 import time
 
@@ -326,3 +327,90 @@ def test_lazy_numbers_in_a_list_are_computed_by_tasks_that_check_as_well():
     thread.join(60)
     assert not thread.is_alive(), "tasks wait for the check that waits for them"
     np.testing.assert_allclose(other.predict(A), model.predict(A), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("on", ["memory", "cluster"])
+def test_columns_of_partitions_in_another_order_go_by_name(tmp_path, on, request):
+    """As Dask itself takes them."""
+    if on == "cluster":
+        request.getfixturevalue("client")
+    whole = pd.DataFrame(A, columns=list("abcdefgh")).assign(late=y > 0)
+    for k in range(4):
+        part = whole.iloc[150 * k : 150 * (k + 1)]
+        part = part[["late", *"hgfedcba"]] if k == 2 else part
+        part.to_csv(tmp_path / f"{k}.csv", index=False)
+    rows = dd.read_csv(tmp_path / "*.csv", usecols=list("abcdefgh"))
+    late = dd.read_csv(tmp_path / "*.csv", usecols=["late"])["late"]
+    expected = SAGAClassifier(random_state=0).fit(dd.from_pandas(whole[list("abcdefgh")], npartitions=4), late)
+    model = SAGAClassifier(random_state=0).fit(rows, late)
+    np.testing.assert_allclose(model.coef_, expected.coef_, rtol=1e-6)
+    np.testing.assert_array_equal(model.predict(rows).compute(), model.predict(rows.compute()))
+    assert model.score(rows, late) == model.score(rows.compute(), late.compute())
+
+
+def test_partitions_of_other_columns_are_named():
+    parts = [pd.DataFrame(A[:150, :2], columns=names) for names in (["a", "b"], ["a", "c"])]
+    rows = dd.from_map(lambda k: parts[k], range(2), meta=parts[0][:0])
+    late = dd.from_pandas(pd.Series(np.r_[y[:150], y[:150]]), npartitions=2)
+    with pytest.raises(ValueError, match=r"chunk 1: X has the columns \['a', 'c'\] here, but the frame has"):
+        SAGAClassifier().fit(rows, late)
+    model = SAGAClassifier().fit(parts[0], y[:150])
+    with pytest.raises(ValueError, match=r"X has the columns \['a', 'c'\] here"):
+        model.predict(rows).compute()
+
+
+def test_predictions_have_the_partitions_of_their_frame(tmp_path):
+    """Dask merges reads of few columns of parquet files when it optimises."""
+    whole = pd.DataFrame(A, columns=list("abcdefgh"))
+    for k in range(6):
+        whole.iloc[100 * k : 100 * (k + 1)].to_parquet(tmp_path / f"{k}.parquet")
+    stored = dd.read_parquet(tmp_path)
+    rows = stored[["a", "b"]].fillna(0.0)
+    model = SAGAClassifier(random_state=0).fit(whole[["a", "b"]], y)
+    assert model.predict(rows).npartitions == rows.npartitions == 6
+    predicted = stored.assign(predicted=model.predict(rows)).compute().predicted
+    np.testing.assert_array_equal(predicted, model.predict(whole[["a", "b"]]))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_labels_of_another_kind_have_no_score(named):
+    classes = np.array(["no", "yes"]) if named else np.array([0, 1])
+    others = np.array([0, 1]) if named else np.array(["no", "yes"])
+    model = SAGAClassifier().fit(A, classes[(y > 0).astype(int)])
+    for rows in (A, X):
+        with pytest.raises(ValueError, match="y has labels such as"):
+            model.score(rows, others[(y > 0).astype(int)])
+
+
+def test_blocks_that_do_not_match_are_told_how_they_could():
+    with pytest.raises(ValueError, match=r"y has 3; block one like the other: y.rechunk\(\(X.chunks\[0\],\)\)"):
+        SAGAClassifier().fit(X, labels.rechunk(200))
+    with pytest.raises(ValueError, match=r"frame = frame.persist\(\); X, y = frame\[columns\], frame\[label\]"):
+        SAGAClassifier().fit(unknown(X), unknown(labels.rechunk(200)))
+
+
+@pytest.mark.parametrize("fault", ["label", "target", "row"])
+def test_a_fit_that_fails_leaves_nothing_on_the_cluster(client, fault):
+    missing = da.from_array(np.where(np.arange(600) == 500, np.nan, y), chunks=150)
+
+    def fails():
+        if fault == "label":
+            with pytest.raises(ValueError, match="chunk 3: y contains NaN"):
+                SAGAClassifier().fit(X, missing)
+        elif fault == "target":
+            with pytest.raises(ValueError, match="chunk 3: Input y contains NaN"):
+                SAGARegressor().fit(X, missing)
+        else:
+            with pytest.raises(ValueError, match="chunk 3: Input X contains NaN"):
+                SAGAClassifier().fit(X * missing[:, None], labels)
+
+    def tasks():
+        gc.collect()
+        return client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)), len(client.futures)
+
+    fails()
+    for _ in range(100):
+        if tasks() == (0, 0):
+            return
+        time.sleep(0.1)
+    assert tasks() == (0, 0)

@@ -161,6 +161,13 @@ def test_a_search_without_classes_says_so_at_once(client):
         search_for("HyperbandSearchCV").fit(X, labels)
 
 
+def test_a_search_of_balanced_classes_says_so_at_once(client):
+    search = search_for("HyperbandSearchCV")
+    search.estimator.set_params(class_weight="balanced")
+    with pytest.raises(ValueError, match="class_weight='balanced' needs all data"):
+        search.fit(X, labels, classes=[-1.0, 1.0])
+
+
 def test_a_search_on_sparse_blocks(client):
     B = da.from_array(np.where(np.abs(A) > 2, A, 0.0), chunks=(100, 8))
     search = search_for("IncrementalSearchCV").fit(B.map_blocks(sparse.COO.from_numpy), labels, classes=[-1.0, 1.0])

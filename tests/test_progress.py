@@ -141,3 +141,12 @@ def test_the_estimated_objective_where_few_rows_weigh_anything():
     x = np.append(model.coef_[0], model.intercept_)
     exact = exact_objective(A, y, x, LogLoss(), ElasticNet(l2=0.1), weights)
     assert model.history_[-1]["objective"] == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_bar_counts_the_passes_before_a_resume(tmp_path, capsys):
+    A, b = make_rows()
+    settings = {"tol": 0.0, "random_state": 0}
+    SAGAClassifier(max_iter=4, **settings).fit(A, b, checkpoint=tmp_path)
+    SAGAClassifier(max_iter=6, verbose=1, **settings).fit(A, b, checkpoint=tmp_path)
+    assert "6/6" in capsys.readouterr().err
