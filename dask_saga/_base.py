@@ -281,7 +281,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
                 n_parallel=self.n_parallel,
             )  # fmt: skip
         else:
-            source = Source(LocalExecutor(), [(X, y, sample_weight)])
+            source = Source(LocalExecutor(), [(X, y, sample_weight)], persist=persist or True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(source)  # to be closed if it fails
             classes, class_weights = getattr(self, "classes_", None), None

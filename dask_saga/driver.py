@@ -12,7 +12,7 @@ import numpy as np
 
 from .checkpoint import Checkpoint
 from .chunk import chunk_gradient, visit_digest
-from .place import Fit, Place, Result, arrived, begin, gathered, result, resume, without_lineage
+from .place import Fit, Place, Result, arrived, begin, gathered, result, resume, undone, without_lineage
 from .prepare import Prepared, remember
 from .problem import Problem, digest
 from .rounds import Turn, Visited, draw_rounds, penalty_value, round_summary, visit_chunk
@@ -35,6 +35,8 @@ LINEAGE = 10
 SLOW = 0.5
 # Gradients this much smaller than those of which they are the mean: memory of float32 does not tell them exactly.
 KNOWN = 1e-6
+# A pass of steps that leaves so many times the least gradient that there was, and more than the one before, is undone.
+ASTRAY = 10.0
 # And this much smaller they are zero.
 ROUNDING = 1e-14
 # A loss may rise by this share, as sums are rounded.
@@ -156,7 +158,7 @@ def run(
     for _ in place.history:
         next(orders)
     began = time.perf_counter() - (place.history[-1]["seconds"] if place.history else 0.0)
-    interrupted, over, ahead = False, place.converged or place.summary.diverged, None
+    interrupted, over, rounds, ahead = False, place.converged or place.summary.diverged, None, None
     try:
         for epoch in range(len(place.history) + 1, 0 if over else max_iter + 1):
             is_exact = place.refines or place.is_new
@@ -164,11 +166,16 @@ def run(
                 next(orders)
                 place = place._replace(is_new=False) if place.is_new else _refined(fit, place)
             else:
-                coming = ahead or _one_pass(fit, place, next(orders), epoch)
+                coming = ahead or _one_pass(fit, place, rounds or next(orders), epoch)
                 # The next pass is submitted before this one has ended, unless its lineage will be cut then.
                 follows = source.holds and source.executor.goes_ahead and epoch % LINEAGE and epoch < max_iter
-                ahead = _one_pass(fit, coming, next(orders), epoch + 1) if follows else None
-                place = _ended(fit, place, coming)
+                rounds = next(orders) if follows else None
+                ahead = _one_pass(fit, coming, rounds, epoch + 1) if follows else None
+                ended = _ended(fit, place, coming)
+                if _is_astray(place, ended, at_zero):
+                    coming = ahead = None
+                    ended = undone(fit, place, ended)
+                place = ended
             place = _noted(fit, place, at_zero, began)
             norm = place.history[-1]["gradient_norm"]
             if not place.summary.diverged and norm <= tol and (epoch >= place.next_check or epoch == max_iter):
@@ -252,6 +259,12 @@ def _ended(fit: Fit, place: Place, coming: Place) -> Place:
     return coming._replace(summary=summary, **known)
 
 
+def _is_astray(place: Place, ended: Place, at_zero: float) -> bool:
+    norms = [row["gradient_norm"] * at_zero for row in place.history]
+    norm = ended.summary.gradient_norm
+    return bool(norms) and not ended.summary.diverged and norm > max(norms[-1], ASTRAY * min(norms))
+
+
 def _noted(fit: Fit, place: Place, at_zero: float, began: float) -> Place:
     """The place with one more row of history."""
     epoch, norm, seconds = len(place.history) + 1, place.summary.gradient_norm / at_zero, time.perf_counter() - began
@@ -304,7 +317,8 @@ def _norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
         return whole
     inner = gradient[:, :-1] - gradient[:, -1:] * prepared.stats.mean
     inner = gradient_mapping_norm(zero, np.column_stack([inner, zero[:, -1]]), problem, metric)
-    return inner if inner > 1e-12 * whole else whole
+    centred = gradient_mapping_norm(zero, gradient, problem, prepared.axes)
+    return max(inner, 1e-6 * centred) if inner > 1e-12 * whole else centred
 
 
 def _largest_norm(prepared: Prepared, weight: float) -> float:

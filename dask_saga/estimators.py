@@ -87,7 +87,8 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
     n_threads : int, default=1
         Threads that share a visit of a large chunk, at most. Results are reproducible for each number.
     memory_dtype : {"float32", "float64"}, default="float32"
-        Of the gradient memory, one number a row and output. float32 costs no accuracy.
+        Of the gradient memory, one number a row and output. float32 costs no accuracy where targets times
+        weights lie between 1e-30 and 1e30.
     warm_start : bool, default=False
         Whether `fit` begins at the coefficients that there are, of a `fit` before or of `partial_fit`. Its first pass
         then tells the gradients there, and fills the memory with them.
@@ -248,6 +249,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
             [classes] = dask.compute(classes) if fitted is None else [None]
         if classes is not None:
             classes = check_classes(read_labels(classes, "classes"), "classes")
+            count_labels(classes, np.empty(0))  # which refuses what are no labels, as fit does
         if fitted is None and classes is None:
             raise ValueError("classes must be given at the first call to partial_fit")
         if fitted is not None and classes is not None and not np.array_equal(fitted, classes):
@@ -371,7 +373,8 @@ class SAGARegressor(RegressorMixin, SAGABase):
     n_threads : int, default=1
         Threads that share a visit of a large chunk, at most. Results are reproducible for each number.
     memory_dtype : {"float32", "float64"}, default="float32"
-        Of the gradient memory, one number a row and output. float32 costs no accuracy.
+        Of the gradient memory, one number a row and output. float32 costs no accuracy where targets times
+        weights lie between 1e-30 and 1e30.
     warm_start : bool, default=False
         Whether `fit` begins at the coefficients that there are, of a `fit` before or of `partial_fit`. Its first pass
         then tells the gradients there, and fills the memory with them.

@@ -116,8 +116,11 @@ def resolve_penalty(penalty: Any, alpha: float = 1.0, l1_ratio: float = 0.15) ->
             "typing.NamedTuple class with value and prox"
         )
     if isinstance(penalty, ElasticNet):
-        if not (0 <= penalty.l1 < math.inf and 0 <= penalty.l2 < math.inf and penalty.lower <= penalty.upper):
-            raise ValueError(f"penalty={penalty} needs finite l1 >= 0 and l2 >= 0, and lower <= upper")
+        finite = 0 <= penalty.l1 < math.inf and 0 <= penalty.l2 < math.inf
+        if not (finite and penalty.lower <= penalty.upper and penalty.lower < math.inf and penalty.upper > -math.inf):
+            raise ValueError(
+                f"penalty={penalty} needs finite l1 >= 0 and l2 >= 0, and lower <= upper with room between"
+            )
         return ElasticNet(*map(float, penalty))
     return penalty
 

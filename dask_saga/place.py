@@ -21,8 +21,9 @@ from .rounds import Summary, Visited, merge_round, penalty_value, round_summary
 from .source import Source
 from .start import refine
 from .state import ChunkMemory, Head, SAGAState, adapt, new_head
+from .windows import shortened
 
-__all__ = ["Fit", "Place", "Result", "arrived", "begin", "gathered", "result", "resume", "without_lineage"]
+__all__ = ["Fit", "Place", "Result", "arrived", "begin", "gathered", "result", "resume", "undone", "without_lineage"]
 
 
 class Result(NamedTuple):
@@ -153,6 +154,14 @@ def arrived(fit: Fit, place: Place, x: Any) -> Place:
     calls = (fit.problem, fit.prepared.metric, before, x, *told)
     [(head, summary)] = executor.gather([executor.submit(_arrived, *calls, name="saga-head")])
     return place._replace(visits=[head], summary=summary)
+
+
+def undone(fit: Fit, place: Place, ended: Place) -> Place:
+    """The place before a pass that led far astray, with the exact gradient there, and shorter steps to come."""
+    [head] = fit.source.executor.gather([_head(fit, ended)])
+    before = [Visited(shortened(head, place.summary.x), None)]
+    window = {"window": frozenset(), "count": 0, "text": digest(ended.text, "undone")}
+    return _led(fit, ended._replace(visits=before, **window), place.summary.x, len(place.history) + 1)
 
 
 def resume(fit: Fit, saved: Saved, tol: float) -> Place:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from numbers import Integral, Real
+from numbers import Integral, Number, Real
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,7 +117,7 @@ def digest(*parts: Any) -> str:
 
 def _parts(*objects: Any) -> list:
     # With their types, as instances without fields are equal to each other.
-    return [part for item in objects for part in (type(item), tuple(item))]
+    return [part for item in objects for part in (type(item), *map(_plain, item))]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -125,8 +126,39 @@ def _hash(*parts: Any) -> str:
 
 
 def _identity(kind: type) -> tuple:
+    """What tells a class from others; of the user's own its attributes, and the code of its methods."""
     if kind.__module__.startswith("dask_saga."):
         return kind.__module__, kind.__qualname__  # its code differs from one Python to the next
-    methods = (getattr(kind, name, None) for name in ("value", "derivative", "prox"))
-    code = [(m.__code__.co_code, m.__code__.co_consts) for m in methods if hasattr(m, "__code__")]
-    return kind.__module__, kind.__qualname__, code
+    members = {name: value for base in reversed(kind.__mro__) for name, value in vars(base).items()}
+    fields = getattr(kind, "_fields", ())
+    told = [(name, _plain(value)) for name, value in members.items() if name[0] != "_" and name not in fields]
+    return kind.__module__, kind.__qualname__, sorted(told, key=lambda pair: pair[0])
+
+
+def _plain(value: Any, within: tuple = ()) -> Any:
+    """A value as what has the same text in every process: functions by their code and the globals that it names."""
+    for name in ("py_func", "fget", "__func__"):  # of compiled functions, properties, static methods
+        value = getattr(value, name, value)
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, (tuple, list)):
+        return tuple(_plain(part, within) for part in value)
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, tuple(_plain(part, within) for part in value.co_consts)
+    if isinstance(value, FunctionType) and value.__code__ not in within:
+        within = (*within, value.__code__)
+        known = {name: value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__}
+        inner = [*sorted(known.items()), *((0, cell.cell_contents) for cell in value.__closure__ or ())]
+        return _plain(value.__code__, within), tuple((name, _plain(part, within)) for name, part in inner)
+    if value is None or isinstance(value, (Number, str, bytes)):
+        return value
+    if isinstance(value, frozenset):
+        return tuple(sorted(map(repr, value)))
+    text = repr(value)  # but paths and addresses
+    return getattr(value, "__name__", type(value).__qualname__) if " at 0x" in text or "<module" in text else text
+
+
+def _names(code: CodeType) -> set:
+    """Names that code looks up, and functions within it."""
+    inner = (_names(part) for part in code.co_consts if isinstance(part, CodeType))
+    return set(code.co_names).union(*inner)

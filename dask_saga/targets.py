@@ -110,6 +110,17 @@ def check_classes(labels: np.ndarray, argument: str) -> np.ndarray:
     return classes
 
 
+def _comparable(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Numbers of different kinds as numbers of one that holds them all; other arrays as they are."""
+    kinds = {array.dtype.kind for array in arrays}
+    if len(kinds) == 1 or not kinds <= set("biuf"):
+        return list(arrays)
+    if "f" in kinds:
+        return [array.astype(float) for array in arrays]
+    small = all(int(array.max(initial=0)) < 2**63 for array in arrays)
+    return [array.astype(np.int64 if small else object) for array in arrays]
+
+
 def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
     """Positions of the labels of `y` in `classes`.
 
@@ -118,10 +129,8 @@ def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
     ValueError
         If a label of `y` is not in `classes`.
     """
-    labels = read_labels(y, warn=True)
-    if {labels.dtype.kind, classes.dtype.kind} <= set("biuf"):
-        if labels.dtype.kind != classes.dtype.kind:
-            labels, classes = labels.astype(float), classes.astype(float)
+    labels, classes = _comparable(read_labels(y, warn=True), classes)
+    if classes.dtype.kind in "biuf" and labels.dtype.kind == classes.dtype.kind:
         if len(classes) == 2:
             codes = (labels == classes[1]).astype(np.intp)
             codes[(labels != classes[0]) & (codes == 0)] = -1

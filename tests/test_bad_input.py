@@ -270,3 +270,31 @@ def test_not_fitted():
         for rows in (A, X):
             with pytest.raises(NotFittedError):
                 call(rows)
+
+
+def test_classes_in_partial_fit_are_labels_as_in_fit():
+    with pytest.raises(ValueError, match="Unknown label type"):
+        SAGAClassifier().partial_fit(A, y, classes=[0.0, 0.5, 1.0])
+
+
+def test_labels_with_and_without_sign():
+    """As float they would be one: both are beyond 2^53."""
+    labels = (A[:, 0] > 0).astype(np.int64) + 2**60
+    signed = SAGAClassifier(random_state=0).partial_fit(A, labels, classes=np.unique(labels))
+    unsigned = SAGAClassifier(random_state=0).partial_fit(A, labels.astype(np.uint64), classes=np.unique(labels))
+    assert unsigned.coef_.tobytes() == signed.coef_.tobytes()
+    beyond = labels.astype(np.uint64)
+    beyond[0] = 2**64 - 1
+    with pytest.raises(ValueError, match=r"y has labels \[18446744073709551615\] that are not among the classes"):
+        signed.partial_fit(A, beyond)
+
+
+def test_persist_is_checked_of_arrays_in_memory():
+    with pytest.raises(ValueError, match="persist='maybe' must be True, False or 'auto'"):
+        SAGAClassifier().fit(A, y, persist="maybe")
+
+
+@pytest.mark.parametrize("bounds", [(np.inf, np.inf), (-np.inf, -np.inf), (1.0, 0.0)])
+def test_bounds_without_room(bounds):
+    with pytest.raises(ValueError, match="lower <= upper with room between"):
+        SAGAClassifier(penalty=ElasticNet(1e-3, lower=bounds[0], upper=bounds[1])).fit(A, y)

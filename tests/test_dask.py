@@ -17,7 +17,7 @@ from distributed.client import futures_of
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from dask_saga import SAGAClassifier, SAGARegressor, saga
+from dask_saga import SAGAClassifier, SAGARegressor, driver, saga
 
 from .conftest import make_rows
 
@@ -414,3 +414,23 @@ def test_a_fit_that_fails_leaves_nothing_on_the_cluster(client, fault):
             return
         time.sleep(0.1)
     assert tasks() == (0, 0)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("n_parallel", [1, 2])
+def test_the_same_bits_where_passes_are_undone(client, monkeypatch, tmp_path, n_parallel):
+    def is_third_or_seventh(place, ended, at_zero):
+        return len(place.history) in (2, 6)
+
+    monkeypatch.setattr(driver, "_is_astray", is_third_or_seventh)
+    settings = {"random_state": 0, "tol": 0.0, "max_iter": 12, "n_parallel": n_parallel}
+    on_cluster = SAGAClassifier(**settings).fit(*small_blocks)
+    norms = [row["gradient_norm"] for row in on_cluster.history_]
+    assert norms[1] / 2 < norms[2] < 2 * norms[1], "that of the x before, but exact"
+    with dask.config.set(scheduler="sync"):
+        here = SAGAClassifier(**settings).fit(*small_blocks)
+        SAGAClassifier(**{**settings, "max_iter": 4}).fit(*small_blocks, checkpoint=tmp_path)
+        resumed = SAGAClassifier(**settings).fit(*small_blocks, checkpoint=tmp_path)
+    for other in (here, resumed):
+        assert other.coef_.tobytes() == on_cluster.coef_.tobytes()
+        assert other.state_.digest == on_cluster.state_.digest

@@ -1,13 +1,14 @@
 """Raw data, many losses, honest stopping: what default settings must get right."""
 
 import warnings
+from typing import NamedTuple
 
 import dask.array as da
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LinearRegression, PoissonRegressor, Ridge
+from sklearn.linear_model import Lasso, LinearRegression, PoissonRegressor, Ridge
 from threadpoolctl import threadpool_limits
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
@@ -528,3 +529,71 @@ def test_columns_in_any_unit(unit):
     mixed = A @ np.triu(np.ones((8, 8)))
     model = SAGARegressor(penalty=None, tol=1e-8, max_iter=500, random_state=0).fit(mixed * unit, b)
     np.testing.assert_allclose(model.coef_ * unit, LinearRegression().fit(mixed, b).coef_, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["rows of heavy-tailed length", "one long row", "correlated columns and one long row"])
+@pytest.mark.parametrize("seed", [3, 4])
+def test_steps_that_are_raised_lead_nowhere_far(kind, seed):
+    """They were raised again and again, until the loss was 1e50 times that at zero."""
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((3000, 10))
+    if kind == "rows of heavy-tailed length":
+        A = A * rng.standard_t(1, (3000, 1))
+    else:
+        A[0] *= 300
+    if "correlated" in kind:
+        A = A @ (rng.standard_normal((10, 10)) + np.eye(10))
+    b = A @ np.ones(10) + rng.standard_normal(3000)
+    model = SAGARegressor(penalty="l1", max_iter=1000, random_state=seed).fit(A, b)
+    assert model.converged_
+    assert max(row["gradient_norm"] for row in model.history_) < 0.1
+    best = Lasso(alpha=1e-4, tol=1e-10, max_iter=100_000).fit(A, b)
+
+    def objective(fit):
+        return ((A @ fit.coef_ + fit.intercept_ - b) ** 2).mean() / 2 + 1e-4 * abs(fit.coef_).sum()
+
+    assert objective(model) - objective(best) < 1e-4 * (b**2).mean(), "tol of that at zero"
+
+
+def test_a_loss_whose_curvature_is_told_too_small_is_fitted_all_the_same():
+    class Steep(NamedTuple):
+        curvature = 0.01
+
+        def value(self, z, y):
+            return 0.5 * (z - y) ** 2
+
+        def derivative(self, z, y):
+            return z - y
+
+    A, b = make_rows(classes=False)
+    model = SAGARegressor(loss=Steep(), penalty="l1", alpha=1e-3, max_iter=1000, random_state=0).fit(A, b)
+    best = Lasso(alpha=1e-3, tol=1e-10).fit(A, b)
+    assert model.converged_
+    np.testing.assert_allclose(model.coef_, best.coef_, rtol=1e-2, atol=1e-3)
+
+
+def test_converged_where_the_columns_tell_nothing_is_the_mean():
+    """Columns far from zero, of which none counts: the norm at zero is that of centred columns."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(7, 1000)
+    far = rng.standard_normal((1000, 5)) + 2000
+    model = SAGARegressor("poisson", penalty="l1", alpha=1.0, random_state=0).fit(far, counts)
+    assert model.converged_
+    assert not model.coef_.any()
+    assert model.predict(far[:1]) == pytest.approx(counts.mean(), rel=1e-3)
+    same = np.full((1000, 1), 1e6)
+    assert SAGARegressor("poisson", random_state=0).fit(same, counts).predict(same[:1]) == pytest.approx(
+        counts.mean(), rel=1e-3
+    )
+    years, late = np.tile([2024.0, 2025.0], 500)[:, None], np.repeat(np.arange(500) < 450, 2)
+    model = SAGAClassifier(random_state=0).fit(years, late)
+    np.testing.assert_allclose(model.predict_proba(years[:2])[:, 1], 0.9, atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [1e4, 1e6])
+def test_a_large_penalty_does_not_keep_the_intercept_from_converging(alpha):
+    A, _ = make_rows()
+    model = SAGAClassifier(alpha=alpha, random_state=0).fit(A, np.where(A[:, 0] > 1.0, 1.0, -1.0))
+    assert model.converged_
+    share = (A[:, 0] > 1.0).mean()
+    assert model.intercept_[0] == pytest.approx(np.log(share / (1 - share)), rel=1e-3)
