@@ -61,7 +61,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
 
     def __init__(
         self,
-        loss: Any = "log_loss",
+        loss: Any = "squared_error",
         *,
         penalty: Any = "l2",
         alpha: float = 1e-4,

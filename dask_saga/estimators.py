@@ -427,34 +427,6 @@ class SAGARegressor(RegressorMixin, SAGABase):
         tags.target_tags.positive_only = self.loss == "poisson"
         return tags
 
-    def __init__(
-        self,
-        loss: Any = "squared_error",
-        *,
-        penalty: Any = "l2",
-        alpha: float = 1e-4,
-        l1_ratio: float = 0.15,
-        fit_intercept: bool = True,
-        step_size: str | float = "auto",
-        step_size_scale: float = 0.3,
-        precondition: bool = True,
-        average: bool = True,
-        max_iter: int = 100,
-        tol: float = 1e-4,
-        n_parallel: int | str = 1,
-        n_threads: int = 1,
-        memory_dtype: str = "float32",
-        warm_start: bool = False,
-        random_state: Any = None,
-        verbose: int = 0,
-    ):
-        super().__init__(
-            loss, penalty=penalty, alpha=alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept,
-            step_size=step_size, step_size_scale=step_size_scale, precondition=precondition, average=average,
-            max_iter=max_iter, tol=tol, n_parallel=n_parallel, n_threads=n_threads,
-            memory_dtype=memory_dtype, warm_start=warm_start, random_state=random_state, verbose=verbose,
-        )  # fmt: skip
-
     def partial_fit(
         self,
         X: Any,
