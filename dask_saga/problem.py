@@ -117,7 +117,7 @@ def digest(*parts: Any) -> str:
 
 def _parts(*objects: Any) -> list:
     # With their types, as instances without fields are equal to each other.
-    return [part for item in objects for part in (type(item), *map(_plain, item))]
+    return [part for item in objects for part in (type(item), _plain(tuple(item)))]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -23,8 +23,6 @@ from .problem import Problem, digest
 
 __all__ = ["ChunkMemory", "Head", "SAGAState", "new_head", "new_state"]
 
-# What the cut of the step may be raised to.
-FASTEST = 30.0
 # Beyond this a coefficient has left every scale on which data are measured.
 LARGEST_COEFFICIENT = 1e100
 
@@ -64,8 +62,6 @@ class Head(NamedTuple):
         ``Problem.geometry`` for which the cut was found.
     diverged : bool
         Whether a step left finite numbers; x then stays at its last good value.
-    most_cut : float
-        What `cut` may be raised to; 1 once a raised one made x grow.
     """
 
     x: np.ndarray
@@ -86,7 +82,6 @@ class Head(NamedTuple):
     limits: np.ndarray
     geometry: str
     diverged: bool
-    most_cut: float = FASTEST
 
     @property
     def gradient_average(self) -> np.ndarray:

@@ -47,7 +47,7 @@ RAISE_BY, CUT_BY = 2.0, 10.0
 # they grow by more than the second, the step is cut by the third.
 STUCK_ABOVE, GROWS_ABOVE, UNSTICK_BY = 0.5, 2.0, 3.0
 # Where one window moves x on as the last did.
-ALONG, ACROSS, FASTER = 0.5, 0.0, 1.5
+ALONG, ACROSS, FASTER, FASTEST = 0.5, 0.0, 1.5, 30.0
 # Windows so much alike that x is under way, however it turns from chunk to chunk, and the step too short.
 STRAIGHT = 0.9
 LEAST_CUT = 1e-200
@@ -116,11 +116,9 @@ def candidate(head: Head, problem: Problem, metric: Metric) -> tuple[np.ndarray,
 def open_window(head: Head, problem: Problem, metric: Metric) -> Head:
     """The head with x at the old window's candidate and a new, empty window."""
     (x, circles), move = candidate(head, problem, metric), frozen(head.x - head.window_start)
-    cut = max(next_cut(head, move, problem, metric, circles), LEAST_CUT)
     return head._replace(
         x=x,
-        cut=cut,
-        most_cut=1.0 if cut < head.cut > 1.0 and _grows(head) else head.most_cut,
+        cut=max(next_cut(head, move, problem, metric, circles), LEAST_CUT),
         last_move=move,
         last_energy=head.window_energy,
         last_cut=head.cut,
@@ -150,7 +148,7 @@ def next_cut(head: Head, move: np.ndarray, problem: Problem, metric: Metric, cir
     """
     if not (problem.average and problem.automatic) or head.diverged:
         return head.cut
-    ratio, fell = head.window_ratio / max(head.window_count, 1), _fell(head)
+    ratio, fell = head.window_ratio / max(head.window_count, 1), head.window_energy / (head.last_energy or 1.0)
     along = _cosine(move, head.last_move, metric)
     if head.window_count < 2:
         ratio, circles = 0.0, along < ACROSS  # a chunk alone may settle
@@ -159,34 +157,26 @@ def next_cut(head: Head, move: np.ndarray, problem: Problem, metric: Metric, cir
     ratio = min(ratio, SETTLES * problem.step(metric, head.cut) * metric.L * rows)
     if ratio > MOST_RATIO:
         return head.cut * max(1.0 / CUT_BY, AIM / ratio)
+    # Of a step just changed, moves must grow by more than the step did.
+    grows = min(fell, fell * (head.last_cut / head.cut) ** 2) > GROWS_ABOVE
     straight = along > STRAIGHT
     stuck = (circles and not straight) or (along < ACROSS and head.cut <= 1.0)
-    if _grows(head) or (fell > STUCK_ABOVE and stuck):
+    if grows or (fell > STUCK_ABOVE and stuck):
         return head.cut / UNSTICK_BY
     if not straight and (ratio > LEAST_RATIO or (circles and fell > LEAST_RATIO)):
         return head.cut
     if head.cut < 1.0:
         return min(1.0, head.cut * RAISE_BY)
     if along > ALONG and not circles:
-        return min(head.cut * FASTER, head.most_cut)
+        return min(head.cut * FASTER, FASTEST)
     return max(head.cut / FASTER, 1.0) if along < ACROSS else head.cut
 
 
-def _fell(head: Head) -> float:
-    """What is left of the squared moves of the window before."""
-    return head.window_energy / (head.last_energy or 1.0)
-
-
-def _grows(head: Head) -> bool:
-    """Whether moves grew; of a step just changed, by more than the step did."""
-    return min(1.0, (head.last_cut / head.cut) ** 2) * _fell(head) > GROWS_ABOVE
-
-
 def shortened(head: Head, x: np.ndarray) -> Head:
-    """The head at an x from which a pass led far astray: its next steps are shorter, and are not raised again."""
+    """The head at an x from which a pass led far astray, for shorter steps."""
     fresh = new_head(x.shape[1] - 1, len(x), weight=head.weight, rows=head.rows, geometry=head.geometry)
-    cut = min(1.0, head.cut / UNSTICK_BY)
-    return fresh._replace(x=x, window_start=x, limits=head.limits, cut=cut, last_cut=cut, most_cut=1.0)
+    cut = max(head.cut / UNSTICK_BY, LEAST_CUT)
+    return fresh._replace(x=x, window_start=x, limits=head.limits, cut=cut, last_cut=cut)
 
 
 def _cosine(u: np.ndarray, v: np.ndarray, metric: Metric) -> float:
