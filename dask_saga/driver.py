@@ -172,7 +172,7 @@ def run(
                 rounds = next(orders) if follows else None
                 ahead = _one_pass(fit, coming, rounds, epoch + 1) if follows else None
                 ended = _ended(fit, place, coming)
-                if _is_astray(place, ended, at_zero):
+                if problem.automatic and problem.average and _is_astray(place, ended, at_zero):
                     coming = ahead = None
                     ended = undone(fit, place, ended)
                 place = ended
@@ -260,6 +260,7 @@ def _ended(fit: Fit, place: Place, coming: Place) -> Place:
 
 
 def _is_astray(place: Place, ended: Place, at_zero: float) -> bool:
+    """Whether a pass of steps, which would have been shorter had that been known, is to be undone."""
     norms = [row["gradient_norm"] * at_zero for row in place.history]
     norm = ended.summary.gradient_norm
     return bool(norms) and not ended.summary.diverged and norm > max(norms[-1], ASTRAY * min(norms))

@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso, LinearRegression, PoissonRegressor, Ridge
 from threadpoolctl import threadpool_limits
 
-from dask_saga import SAGAClassifier, SAGARegressor, saga
+from dask_saga import SAGAClassifier, SAGARegressor, driver, saga
 from dask_saga import metric as metric_module
 from dask_saga.columns import column_stats
 from dask_saga.inputs import read_chunk
@@ -553,6 +553,18 @@ def test_steps_that_are_raised_lead_nowhere_far(kind, seed):
         return ((A @ fit.coef_ + fit.intercept_ - b) ** 2).mean() / 2 + 1e-4 * abs(fit.coef_).sum()
 
     assert objective(model) - objective(best) < 1e-4 * (b**2).mean(), "tol of that at zero"
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_steps_of_the_user_are_not_undone(monkeypatch):
+    """They would be no shorter the next time."""
+    monkeypatch.setattr(driver, "_is_astray", lambda *passes: True)
+    monkeypatch.setattr(driver, "undone", lambda *passes: 1 / 0)
+    A, b = make_rows()
+    for plain in ({"step_size": 1e-3}, {"average": False}):
+        SAGAClassifier(penalty="l1", max_iter=3, tol=0.0, **plain).fit(A, b)
+    with pytest.raises(ZeroDivisionError):
+        SAGAClassifier(penalty="l1", max_iter=3, tol=0.0).fit(A, b)
 
 
 def test_a_loss_whose_curvature_is_told_too_small_is_fitted_all_the_same():
