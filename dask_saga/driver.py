@@ -35,8 +35,9 @@ LINEAGE = 10
 SLOW = 0.5
 # Gradients this much smaller than those of which they are the mean: memory of float32 does not tell them exactly.
 KNOWN = 1e-6
-# A pass of steps that leaves so many times the least gradient that there was, and more than the one before, is undone.
-ASTRAY = 10.0
+# A pass of steps that leaves so many times the least gradient that there was, more than the one before, and this share of
+# that at zero, is undone. What is less may be an estimate that was too small.
+ASTRAY, FAR = 10.0, 0.1
 # And this much smaller they are zero.
 ROUNDING = 1e-14
 # A loss may rise by this share, as sums are rounded.
@@ -263,7 +264,8 @@ def _is_astray(place: Place, ended: Place, at_zero: float) -> bool:
     """Whether a pass of steps, which would have been shorter had that been known, is to be undone."""
     norms = [row["gradient_norm"] * at_zero for row in place.history]
     norm = ended.summary.gradient_norm
-    return bool(norms) and not ended.summary.diverged and norm > max(norms[-1], ASTRAY * min(norms))
+    least = max(norms[-1], ASTRAY * min(norms), FAR * at_zero) if norms else np.inf
+    return bool(norm > least) and not ended.summary.diverged
 
 
 def _noted(fit: Fit, place: Place, at_zero: float, began: float) -> Place:
