@@ -35,11 +35,11 @@ LINEAGE = 10
 SLOW = 0.5
 # Gradients this much smaller than those of which they are the mean: memory of float32 does not tell them exactly.
 KNOWN = 1e-6
-# A pass of steps that leaves so many times the least gradient that there was, more than the one before, and this share of
-# that at zero, is undone. What is less may be an estimate that was too small.
-ASTRAY, FAR = 10.0, 0.1
 # And this much smaller they are zero.
 ROUNDING = 1e-14
+# A pass of steps is undone that leaves so many times the least gradient there was, more than the one before, and this
+# share of that at zero: what is less may be an estimate that was too small.
+ASTRAY, FAR = 10.0, 0.1
 # A loss may rise by this share, as sums are rounded.
 RISE = 1e-12
 
