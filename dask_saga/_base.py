@@ -22,7 +22,7 @@ from ._chunkwise import ONLY_PREDICTS, LearnsByChunk
 from .blocks import column_names, dask_blocks, known_length, most_bytes
 from .checkpoint import Checkpoint
 from .chunk import chunk_gradient
-from .driver import Info, run
+from .driver import Info, join_x, run
 from .executors import LocalExecutor, find_executor
 from .inputs import blame, read_chunk, read_rows
 from .losses import LOSSES, resolve_loss
@@ -226,7 +226,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         with self._all_or_nothing():
             problem = self._problem()
             goes_on = bool(self.warm_start) and hasattr(self, "coef_")
-            start = self._coefficients() if goes_on else None
+            start = join_x(self.coef_, self.intercept_) if goes_on else None
             source, problem, classes = self._read(X, y, sample_weight, problem, persist, goes_on=goes_on)
             with source, showing_progress(self.verbose, self.max_iter, callback) as noted:
                 result = self._run(source, problem, callback=noted, given=X, checkpoint=checkpoint, start=start)
@@ -332,7 +332,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         if problem.fit_intercept or not isinstance(problem.penalty, ElasticNet) or problem.penalty.l2 == 0:
             raise ValueError("duality_gap needs fit_intercept=False and a built-in penalty with an L2 part")
         source, problem, _ = self._read(X, y, sample_weight, problem, False, fits=False)
-        x = self._coefficients()
+        x = join_x(self.coef_, self.intercept_)
         with source:
             told = source.map(_gradient_and_weight, x, problem, name="saga-gap", nbytes=x.nbytes)
             sums = source.executor.gather(told)
@@ -361,10 +361,6 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         self.diverged_ = state.head.diverged
         if classes is not None:
             self.classes_ = classes
-
-    def _coefficients(self) -> np.ndarray:
-        """Those of each output with its intercept last, as the solver has them."""
-        return np.column_stack([np.atleast_2d(self.coef_), self.intercept_])
 
     def _linear(self, X: Any) -> Any:
         """Linear predictions, as ``linear`` gives them: lazy for Dask input."""

@@ -24,6 +24,7 @@ ONLY_PREDICTS = (
     "An estimator without it (a copy without_memory, too) predicts, and begins a fit with warm_start=True; "
     "partial_fit and forget need the one that it was made of"
 )
+NO_MEMORY = f"This estimator is without its gradient memory. {ONLY_PREDICTS}"
 
 
 class LearnsByChunk:
@@ -53,7 +54,7 @@ class LearnsByChunk:
             before = getattr(self, "state_", None)
             first = before is None
             if first and hasattr(self, "coef_"):
-                raise ValueError(f"This estimator is without its gradient memory. {ONLY_PREDICTS}")
+                raise ValueError(NO_MEMORY)
             problem = problem_for(problem, classes)
             name = None if chunk_id is None else repr(chunk_id)
             chunk = read_chunk(
@@ -111,7 +112,7 @@ class LearnsByChunk:
             chunk_id = _checked_id(chunk_id)
         with self._all_or_nothing():
             if self.state_ is None:
-                raise ValueError(f"This estimator is without its gradient memory. {ONLY_PREDICTS}")
+                raise ValueError(NO_MEMORY)
             classes = getattr(self, "classes_", None)
             problem, chunk = problem_for(self._problem(), classes), None
             if X is not None:

@@ -87,6 +87,11 @@ def split_x(x: np.ndarray) -> tuple[np.ndarray, Any]:
     return (x[0, :-1], float(x[0, -1])) if len(x) == 1 else (x[:, :-1], x[:, -1])
 
 
+def join_x(coef: np.ndarray, intercept: Any) -> np.ndarray:
+    """The inverse of ``split_x``: coefficients of each output with its intercept last, as the solver has them."""
+    return np.column_stack([np.atleast_2d(coef), np.ravel(intercept)])
+
+
 def run(
     source: Source,
     prepared: Prepared,

@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 
 from .chunk import chunk_gradient
+from .driver import join_x
 from .rounds import penalty_value
 
 __all__ = ["ConvergenceDisplay"]
@@ -223,8 +224,8 @@ class ConvergenceDisplay:
 def _suboptimality(estimator: Any, X: Any, y: Any, sample_weight: Any, optimum: float | None) -> list[dict]:
     """The history of a clone's fit, with the relative suboptimality after each pass."""
     model, seen = clone(estimator), []
-    model.fit(X, y, sample_weight, callback=lambda info: seen.append(_joined(info.x, info.intercept)))
-    seen.insert(0, np.zeros_like(_joined(model.coef_, model.intercept_)))
+    model.fit(X, y, sample_weight, callback=lambda info: seen.append(join_x(info.x, info.intercept)))
+    seen.insert(0, np.zeros_like(join_x(model.coef_, model.intercept_)))
     if optimum is None:
         finest = clone(estimator).set_params(tol=OPTIMUM_TOL, max_iter=OPTIMUM_PASSES)
         with warnings.catch_warnings():
@@ -237,15 +238,11 @@ def _suboptimality(estimator: Any, X: Any, y: Any, sample_weight: Any, optimum: 
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        seen.append(_joined(finest.coef_, finest.intercept_))
+        seen.append(join_x(finest.coef_, finest.intercept_))
     values = _objectives(model, X, y, sample_weight, seen)
     best = min(values) if optimum is None else optimum
     gaps = (values[1 : len(model.history_) + 1] - best) / ((values[0] - best) or 1.0)
     return [{**row, "suboptimality": float(gap)} for row, gap in zip(model.history_, gaps, strict=True)]
-
-
-def _joined(coef: np.ndarray, intercept: Any) -> np.ndarray:
-    return np.column_stack([np.atleast_2d(coef), np.ravel(intercept)])
 
 
 def _objectives(model: Any, X: Any, y: Any, sample_weight: Any, xs: list[np.ndarray]) -> np.ndarray:
