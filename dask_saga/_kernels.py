@@ -60,13 +60,15 @@ from ._row_steps import (
     step_of_one,
     stored,
 )
-from .losses import row_value_and_derivative
-from .penalties import prox_of_move, shrink
+from .losses import curvature, gives_curvature, row_derivative, row_value_and_derivative, target
+from .penalties import prox, prox_of_move, shrink
 
 __all__ = ["Kernels", "Pass", "kernels_for"]
 
 # Rows that are asked for ahead take no more: they would else push each other out of the cache.
 AHEAD_BYTES = 2**15
+# Half the width of a difference of derivatives, relative to the prediction where that is above one.
+DIFFERENCE = 1e-4
 U = np.uint64
 
 
@@ -114,6 +116,10 @@ class Kernels(NamedTuple):
     sparse_gradient: Callable
     proximal_step: Callable
     squared_mapping: Callable
+    derivatives: Callable
+    row_values: Callable
+    values_on_line: Callable
+    coordinate_descent: Callable
 
 
 def _build(sources: int, cache: bool) -> Kernels:
@@ -330,6 +336,86 @@ def _build(sources: int, cache: bool) -> Kernels:
             total += move * move / scale[j]
         return total
 
+    @jit
+    def derivatives(z, b, weights, slopes, curvatures, room, loss):
+        """Write the weighted first and second derivatives of each row's loss in each of its predictions z, (n, k).
+
+        The second one is a central difference of the first where the loss has no ``curvature_at``.
+        """
+        sources  # noqa: B018
+        outputs = outputs_of(room)
+        u, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
+        for i in range(z.shape[0]):
+            w = weights[i] if weights.size else 1.0
+            for k in range(outputs):
+                u[k] = z[i, k]
+            row_derivative(loss, u, b[i], m)
+            for k in range(outputs):
+                slopes[i, k] = w * m[k]
+            for k in range(outputs):
+                if gives_curvature(loss):
+                    curvatures[i, k] = w * curvature(loss, u[k], target(b[i], k, outputs), 0.0)
+                else:
+                    width = DIFFERENCE * max(1.0, abs(z[i, k]))
+                    u[k] = z[i, k] + width
+                    row_derivative(loss, u, b[i], m)
+                    above = m[k]
+                    u[k] = z[i, k] - width
+                    row_derivative(loss, u, b[i], m)
+                    u[k] = z[i, k]
+                    curvatures[i, k] = w * max(above - m[k], 0.0) / (2.0 * width)
+
+    @jit
+    def row_values(z, b, weights, values, room, loss):
+        """Write the weighted loss of each row at its predictions z, (n, k)."""
+        sources  # noqa: B018
+        outputs = outputs_of(room)
+        u, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
+        for i in range(z.shape[0]):
+            for k in range(outputs):
+                u[k] = z[i, k]
+            w = weights[i] if weights.size else 1.0
+            values[i] = w * row_value_and_derivative(loss, u, b[i], m) if w > 0.0 else 0.0
+
+    @jit
+    def values_on_line(z, dz, b, weights, steps, values, room, loss):
+        """Add the weighted sum of the losses at the predictions z + step dz to ``values``, for each of the steps."""
+        sources  # noqa: B018
+        outputs = outputs_of(room)
+        u, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
+        for i in range(z.shape[0]):
+            w = weights[i] if weights.size else 1.0
+            if w > 0.0:
+                for t in range(steps.size):
+                    for k in range(outputs):
+                        u[k] = z[i, k] + steps[t] * dz[i, k]
+                    values[t] += w * row_value_and_derivative(loss, u, b[i], m)
+
+    @jit
+    def coordinate_descent(hessian, slope, x, move, penalty, sweeps, tol):
+        """Minimise slope'd + d'H d / 2 + penalty(x + d) over d, coordinate by coordinate; d is ``move``.
+
+        ``slope`` is kept at the gradient of the quadratic at d. Ends where no coordinate of a sweep lowers the
+        objective by more than ``tol``. Returns the number of sweeps.
+        """
+        sources  # noqa: B018
+        for sweep in range(sweeps):
+            largest = 0.0
+            for j in range(x.size):
+                h = hessian[j, j]
+                if h > 0.0:
+                    step, before = 1.0 / h, move[j]
+                    wanted = x[j] + before - step * slope[j]
+                    move[j] = prox(penalty, wanted, step, shrink(penalty, step)) - x[j]
+                    change = move[j] - before
+                    if change != 0.0:
+                        largest = max(largest, h * change * change)
+                        for i in range(x.size):
+                            slope[i] += hessian[j, i] * change
+            if largest <= tol:
+                return sweep + 1
+        return sweeps
+
     return Kernels(
         dense_pass,
         sparse_pass,
@@ -337,6 +423,10 @@ def _build(sources: int, cache: bool) -> Kernels:
         sparse_gradient,
         proximal_step,
         squared_mapping,
+        derivatives,
+        row_values,
+        values_on_line,
+        coordinate_descent,
     )
 
 

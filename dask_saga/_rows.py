@@ -8,8 +8,10 @@ from numba import njit
 from ._intrinsics import borrowed, compiled, inlined, prefetch
 
 __all__ = [
+    "dense_leverages",
     "dense_moments",
     "dense_norms",
+    "dense_predictions",
     "dense_sum",
     "gather_columns",
     "largest_of",
@@ -20,8 +22,10 @@ __all__ = [
     "scale_columns",
     "scaled_products",
     "shuffle_rows",
+    "sparse_leverages",
     "sparse_moments",
     "sparse_norms",
+    "sparse_predictions",
     "squared_moves",
     "visits_of",
 ]
@@ -297,3 +301,55 @@ def sparse_norms(data, indices, indptr, shift, scale, intercept, out):
             a = data[q] - shift[U(indices[q])] if shifted else data[q]
             total += a * a * scale[U(indices[q])]
         out[i] = min(total, LONGEST)
+
+
+@compiled
+def dense_predictions(A, x, out):
+    """Write the linear predictions of each row, (n, k), at x of shape (k, p + 1), the intercept last."""
+    A, x = borrowed(A), borrowed(x)
+    for i in range(A.shape[0]):
+        row = A[i]
+        for k in range(x.shape[0]):
+            xk, total = x[k], 0.0
+            for j in range(row.size):
+                total += row[j] * xk[j]
+            out[i, k] = total + xk[row.size]
+
+
+@compiled
+def sparse_predictions(data, indices, indptr, x, out):
+    """As ``dense_predictions``."""
+    data, indices, indptr, x = borrowed(data), borrowed(indices), borrowed(indptr), borrowed(x)
+    for i in range(U(indptr.size - 1)):
+        for k in range(x.shape[0]):
+            xk, total = x[k], 0.0
+            for q in range(U(indptr[i]), U(indptr[i + U(1)])):
+                total += data[q] * xk[U(indices[q])]
+            out[i, k] = total + xk[xk.size - 1]
+
+
+@compiled
+def dense_leverages(A, centre, scale, sums, largest):
+    """Write the sum over the columns of each row's squared and scaled entries, and the largest of these."""
+    A, centre, scale = borrowed(A), borrowed(centre), borrowed(scale)
+    for i in range(A.shape[0]):
+        row, total, most = A[i], 0.0, 0.0
+        for j in range(row.size):
+            share = (row[j] - centre[j]) ** 2 * scale[j]
+            total, most = total + share, max(most, share)
+        sums[i], largest[i] = total, most
+
+
+@compiled
+def sparse_leverages(data, indices, indptr, centre, scale, sums, largest):
+    """As ``dense_leverages``, of the entries that are stored."""
+    data, indices, indptr, centre, scale = (
+        borrowed(data), borrowed(indices), borrowed(indptr), borrowed(centre), borrowed(scale)
+    )  # fmt: skip
+    for i in range(U(indptr.size - 1)):
+        total, most = 0.0, 0.0
+        for q in range(U(indptr[i]), U(indptr[i + U(1)])):
+            j = U(indices[q])
+            share = (data[q] - centre[j]) ** 2 * scale[j]
+            total, most = total + share, max(most, share)
+        sums[i], largest[i] = total, most
