@@ -16,7 +16,17 @@ from .penalties import ElasticNet
 from .targets import LARGEST
 from .threads import even_slices, one_blas_thread, sharers, threads
 
-__all__ = ["ColumnStats", "column_stats", "measure", "merge", "no_stats", "typical", "wants_products", "without"]
+__all__ = [
+    "ColumnStats",
+    "column_stats",
+    "gram",
+    "measure",
+    "merge",
+    "no_stats",
+    "typical",
+    "wants_products",
+    "without",
+]
 
 # Columns up to which products are collected.
 MOST_ROTATED = 300
@@ -270,6 +280,18 @@ def _products(
     if n > most:
         some = np.sort(np.random.default_rng((n, p)).choice(n, most, replace=False, shuffle=False))
         rows, weights = rows[some], weights[some]
+    products = gram(rows, weights, mean, problem.n_threads)
+    # Of the same variances as all rows.
+    lengths = np.sqrt(np.diag(products))
+    factors = np.divide(np.sqrt(squares), lengths, out=np.zeros(p), where=lengths > 0)
+    products *= np.outer(factors, factors)
+    np.fill_diagonal(products, squares)
+    return products
+
+
+def gram(rows: np.ndarray, weights: np.ndarray, mean: np.ndarray, n_threads: int = 1) -> np.ndarray:
+    """Weighted sums of products of dense columns about a mean, of shape (p, p), by BLAS."""
+    p = rows.shape[1]
     blocks = [slice(start, start + MOMENTS) for start in range(0, len(weights), MOMENTS)]
     few = rows.size * p <= FEW  # to tell BLAS how many threads it may take would cost more than they do
 
@@ -278,15 +300,9 @@ def _products(
         # Of a matrix times its transpose BLAS takes half.
         return np.einsum("ij,ik->jk", apart, apart) if few else apart.T @ apart
 
-    count = sharers(problem.n_threads, rows.size)
+    count = sharers(n_threads, rows.size)
     with one_blas_thread(0 if few else np.inf), threads(count) as each:
-        products = sum(each(multiply, blocks))
-    # Of the same variances as all rows.
-    lengths = np.sqrt(np.diag(products))
-    factors = np.divide(np.sqrt(squares), lengths, out=np.zeros(p), where=lengths > 0)
-    products *= np.outer(factors, factors)
-    np.fill_diagonal(products, squares)
-    return products
+        return sum(each(multiply, blocks))
 
 
 def merge(one: ColumnStats, other: ColumnStats) -> ColumnStats:

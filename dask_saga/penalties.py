@@ -15,7 +15,7 @@ from numba.extending import register_jitable
 
 from ._intrinsics import overloaded
 
-__all__ = ["PENALTIES", "ElasticNet", "prox", "resolve_penalty"]
+__all__ = ["PENALTIES", "ElasticNet", "penalty_values", "prox", "resolve_penalty"]
 
 
 @register_jitable
@@ -123,6 +123,13 @@ def resolve_penalty(penalty: Any, alpha: float = 1.0, l1_ratio: float = 0.15) ->
             )
         return ElasticNet(*map(float, penalty))
     return penalty
+
+
+def penalty_values(penalty: Any, values: np.ndarray) -> np.ndarray:
+    """The penalty of each of some coefficients."""
+    if isinstance(penalty, ElasticNet):
+        return penalty.value(values)
+    return np.array([penalty.value(float(one)) for one in values.ravel()]).reshape(values.shape)
 
 
 # What compiled code calls. ElasticNet gets its ``shrink(step)`` back in ``prox``, so that a loop

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from .chunk import chunk_gradient, chunk_saga, fresh_memory
 from .inputs import Chunk, frozen
 from .metric import Metric, sum_to_solver, x_to_solver, x_to_user
-from .penalties import ElasticNet
+from .penalties import penalty_values
 from .problem import Problem
 from .state import ChunkMemory, Head
 from .windows import candidate, gradient_mapping_norm, open_pass, open_window, proximal_gradient_step
@@ -168,9 +168,7 @@ def _pass_loss(visits: tuple[Visited, ...]) -> float:
 
 def penalty_value(x: np.ndarray, problem: Problem) -> float:
     """The penalty of coefficients of shape (outputs, p + 1), the intercept last."""
-    value, inner = problem.penalty.value, x[:, :-1]
-    built_in = isinstance(problem.penalty, ElasticNet)
-    return float(value(inner).sum() if built_in else sum(value(float(one)) for one in inner.ravel()))
+    return float(penalty_values(problem.penalty, x[:, :-1]).sum())
 
 
 def round_summary(problem: Problem, metric: Metric, *visits: Visited) -> Summary:
