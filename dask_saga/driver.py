@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .checkpoint import Checkpoint
-from .chunk import chunk_gradient, visit_digest
+from .chunk import visit_digest
+from .convergence import confirm, is_slow, may_step, newton_pass, norm_at_zero, tells_exactly
 from .place import Fit, Place, Result, arrived, begin, gathered, result, resume, undone, without_lineage
 from .prepare import Prepared, remember
 from .problem import Problem, digest
-from .rounds import Turn, Visited, draw_rounds, penalty_value, round_summary, visit_chunk
+from .rounds import Turn, Visited, draw_rounds, round_summary, visit_chunk
 from .source import Source, lanes
 from .start import refine
 from .state import draw_seed, number_occurrences, visit_seed
-from .windows import gradient_mapping_norm, window_is_due
+from .windows import window_is_due
 
 __all__ = ["Info", "run"]
 
@@ -33,10 +34,6 @@ LINEAGE = 10
 
 # A refinement that leaves more than this share of the gradient is the last one: a pass of steps leaves less.
 SLOW = 0.5
-# Gradients this much smaller than those of which they are the mean: memory of float32 does not tell them exactly.
-KNOWN = 1e-6
-# And this much smaller they are zero.
-ROUNDING = 1e-14
 # A pass of steps is undone that leaves so many times the least gradient there was, more than the one before, and this
 # share of that at zero: what is less may be an estimate that was too small.
 ASTRAY, FAR = 10.0, 0.1
@@ -80,6 +77,18 @@ class Info(NamedTuple):
     visits: int
     bytes_read: int
     chunks: Any
+
+
+class Orders:
+    """The rounds of each pass: those of a number are the same, whichever passes have asked for theirs before."""
+
+    def __init__(self, parts: list[range], seed: int | None):
+        self.parts, self.rng, self.drawn = parts, None if seed is None else np.random.default_rng(seed), []
+
+    def __getitem__(self, epoch: int) -> list[list[int]]:
+        while len(self.drawn) < epoch:
+            self.drawn.append(draw_rounds(self.parts, self.rng))
+        return self.drawn[epoch - 1]
 
 
 def split_x(x: np.ndarray) -> tuple[np.ndarray, Any]:
@@ -157,37 +166,37 @@ def run(
         raise ValueError(
             f"checkpoint: the gradient memory, {size / 1e9:.1f} GB, is too large for this process to write"
         )
-    at_zero = _norm_at_zero(prepared, weight, problem)
+    at_zero = norm_at_zero(prepared, weight, problem)
     place = resume(fit, saved, tol) if saved else begin(fit, at_zero, start)
-    rng = np.random.default_rng(seed) if shuffle else None
-    orders = (draw_rounds(parts, rng) for _ in itertools.count())
-    for _ in place.history:
-        next(orders)
+    orders = Orders(parts, seed if shuffle else None)
     began = time.perf_counter() - (place.history[-1]["seconds"] if place.history else 0.0)
-    interrupted, over, rounds, ahead = False, place.converged or place.summary.diverged, None, None
+    interrupted, over, ahead = False, place.converged or place.summary.diverged, None
     try:
         for epoch in range(len(place.history) + 1, 0 if over else max_iter + 1):
-            is_exact = place.refines or place.is_new
-            if is_exact:
-                next(orders)
-                place = place._replace(is_new=False) if place.is_new else _refined(fit, place)
+            is_exact = True
+            if place.is_new:
+                place = place._replace(is_new=False)
+            elif place.refines:
+                place = _refined(fit, place)
+            elif place.newton:
+                place, ahead = newton_pass(fit, place), None
             else:
-                coming = ahead or _one_pass(fit, place, rounds or next(orders), epoch)
+                is_exact, coming = False, ahead or _one_pass(fit, place, orders[epoch], epoch)
                 # The next pass is submitted before this one has ended, unless its lineage will be cut then.
                 follows = source.holds and source.executor.goes_ahead and epoch % LINEAGE and epoch < max_iter
-                rounds = next(orders) if follows else None
-                ahead = _one_pass(fit, coming, rounds, epoch + 1) if follows else None
+                ahead = _one_pass(fit, coming, orders[epoch + 1], epoch + 1) if follows else None
                 ended = _ended(fit, place, coming)
-                if problem.automatic and problem.average and _is_astray(place, ended, at_zero):
+                if may_step(problem) and _is_astray(place, ended, at_zero):
                     coming = ahead = None
                     ended = undone(fit, place, ended)
                 place = ended
             place = _noted(fit, place, at_zero, began)
             norm = place.history[-1]["gradient_norm"]
             if not place.summary.diverged and norm <= tol and (epoch >= place.next_check or epoch == max_iter):
-                told = problem.memory_dtype == "float64" or tol * at_zero >= KNOWN * _largest_norm(prepared, weight)
-                known = is_exact and told
-                place = place._replace(converged=True) if known else _confirm(fit, place, at_zero, tol)
+                known = is_exact and tells_exactly(prepared, weight, problem, tol * at_zero)
+                place = confirm(fit, place, at_zero, tol, known)
+            elif not is_exact and not place.summary.diverged and is_slow(fit, place):
+                place = place._replace(newton=True)
             stop = place.summary.diverged or place.converged
             if callback is not None:
                 answer = callback(_info(place, given))
@@ -204,7 +213,8 @@ def run(
         interrupted = source.interrupted = True
     coming = ahead = None  # so that the cluster forgets it
     source.executor.let_go()
-    return result(fit, place, interrupted)
+    needs_float64 = not tells_exactly(prepared, weight, problem, tol * at_zero)
+    return result(fit, place, interrupted)._replace(needs_float64=needs_float64)
 
 
 def _refined(fit: Fit, place: Place) -> Place:
@@ -261,7 +271,7 @@ def _one_pass(fit: Fit, place: Place, rounds: list[list[int]], epoch: int) -> Pl
 def _ended(fit: Fit, place: Place, coming: Place) -> Place:
     """The place where a pass ends, once it has; what was found out meanwhile holds there, too."""
     [summary] = fit.source.executor.gather([coming.summary])
-    known = {name: getattr(place, name) for name in ("history", "next_check", "wait")}
+    known = {name: getattr(place, name) for name in ("history", "next_check", "wait", "newton_check", "newton_wait")}
     return coming._replace(summary=summary, **known)
 
 
@@ -288,47 +298,7 @@ def _noted(fit: Fit, place: Place, at_zero: float, began: float) -> Place:
     return place._replace(history=(*place.history, row))
 
 
-def _confirm(fit: Fit, place: Place, at_zero: float, tol: float) -> Place:
-    """The place with the exact norm, by one parallel pass; after one that was in vain the next waits longer."""
-    source, problem, metric, x = fit.source, fit.problem, fit.prepared.axes, place.summary.x
-    sums = source.executor.gather(source.map(chunk_gradient, x, problem, name="saga-confirm", nbytes=x.nbytes))
-    loss, gradient = (sum(part) / fit.weight for part in zip(*sums, strict=True))
-    norm = gradient_mapping_norm(x, gradient, problem, metric) / at_zero
-    exact = {"objective": float(loss) + penalty_value(x, problem), "gradient_norm": norm}
-    exact["bytes_read"] = source.bytes_read
-    return place._replace(
-        history=(*place.history[:-1], {**place.history[-1], **exact}),
-        converged=norm <= tol,
-        next_check=len(place.history) + place.wait,
-        wait=2 * place.wait,
-    )
-
-
 def _info(place: Place, given: Any) -> Info:
     """What the callback sees."""
     x, intercept = split_x(place.summary.x)
     return Info(**place.history[-1], x=x, intercept=intercept, step_size=place.summary.step_size, chunks=given)
-
-
-def _norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
-    """What `tol` is relative to: the norm at x = 0, of the coefficients alone where these count.
-
-    An intercept that is far from zero would else hide them: centred columns do not feel it.
-    """
-    gradient = prepared.zero / weight
-    zero, metric = np.zeros_like(gradient), prepared.axes.unshifted
-    whole = gradient_mapping_norm(zero, gradient, problem, metric)
-    # What rounding leaves where zero is the optimum, as of labels that the columns tell nothing of.
-    if whole <= ROUNDING * _largest_norm(prepared, weight):
-        return 0.0
-    if not problem.fit_intercept:
-        return whole
-    inner = gradient[:, :-1] - gradient[:, -1:] * prepared.stats.mean
-    inner = gradient_mapping_norm(zero, np.column_stack([inner, zero[:, -1]]), problem, metric)
-    centred = gradient_mapping_norm(zero, gradient, problem, prepared.axes)
-    return max(inner, 1e-6 * centred) if inner > 1e-12 * whole else centred
-
-
-def _largest_norm(prepared: Prepared, weight: float) -> float:
-    """A bound of the norm at zero: a loss's slope is at most the square root of twice the loss and its curvature."""
-    return float(np.sqrt(2.0 * prepared.axes.L * abs(prepared.value) / weight))

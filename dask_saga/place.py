@@ -21,9 +21,21 @@ from .rounds import Summary, Visited, merge_round, penalty_value, round_summary
 from .source import Source
 from .start import refine
 from .state import ChunkMemory, Head, SAGAState, adapt, new_head
-from .windows import shortened
+from .windows import restarted, shortened
 
-__all__ = ["Fit", "Place", "Result", "arrived", "begin", "gathered", "result", "resume", "undone", "without_lineage"]
+__all__ = [
+    "Fit",
+    "Place",
+    "Result",
+    "arrived",
+    "begin",
+    "gathered",
+    "moved",
+    "result",
+    "resume",
+    "undone",
+    "without_lineage",
+]
 
 
 class Result(NamedTuple):
@@ -37,6 +49,8 @@ class Result(NamedTuple):
     diverged: bool
     interrupted: bool
     history: list[dict]
+    n_chunks: int  # that are visited apart
+    needs_float64: bool = False  # whether float32 gradient memory is too coarse for `tol`
 
 
 class Fit(NamedTuple):
@@ -90,12 +104,19 @@ class Place(NamedTuple):
     refines: bool = False  # whether the next pass is to tell the exact gradient where the sample leads
     in_vain: int = 0  # passes that found no better place, and left no trace
     is_new: bool = False  # whether the first pass has told the exact gradient here, and is not yet noted
+    newton: bool = False  # whether the next pass takes a Newton step
+    newton_check: int = 0  # the epoch from which slow passes may be followed by one, and how long to wait after it
+    newton_wait: int = 1
+    step: Any = None  # the Newton step, where it is known already
 
 
 # Memories up to this share of the rows, and this size, go to where their sums are added up: a task less for each chunk.
 TRAVELS, MOST_TRAVELS = 0.05, 2**25
 # What a checkpoint keeps of a place beside head and memories.
-FACTS = ("window", "count", "text", "history", "next_check", "wait", "converged", "refines", "in_vain")
+FACTS = (
+    "window", "count", "text", "history", "next_check", "wait", "converged", "refines", "in_vain", "newton",
+    "newton_check", "newton_wait",
+)  # fmt: skip
 
 
 def begin(fit: Fit, at_zero: float, start: np.ndarray | None = None) -> Place:
@@ -159,9 +180,21 @@ def arrived(fit: Fit, place: Place, x: Any) -> Place:
 def undone(fit: Fit, place: Place, ended: Place) -> Place:
     """The place before a pass that led far astray, with the exact gradient there, and shorter steps to come."""
     [head] = fit.source.executor.gather([_head(fit, ended)])
-    before = [Visited(shortened(head, place.summary.x), None)]
-    window = {"window": frozenset(), "count": 0, "text": digest(ended.text, "undone")}
-    return _led(fit, ended._replace(visits=before, **window), place.summary.x, len(place.history) + 1)
+    text = digest(ended.text, "undone")
+    return _filled(fit, ended._replace(text=text), shortened(head, place.summary.x))
+
+
+def moved(fit: Fit, place: Place, x: np.ndarray) -> Place:
+    """The place at an x that no visit led to, with the exact gradient there."""
+    [head] = fit.source.executor.gather([_head(fit, place)])
+    text = digest(place.text, "moved", x.tobytes())
+    return _filled(fit, place._replace(text=text), restarted(head, x, min(head.cut, 1.0)))
+
+
+def _filled(fit: Fit, place: Place, head: Head) -> Place:
+    """The place at a head's x, where one pass over all rows has filled the memory."""
+    there = place._replace(visits=[Visited(head, None)], window=frozenset(), count=0)
+    return _led(fit, there, head.x, len(place.history) + 1)
 
 
 def resume(fit: Fit, saved: Saved, tol: float) -> Place:
@@ -224,8 +257,9 @@ def result(fit: Fit, place: Place, interrupted: bool) -> Result:
     )
     x, *_, step_size, diverged = place.summary
     return Result(
-        state, memories is not None, x, step_size, place.converged, diverged, interrupted, list(place.history)
-    )
+        state, memories is not None, x, step_size, place.converged, diverged, interrupted, list(place.history),
+        len(prepared.groups),
+    )  # fmt: skip
 
 
 def _with_memories(fit: Fit, place: Place) -> tuple[Head, list[ChunkMemory] | None]:

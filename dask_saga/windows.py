@@ -25,6 +25,7 @@ __all__ = [
     "open_pass",
     "open_window",
     "proximal_gradient_step",
+    "restarted",
     "shortened",
     "shown_x",
     "stream_window_is_due",
@@ -172,11 +173,15 @@ def next_cut(head: Head, move: np.ndarray, problem: Problem, metric: Metric, cir
     return max(head.cut / FASTER, 1.0) if along < ACROSS else head.cut
 
 
+def restarted(head: Head, x: np.ndarray, cut: float) -> Head:
+    """The head at an x that no visit led to, with this cut of the step."""
+    fresh = new_head(x.shape[1] - 1, len(x), weight=head.weight, rows=head.rows, geometry=head.geometry)
+    return fresh._replace(x=x, window_start=x, limits=head.limits, cut=cut, last_cut=cut)
+
+
 def shortened(head: Head, x: np.ndarray) -> Head:
     """The head at an x from which a pass led far astray, for shorter steps."""
-    fresh = new_head(x.shape[1] - 1, len(x), weight=head.weight, rows=head.rows, geometry=head.geometry)
-    cut = max(head.cut / UNSTICK_BY, LEAST_CUT)
-    return fresh._replace(x=x, window_start=x, limits=head.limits, cut=cut, last_cut=cut)
+    return restarted(head, x, max(head.cut / UNSTICK_BY, LEAST_CUT))
 
 
 def _cosine(u: np.ndarray, v: np.ndarray, metric: Metric) -> float:
