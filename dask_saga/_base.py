@@ -31,7 +31,7 @@ from .place import Result
 from .prediction import linear
 from .prepare import prepare
 from .problem import CONSTRAINTS, Problem, problem_for, to_float
-from .progress import diverged_advice, showing_progress, unconverged_advice
+from .progress import Ending, diverged_advice, showing_progress, unconverged_advice
 from .source import Source
 from .state import SAGAState, draw_seed
 
@@ -347,7 +347,9 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             return  # a callback stopped it, or Ctrl-C
         else:
             norms = [row["gradient_norm"] for row in result.history]
-            advice = unconverged_advice(self, norms, result.state.head.cut)
+            head, stats, names = result.state.head, result.state.stats, getattr(self, "feature_names_in_", None)
+            ending = Ending(norms, result.n_chunks, head.cut, stats, names, result.needs_float64)
+            advice = unconverged_advice(self, ending)
         warnings.warn(advice, ConvergenceWarning, stacklevel=3)
 
     def _class_weights(self, classes: np.ndarray) -> np.ndarray | None:

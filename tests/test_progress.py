@@ -1,6 +1,7 @@
 """What a user sees during a long fit, and what Ctrl-C leaves."""
 
 import _thread
+import re
 import signal
 import threading
 import time
@@ -10,12 +11,17 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from dask import delayed
 from sklearn.exceptions import ConvergenceWarning
 
 from dask_saga import SAGAClassifier, saga
+from dask_saga.columns import column_stats
+from dask_saga.inputs import read_chunk
 from dask_saga.losses import LogLoss
 from dask_saga.penalties import ElasticNet
+from dask_saga.problem import Problem
+from dask_saga.progress import Ending, unconverged_advice
 
 from .conftest import make_rows
 from .oracles import exact_objective
@@ -150,3 +156,78 @@ def test_a_bar_counts_the_passes_before_a_resume(tmp_path, capsys):
     SAGAClassifier(max_iter=4, **settings).fit(A, b, checkpoint=tmp_path)
     SAGAClassifier(max_iter=6, verbose=1, **settings).fit(A, b, checkpoint=tmp_path)
     assert "6/6" in capsys.readouterr().err
+
+
+STATS = column_stats(read_chunk(A, y), Problem(LogLoss(), ElasticNet()))
+FALLING, STALLED, SLOW = 0.8 ** np.arange(60.0), np.full(60, 1e-7), 0.5 * 0.999 ** np.arange(60.0)
+
+
+def advice(norms=SLOW, n_chunks=1, step_multiplier=1.0, stats=STATS, names=None, needs_float64=False, **settings):
+    """What a fit with these parameters says that ended like this."""
+    estimator = SAGAClassifier(**{"tol": 1e-12, **settings})
+    return unconverged_advice(estimator, Ending(list(norms), n_chunks, step_multiplier, stats, names, needs_float64))
+
+
+def test_advice_blames_the_chunks_where_there_are_several_only():
+    assert "as the chunks differ: shuffle the rows" in advice(n_chunks=7, step_multiplier=0.1)
+    for told in (advice(n_chunks=1, step_multiplier=0.1), advice(n_chunks=7, step_multiplier=1.0)):
+        assert "chunks" not in told
+        assert "raise step_size_scale" in told
+
+
+def test_advice_names_float32_memory_where_that_is_the_limit():
+    assert "memory_dtype='float64'" in advice(STALLED, needs_float64=True)
+    assert "memory_dtype" not in advice(STALLED, needs_float64=False)
+    assert "memory_dtype" not in advice(FALLING, needs_float64=True)  # it still falls
+
+
+def test_advice_raises_alpha_where_alpha_is_small_only():
+    assert "raise alpha" in advice(alpha=1e-6)
+    assert "alpha" not in advice(alpha=1e9)
+    assert "add a penalty" in advice(penalty=None)
+    assert "alpha" not in advice(penalty=ElasticNet(l2=1e-6))  # an object takes no alpha
+
+
+def test_advice_gives_a_range_of_passes_where_the_rate_is_steady_only():
+    told = advice(FALLING)
+    low, high = (int(number) for number in re.search(r"and (\d+) to (\d+) more passes", told).groups())
+    assert low - 1 <= np.log(1e-12 / FALLING[-1]) / np.log(0.8) <= high
+    kinked = np.concatenate([0.5 ** np.arange(40.0), 0.5**39 * 0.97 ** np.arange(20.0)])  # slower of late
+    for norms in (kinked, FALLING[:8], 0.95 ** np.arange(60.0)):  # few passes; and many more than were made
+        assert "raise max_iter" in advice(norms, tol=1e-30)
+        assert "more passes" not in advice(norms, tol=1e-30)
+    assert "more passes" not in advice(SLOW)
+
+
+def test_passes_that_are_announced_do():
+    with pytest.warns(ConvergenceWarning, match="more passes may do") as caught:
+        model = SAGAClassifier(max_iter=30, tol=1e-6, step_size=0.02, random_state=0).fit(A, y)
+    _, most = re.search(r"and (\d+) to (\d+) more passes", str(caught[0].message)).groups()
+    model.set_params(max_iter=30 + int(most)).fit(A, y)
+    assert model.converged_
+
+
+def test_advice_for_a_step_of_ones_own():
+    with pytest.warns(ConvergenceWarning, match="try step_size='auto'"):
+        SAGAClassifier(random_state=0, max_iter=3, tol=1e-6, step_size=1e-9).fit(A, y)
+
+
+@pytest.mark.parametrize("kind", ["array", "frame", "sparse"])
+def test_advice_names_a_column_with_a_far_entry(kind):
+    rows = A.copy()
+    rows[17, 3] = -999999.0
+    data = {"array": rows, "frame": pd.DataFrame(rows, columns=list("abcdefgh")), "sparse": sp.csr_array(rows)}[kind]
+    with pytest.warns(
+        ConvergenceWarning, match="'d'" if kind == "frame" else "Column 3 has an entry, -1e[+]06"
+    ) as seen:
+        SAGAClassifier(random_state=0, max_iter=1, tol=1e-9).fit(data, y)
+    assert "check it, or clip the column" in str(seen[0].message)
+
+
+def test_advice_names_no_column_without_a_far_entry():
+    rare = np.zeros((600, 1))
+    rare[5] = 1.0  # a level of a one-hot column, in one row
+    for rows in (A, np.column_stack([A, rare]), np.exp(A / A.std(axis=0))):
+        with pytest.warns(ConvergenceWarning) as seen:
+            SAGAClassifier(random_state=0, max_iter=1, tol=1e-9).fit(rows, y)
+        assert "Column" not in str(seen[0].message)

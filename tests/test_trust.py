@@ -315,17 +315,6 @@ def test_squared_error_starts_at_its_optimum_where_the_axes_are_known(fit_interc
         assert np.abs(plain.fit(X, y).coef_).max() < 1e-3
 
 
-def test_advice_fits_the_case(binary):
-    A, y = binary
-    for settings, advice in (
-        ({"max_iter": 8, "tol": 1e-6}, "about [0-9]+ more passes would do"),
-        ({"max_iter": 3, "tol": 1e-6, "step_size": 1e-9}, "try step_size='auto'"),
-        ({"max_iter": 400, "tol": 1e-13}, "memory_dtype='float64'"),
-    ):
-        with pytest.warns(ConvergenceWarning, match=advice):
-            SAGAClassifier(random_state=0, **settings).fit(A, y)
-
-
 @pytest.mark.parametrize("penalty", ["l2", "elasticnet", ElasticNet(l2=0.05, lower=-0.1, upper=0.2)])
 @pytest.mark.parametrize("classes", [2, 3])
 def test_duality_gap_bounds_the_distance(penalty, classes, binary):
