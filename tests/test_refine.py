@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
-from dask_saga import SAGAClassifier, SAGARegressor, driver, place, start
+from dask_saga import SAGAClassifier, SAGARegressor, convergence, driver, place, start
 from dask_saga.chunk import chunk_gradient, factors_at_zero
 from dask_saga.columns import measure
 from dask_saga.inputs import read_chunk
@@ -187,8 +187,8 @@ def test_an_optimum_of_the_sample_at_zero_is_no_convergence():
 def test_a_tolerance_that_float32_does_not_tell_is_confirmed(monkeypatch):
     A, y = make_rows(ROWS, 6)
     asked = []
-    true = driver._confirm
-    monkeypatch.setattr(driver, "_confirm", lambda fit, there, *rest: asked.append(1) or true(fit, there, *rest))
+    true = convergence._examine
+    monkeypatch.setattr(convergence, "_examine", lambda *call, **how: asked.append(1) or true(*call, **how))
     SAGAClassifier(alpha=1e-3, tol=1e-4, random_state=0).fit(A, y)
     SAGAClassifier(alpha=1e-3, tol=1e-7, memory_dtype="float64", random_state=0).fit(A, y)
     assert not asked
