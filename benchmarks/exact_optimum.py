@@ -224,12 +224,6 @@ class Objective(NamedTuple):
         slopes = self.weight[:, None] * self.loss.slopes(self.rows @ w.T, self.y)
         return (self.rows.T @ slopes).T + self.ridge * w
 
-    def subgradient(self, w: np.ndarray) -> np.ndarray:
-        """The subgradient of F that is least in every coordinate."""
-        gradient = self.gradient(w)
-        at_zero = np.sign(gradient) * np.maximum(np.abs(gradient) - self.l1, 0.0)
-        return np.where((w == 0) & (self.l1 > 0), at_zero, gradient + self.l1 * np.sign(w))
-
     def hessian(self, w: np.ndarray, reach: np.ndarray | float = 0.0) -> np.ndarray:
         """Second derivatives of the smooth part, or a lower bound of them where no prediction moves by more than reach.
 
@@ -245,8 +239,9 @@ class Objective(NamedTuple):
                 hessian[a, :, b], hessian[b, :, a] = block, block.T
             hessian[a, :, a] += np.diag(self.ridge)
         if k > 1:
-            # A constant added to all intercepts changes nothing; this keeps it at zero.
-            hessian[:, -1, :, -1] += 1.0
+            # A constant added to the coefficients of all classes changes the penalty only. This keeps it at zero.
+            for j in np.flatnonzero((self.ridge == 0) & (self.l1 == 0)):
+                hessian[:, j, :, j] += 1.0
         return hessian.reshape(w.size, w.size)
 
 
@@ -322,10 +317,15 @@ def suboptimality_bound(F: Objective, w: np.ndarray) -> float:
     its reach. There, F(u) >= F(w) + v'(u - w) + |u - w|_H^2 / 2. Where |u - w|_H = 2 |v|_{H^-1}, the right side is at
     least F(w). So if this ellipsoid lies within all reaches, it holds a minimum, and F* >= F(w) - |v|_{H^-1}^2 / 2.
     """
-    v = F.subgradient(w).ravel()
-    reach = np.zeros(len(F.y))
+    gradient, l1 = F.gradient(w).ravel(), np.tile(F.l1, F.outputs)
+    fixed = (w.ravel() == 0) & (l1 > 0)
+    v, free, reach = gradient + l1 * np.sign(w.ravel()), ~fixed, np.zeros(len(F.y))
     for _ in range(6):
-        factor = Factor(F.hessian(w, reach))
+        hessian = F.hessian(w, reach)
+        # Where w is zero, v may be chosen. This choice is the best one if it is a subgradient.
+        step = Factor(hessian[np.ix_(free, free)]).solve(v[free])
+        v[fixed] = np.clip(hessian[np.ix_(fixed, free)] @ step, (gradient - l1)[fixed], (gradient + l1)[fixed])
+        factor = Factor(hessian)
         squared = float(factor.squared_norms(v[None])[0])
         needed = 2.0 * np.sqrt(squared * _leverages(F, factor))
         if (needed <= reach).all():
@@ -510,4 +510,4 @@ def _minimum(F: Objective, w: np.ndarray) -> np.ndarray:
     shrunk = np.abs(_barrier(F.l1, w, mu)[1])
     felt = w**2 * np.diag(F.hessian(w)).reshape(w.shape)  # what it costs to set a coefficient to zero
     active = (shrunk >= 0.9 * F.l1) | (felt > 100.0 * mu) | (F.l1 == 0)
-    return _polish(F, w, active, 1e-20 * scale)
+    return _polish(F, w, active, 1e-26 * scale)
