@@ -155,7 +155,7 @@ def peer_gap(case: Case) -> float | None:
         model = LogisticRegression(C=1.0 / (alpha * total) if alpha else np.inf)
         model.fit(problem.X, problem.y, problem.weight)
         return case.gap(model.coef_, model.intercept_)
-    raw = _in_raw_columns(case.F, problem)
+    raw = objective(problem, scaled=False)
 
     def both(w: np.ndarray) -> tuple[float, np.ndarray]:
         return raw.smooth(w[None]), raw.gradient(w[None])[0]
@@ -163,12 +163,6 @@ def peer_gap(case: Case) -> float | None:
     with np.errstate(over="ignore", invalid="ignore"):
         w = minimize(both, raw.zero[0], jac=True, method="L-BFGS-B").x
     return case.gap(w[:-1], w[-1])
-
-
-def _in_raw_columns(F: Objective, problem: Problem) -> Objective:
-    ones, p = np.ones((len(problem.y), 1)), problem.X.shape[1]
-    rows = sp.csr_array(sp.hstack([problem.X, ones])) if sp.issparse(problem.X) else np.c_[problem.X, ones]
-    return F._replace(rows=rows, ridge=F.ridge * np.append(F.scale, 1.0) ** 2, centre=np.zeros(p), scale=np.ones(p))
 
 
 def measure(problem: Problem, level: float, cache: Path | None, with_peer: bool) -> Outcome | None:

@@ -250,19 +250,13 @@ def _times(rows: np.ndarray | sp.csr_matrix, factor: np.ndarray) -> np.ndarray |
     return sp.diags_array(factor) @ rows if sp.issparse(rows) else rows * factor[:, None]
 
 
-def objective(problem: Problem) -> Objective:
-    """F of a problem, with scaled columns."""
+def objective(problem: Problem, scaled: bool = True) -> Objective:
+    """F of a problem, with scaled columns or with the columns as they are."""
     X, p = problem.X, problem.X.shape[1]
-    if sp.issparse(X) and p <= DENSE_COLUMNS:
-        X = X.toarray()
     centre, scale = np.zeros(p), np.ones(p)
-    columns = X.tocsc() if sp.issparse(X) else X
-    for j in range(p):
-        entries = columns.data[columns.indptr[j] : columns.indptr[j + 1]] if sp.issparse(X) else columns[:, j]
-        if len(entries) == len(problem.y):  # columns that are not stored in full stay sparse
-            centre[j] = np.median(entries)
-        distance = np.abs(entries - centre[j])
-        scale[j] = np.median(distance[distance > 0]) if distance.any() else 1.0
+    if scaled:
+        X = X.toarray() if sp.issparse(X) and p <= DENSE_COLUMNS else X
+        centre, scale = _centre_and_scale(X)
     if sp.issparse(X):
         rows = X.astype(float).tocsr(copy=True)
         rows.data = (rows.data - centre[rows.indices]) / scale[rows.indices]
@@ -281,6 +275,19 @@ def objective(problem: Problem) -> Objective:
         np.append(alpha * (1.0 - problem.l1_ratio) / scale**2, 0.0),
         np.append(alpha * problem.l1_ratio / scale, 0.0), centre, scale,
     )  # fmt: skip
+
+
+def _centre_and_scale(X: np.ndarray | sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """The median of each column that is stored in full, and the median distance of its entries from there."""
+    n, p = X.shape
+    centre, scale = np.zeros(p), np.ones(p)
+    columns = X.tocsc() if sp.issparse(X) else X
+    for j in range(p):
+        entries = columns.data[columns.indptr[j] : columns.indptr[j + 1]] if sp.issparse(X) else columns[:, j]
+        centre[j] = np.median(entries) if len(entries) == n else 0.0
+        distance = np.abs(entries - centre[j])
+        scale[j] = np.median(distance[distance > 0]) if distance.any() else 1.0
+    return centre, scale
 
 
 class Factor:

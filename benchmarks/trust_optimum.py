@@ -10,99 +10,34 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import exact_optimum
 import joblib
 import numpy as np
 import scipy.sparse as sp
+from exact_optimum import Objective, Problem
 from scipy.linalg import solve
 from scipy.sparse.linalg import LinearOperator, cg
-from scipy.special import entr, expit, logsumexp, softmax
+from scipy.special import entr, expit
 from trust_sets import DataSet
 
-ALPHA, EPSILON = 1e-4, 1.35  # the defaults of the estimators and of Huber's loss
+ALPHA = 1e-4  # the default of the estimators
 EXACT_COLUMNS = 2000  # above, conjugate gradients in place of the Hessian
 
 
-class Objective(NamedTuple):
-    """F and its derivatives at coefficients of shape (outputs, p + 1), the intercept last.
+def newton_step(F: Objective, w: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """The Hessian's inverse times the gradient: exact, or by conjugate gradients where columns are many."""
+    if F.rows.shape[1] <= EXACT_COLUMNS:
+        return solve(F.hessian(w), gradient.ravel(), assume_a="pos").reshape(gradient.shape)
+    # One output.
+    weight = F.weight * F.loss.curvature(F.rows @ w.T, F.y, 0.0)[:, 0, 0]
+    diagonal = np.asarray(weight @ F.rows.power(2)).ravel() + F.ridge
 
-    Parameters
-    ----------
-    rows : ndarray or csr_matrix of shape (n, p + 1)
-        With a last column of ones.
-    y : ndarray of shape (n,)
-    loss : str
-    outputs : int
-    ridge : ndarray of shape (p + 1,)
-        What multiplies half the square of each coefficient.
-    """
+    def product(v: np.ndarray) -> np.ndarray:
+        return F.rows.T @ (weight * (F.rows @ v)) + F.ridge * v
 
-    rows: np.ndarray | sp.csr_matrix
-    y: np.ndarray
-    loss: str
-    outputs: int
-    ridge: np.ndarray
-
-    def value(self, w: np.ndarray) -> float:
-        z, y = self.rows @ w.T, self.y[:, None]
-        if self.loss == "squared_error":
-            losses = 0.5 * (z - y) ** 2
-        elif self.loss == "huber":
-            r = np.abs(z - y)
-            losses = np.where(r <= EPSILON, 0.5 * r**2, EPSILON * r - 0.5 * EPSILON**2)
-        elif self.outputs == 1:
-            losses = np.logaddexp(0, np.where(y == 1, -z, z))
-        else:
-            losses = logsumexp(z, axis=1) - z[np.arange(len(z)), self.y]
-        return float(losses.mean() + 0.5 * (self.ridge * w**2).sum())
-
-    def gradient(self, w: np.ndarray) -> np.ndarray:
-        z, y = self.rows @ w.T, self.y[:, None]
-        if self.loss == "squared_error":
-            slopes = z - y
-        elif self.loss == "huber":
-            slopes = np.clip(z - y, -EPSILON, EPSILON)
-        elif self.outputs == 1:
-            slopes = np.where(y == 1, -expit(-z), expit(z))
-        else:
-            slopes = softmax(z, axis=1) - (y == np.arange(self.outputs))
-        return (self.rows.T @ slopes).T / len(z) + self.ridge * w
-
-    def curvature(self, w: np.ndarray) -> np.ndarray:
-        """Second derivatives of each row's loss in its linear predictions, (n, outputs, outputs)."""
-        z = self.rows @ w.T
-        if self.loss == "squared_error":
-            return np.ones((len(z), 1, 1))
-        if self.loss == "huber":
-            return 1.0 * (np.abs(z - self.y[:, None]) <= EPSILON)[:, :, None]
-        if self.outputs == 1:
-            return (expit(z) * expit(-z))[:, :, None]
-        chance = softmax(z, axis=1)
-        return chance[:, :, None] * (np.eye(self.outputs) - chance[:, None, :])
-
-    def newton_step(self, w: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        curvature, n = self.curvature(w), len(self.y)
-        size = self.rows.shape[1]
-        if size > EXACT_COLUMNS:  # one output
-            weight = curvature[:, 0, 0]
-            diagonal = np.asarray(weight @ self.rows.power(2)).ravel() / n + self.ridge
-
-            def product(v: np.ndarray) -> np.ndarray:
-                return self.rows.T @ (weight * (self.rows @ v)) / n + self.ridge * v
-
-            hessian = LinearOperator((size, size), matvec=product, dtype=float)
-            by_diagonal = LinearOperator((size, size), matvec=lambda v: v / diagonal, dtype=float)
-            return cg(hessian, gradient[0], rtol=1e-4, maxiter=2000, M=by_diagonal)[0][None]
-        hessian = np.empty((self.outputs, size, self.outputs, size))
-        for a in range(self.outputs):
-            for b in range(a + 1):
-                block = self.rows.T @ (curvature[:, a, b, None] * self.rows) / n
-                hessian[a, :, b], hessian[b, :, a] = block, block.T
-            hessian[a, :, a] += np.diag(self.ridge)
-        if self.outputs > 1:
-            # A constant added to all intercepts changes nothing; this keeps it at zero.
-            hessian[:, -1, :, -1] += 1.0
-        hessian = hessian.reshape(gradient.size, gradient.size)
-        return solve(hessian, gradient.ravel(), assume_a="pos").reshape(gradient.shape)
+    hessian = LinearOperator((w.size, w.size), matvec=product, dtype=float)
+    by_diagonal = LinearOperator((w.size, w.size), matvec=lambda v: v / diagonal, dtype=float)
+    return cg(hessian, gradient[0], rtol=1e-4, maxiter=2000, M=by_diagonal)[0][None]
 
 
 class Optimum(NamedTuple):
@@ -132,10 +67,8 @@ class Optimum(NamedTuple):
 
 def objective(data: DataSet) -> Objective:
     """F of a data set in the columns as they are."""
-    outputs = len(np.unique(data.y)) if data.task == "multiclass" else 1
-    ones = np.ones((len(data.y), 1))
-    rows = sp.hstack([data.X, ones], format="csr") if sp.issparse(data.X) else np.c_[data.X, ones]
-    return Objective(rows, data.y, data.loss, outputs, np.append(np.full(data.X.shape[1], ALPHA), 0))
+    problem = Problem(data.name, data.X, data.y, data.loss, alpha=ALPHA)
+    return exact_optimum.objective(problem, scaled=False)
 
 
 def l1_gap(F: Objective, w: np.ndarray, alpha: float) -> float:
@@ -190,7 +123,7 @@ def _solve(data: DataSet) -> Optimum:
     decrement, stuck = np.inf, 0
     for _ in range(200):
         gradient = solver.gradient(w)
-        step = solver.newton_step(w, gradient)
+        step = newton_step(solver, w, gradient)
         decrement = 0.5 * float((gradient * step).sum())
         if decrement <= 1e-16 * (start - value) or stuck == 3:
             break
