@@ -60,7 +60,7 @@ from ._row_steps import (
     step_of_one,
     stored,
 )
-from .losses import curvature, gives_curvature, row_derivative, row_value_and_derivative, target
+from .losses import row_curvatures, row_derivative, row_value_and_derivative
 from .penalties import prox, prox_of_move, shrink
 
 __all__ = ["Kernels", "Pass", "kernels_for"]
@@ -340,11 +340,11 @@ def _build(sources: int, cache: bool) -> Kernels:
     def derivatives(z, b, weights, slopes, curvatures, room, loss):
         """Write the weighted first and second derivatives of each row's loss in each of its predictions z, (n, k).
 
-        The second one is a central difference of the first where the loss has no ``curvature_at``.
+        The second one is a central difference of the first where the loss does not give it.
         """
         sources  # noqa: B018
         outputs = outputs_of(room)
-        u, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
+        u, m, c = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs], scratch(room, 2)[:outputs]
         for i in range(z.shape[0]):
             w = weights[i] if weights.size else 1.0
             for k in range(outputs):
@@ -352,10 +352,8 @@ def _build(sources: int, cache: bool) -> Kernels:
             row_derivative(loss, u, b[i], m)
             for k in range(outputs):
                 slopes[i, k] = w * m[k]
-            for k in range(outputs):
-                if gives_curvature(loss):
-                    curvatures[i, k] = w * curvature(loss, u[k], target(b[i], k, outputs), 0.0)
-                else:
+            if not row_curvatures(loss, u, b[i], c):
+                for k in range(outputs):
                     width = DIFFERENCE * max(1.0, abs(z[i, k]))
                     u[k] = z[i, k] + width
                     row_derivative(loss, u, b[i], m)
@@ -363,7 +361,9 @@ def _build(sources: int, cache: bool) -> Kernels:
                     u[k] = z[i, k] - width
                     row_derivative(loss, u, b[i], m)
                     u[k] = z[i, k]
-                    curvatures[i, k] = w * max(above - m[k], 0.0) / (2.0 * width)
+                    c[k] = max(above - m[k], 0.0) / (2.0 * width)
+            for k in range(outputs):
+                curvatures[i, k] = w * c[k]
 
     @jit
     def row_values(z, b, weights, values, room, loss):

@@ -14,6 +14,7 @@ import numpy as np
 
 from .inputs import frozen
 from .newton import (
+    STEPS,
     ModelPlan,
     best_on_line,
     chunk_values,
@@ -23,6 +24,7 @@ from .newton import (
     merge_models,
     newton_direction,
     plan_model,
+    rising_rows,
     sample_decrease,
 )
 from .place import Fit, Place, moved
@@ -41,14 +43,16 @@ ROUNDING, LEAST_DECREASE = 1e-14, 1e-13
 # Models that one task merges.
 MERGED = 8
 # Passes are slow that leave more than this share of the norm, of so many passes.
-SLOW_PASSES, SLOW = 3, 1 / 8
-# Seconds that a Hessian may take: of passes that are slow or mislead, and where the test is but a safeguard; or the
-# time of so many passes, if that is more. And seconds of a multiplication, and of an entry's visit.
-BUDGET, SAFEGUARD, BUDGET_PASSES = 0.5, 0.005, 10.0
+SLOW_PASSES, SLOW = 3, 1 / 3
+# A Hessian may take so many seconds where columns have extreme entries, as passes of steps may then not get there. Else
+# it may take the time of so many passes where it is but a safeguard, and that of all passes made where these are slow.
+EXTREME_SECONDS, SAFEGUARD_PASSES = 0.5, 5
+# Seconds of a multiplication, of one of sparse rows, of an entry's visit, and of a pass apart from these.
+BLAS_SECONDS, SPARSE_SECONDS, VISIT_SECONDS, PASS_SECONDS = 1e-10, 3e-9, 2e-9, 3e-4
 # The share of the promised decrease that a step must achieve. Else rows whose losses rise by such a share of it are
 # added to the model as they are, so often at most.
 ACHIEVED, LEAST_RISE, ROUNDS = 0.1, 1e-3, 6
-BLAS_SECONDS, SPARSE_SECONDS, VISIT_SECONDS = 1e-10, 3e-9, 2e-9
+FULL_STEP = np.array((0.0, 1.0))
 
 
 class Examined(NamedTuple):
@@ -89,16 +93,16 @@ def confirm(fit: Fit, place: Place, at_zero: float, tol: float, is_exact: bool) 
     """
     if is_exact and _holds_by_sample(fit, place, tol):
         return place._replace(converged=True)
-    examined = _examine(fit, place.summary.x, safeguard=True)
+    examined = _examine(fit, place.summary.x, tol=tol)
     exact = {"objective": examined.value, "gradient_norm": examined.norm / at_zero, "bytes_read": fit.source.bytes_read}
     converged = is_converged(fit, examined, at_zero, tol)
     # With a diagonal only where the norm misleads: passes of steps gain more than such steps.
-    misleads = examined.norm <= tol * at_zero or _plan(fit, len(fit.prepared.groups), safeguard=True).full
-    steps = not converged and misleads and examined.better is not None
+    pays = examined.norm <= tol * at_zero or _plan(fit, len(fit.prepared.groups)).full
+    steps = may_step(fit.problem) and pays and examined.decrease > tol * _gain(fit, examined)
     return place._replace(
         history=(*place.history[:-1], {**place.history[-1], **exact}),
         converged=converged,
-        newton=steps and may_step(fit.problem),
+        newton=SAFEGUARD_PASSES if steps else 0,
         step=examined if steps else None,
         next_check=len(place.history) + place.wait,
         wait=2 * place.wait,
@@ -113,7 +117,7 @@ def _holds_by_sample(fit: Fit, place: Place, tol: float) -> bool:
     if prepared.gradient is not None:
         return True  # the norm along these axes is that of Newton's step
     [visited] = place.visits
-    plan = _plan(fit, 1, safeguard=True)._replace(extreme=False)
+    plan = _plan(fit, 1)._replace(extreme=False)
     decrease = executor.submit(_sample_decrease, prepared.sample[0], visited, fit.problem, plan, name="saga-decrease")
     [decrease] = executor.gather([decrease])
     return decrease <= tol * _gain(fit, Examined(0.0, place.summary.objective, decrease, None))
@@ -135,18 +139,18 @@ def is_slow(fit: Fit, place: Place) -> bool:
         len(norms) >= max(place.newton_check, SLOW_PASSES + 1)
         and norms[-1] > SLOW * norms[-1 - SLOW_PASSES]
         and may_step(fit.problem)
-        and _plan(fit, len(fit.prepared.groups), safeguard=False).full
+        and _plan(fit, len(fit.prepared.groups), len(norms)).full
     )
 
 
 def newton_pass(fit: Fit, place: Place) -> Place:
     """The place after a Newton step, if F is smaller there; else where it was.
 
-    Steps go on as long as each achieves a good part of what its model promises and the Hessian is a matrix. With its
-    diagonal a pass of steps follows.
+    Steps go on as long as F falls and the Hessian is a matrix. With its diagonal a pass of steps follows.
     """
-    step = place.step or _examine(fit, place.summary.x, safeguard=False)
-    place = place._replace(step=None, newton=False)
+    passes = place.newton
+    step = place.step or _examine(fit, place.summary.x, passes)
+    place = place._replace(step=None, newton=0)
     there = None if step.better is None else moved(fit, place, step.better)
     gained = -np.inf if there is None else step.value - there.summary.objective
     if not gained > LEAST_DECREASE * abs(step.value):
@@ -154,32 +158,31 @@ def newton_pass(fit: Fit, place: Place) -> Place:
         return place._replace(
             in_vain=place.in_vain + 1, newton_check=len(place.history) + 1 + wait, newton_wait=2 * wait
         )
-    full = _plan(fit, len(fit.prepared.groups), safeguard=False).full
-    return there._replace(newton=bool(full and gained >= ACHIEVED * min(step.decrease, gained / ACHIEVED)))
+    full = _plan(fit, len(fit.prepared.groups), passes).full
+    return there._replace(newton=passes if full else 0)
 
 
-def _plan(fit: Fit, chunks: int, safeguard: bool) -> ModelPlan:
-    """How the Hessian is found: a matrix, if it takes little time beside the passes, or its diagonal."""
+def _plan(fit: Fit, chunks: int, passes: float = SAFEGUARD_PASSES) -> ModelPlan:
+    """How the Hessian is found: a matrix, if it takes no longer than so many passes of steps, or its diagonal."""
     prepared = fit.prepared
     plan, k, p = plan_model(prepared.stats, len(prepared.zero), chunks), len(prepared.zero), len(prepared.stats.mean)
     entries, rows = float(prepared.stats.counts.sum()), max(prepared.stats.rows, 1)
     used, width = min(rows, plan.rows * chunks), p if not prepared.stats.sparse else entries / rows
     each = SPARSE_SECONDS if prepared.stats.sparse else BLAS_SECONDS
     seconds = k * (BLAS_SECONDS * p**3 / 3 + each * used * width**2)
-    extreme = plan.extreme
-    budget = max(SAFEGUARD if safeguard and not extreme else BUDGET, BUDGET_PASSES * VISIT_SECONDS * entries)
+    budget = max(EXTREME_SECONDS if plan.extreme else 0.0, passes * (VISIT_SECONDS * entries * k + PASS_SECONDS))
     return plan._replace(full=plan.full and seconds <= budget)
 
 
-def _examine(fit: Fit, x: np.ndarray, safeguard: bool) -> Examined:
+def _examine(fit: Fit, x: np.ndarray, passes: float = SAFEGUARD_PASSES, tol: float = 0.0) -> Examined:
     """What one or two exact passes over all rows find at x.
 
     The second evaluates F along the Newton step. It is made where the model may be wrong: where a few rows may
-    make up a column's curvature at x, but not a step further, where outputs depend on each other, and where the
-    Hessian is but its diagonal.
+    make up a column's curvature at x, but not a step further; and, if the promised decrease is above `tol`, where
+    outputs depend on each other or the Hessian is but its diagonal.
     """
     source, executor, problem, prepared = fit.source, fit.source.executor, fit.problem, fit.prepared
-    plan, p = _plan(fit, len(prepared.groups), safeguard), len(prepared.stats.mean)
+    plan, p = _plan(fit, len(prepared.groups), passes), len(prepared.stats.mean)
     columns = x.size * (p if plan.full else 1)
     models = source.map(
         local_model, x, problem, prepared.metric, plan, name="saga-confirm", nbytes=8.0 * (columns + 3 * x.size)
@@ -197,20 +200,30 @@ def _examine(fit: Fit, x: np.ndarray, safeguard: bool) -> Examined:
         norm = gradient_mapping_norm(x, direction.gradient, problem, prepared.axes)
         if not direction.decrease > LEAST_DECREASE * abs(direction.value):
             return Examined(norm, direction.value, 0.0, None)
-        if not counted:
-            return Examined(norm, direction.value, direction.decrease, frozen(x + direction.move))
-        least = LEAST_RISE * direction.decrease * fit.weight
-        line = (x, direction.move, problem, plan.apart, least)
-        told = executor.gather(source.map(chunk_values, *line, name="saga-values", nbytes=1000.0 + 8 * plan.apart * p))
-        sums, extremes = zip(*told, strict=True)
-        better, measured = best_on_line(x, direction.move, sum(sums), fit.weight, problem)
+        examined = Examined(norm, direction.value, direction.decrease, frozen(x + direction.move))
+        if not counted or (not plan.extreme and direction.decrease <= tol * _gain(fit, examined)):
+            return examined
+        # The step as it comes first; other lengths where it does not keep its word.
+        better, measured = _on_line(fit, x, direction.move, FULL_STEP)
+        if measured > ACHIEVED * direction.decrease:
+            break
+        better, measured = _on_line(fit, x, direction.move, np.array((0.0, *STEPS)))
         if measured > ACHIEVED * direction.decrease or not plan.full:
             break
-        more = [join_extremes(*more, *extremes)]
+        least = LEAST_RISE * direction.decrease * fit.weight
+        call_rising = (x, direction.move, problem, plan.apart, least)
+        rising = source.map(rising_rows, *call_rising, name="saga-values", nbytes=1000.0 + 8 * plan.apart * p)
+        more = [join_extremes(*more, *executor.gather(rising))]
     if not measured > LEAST_DECREASE * abs(direction.value):
         better = None
     decrease = max(measured, direction.decrease if plan.full else 0.0)
     return Examined(norm, direction.value, decrease, None if better is None else frozen(better))
+
+
+def _on_line(fit: Fit, x: np.ndarray, move: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, float]:
+    """The best point at some lengths of a move, by a pass over all rows, and how much less F is there."""
+    values = fit.source.map(chunk_values, x, move, lengths, fit.problem, name="saga-values", nbytes=1000.0)
+    return best_on_line(x, move, lengths, sum(fit.source.executor.gather(values)), fit.weight, fit.problem)
 
 
 def norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:

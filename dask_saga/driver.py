@@ -196,7 +196,7 @@ def run(
                 known = is_exact and tells_exactly(prepared, weight, problem, tol * at_zero)
                 place = confirm(fit, place, at_zero, tol, known)
             elif not is_exact and not place.summary.diverged and is_slow(fit, place):
-                place = place._replace(newton=True)
+                place = place._replace(newton=epoch)
             stop = place.summary.diverged or place.converged
             if callback is not None:
                 answer = callback(_info(place, given))

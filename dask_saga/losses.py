@@ -11,7 +11,8 @@ an upper bound of the second derivative in z (a property where it depends on a f
 has ``probability(z)`` too, the classifier has ``predict_proba``. ``dask_saga`` takes an
 instance wherever it takes a loss's name; it need not be registered here. ``least_target``
 bounds y from below; ``quadratic = True`` tells that the curvature is the same everywhere;
-``curvature_at(z, y)``, the second derivative itself, pays where it costs less than a derivative.
+``curvature_at(z, y)``, the second derivative itself, pays where it costs less than a derivative. Of a loss with
+``outputs`` it is ``curvatures_at(z, y, out)``, which writes the second derivative in each of its predictions.
 
 Several outputs are so many independent problems on the same rows, unless the loss has
 ``outputs``, their number: it then sees them together, ``value(z, y)`` with ``z`` an array
@@ -165,6 +166,14 @@ class MultinomialLogLoss(NamedTuple):
         for k in range(z.size):
             out[k] /= total
         out[int(y)] -= 1.0
+
+    def curvatures_at(self, z, y, out):
+        top, total = z.max(), 0.0
+        for k in range(z.size):
+            out[k] = math.exp(z[k] - top)
+            total += out[k]
+        for k in range(z.size):
+            out[k] = out[k] / total * (1.0 - out[k] / total)
 
     def probability(self, z: np.ndarray) -> np.ndarray:
         """Probabilities of the classes at linear predictions ``z`` of shape (n, n_classes)."""
@@ -330,6 +339,20 @@ def row_derivative(loss, z, y, out):
         out[:] = [loss.derivative(z[k], target(y, k, z.size)) for k in range(z.size)]
 
 
+def row_curvatures(loss, z, y, out):
+    """Write the second derivatives in the k linear predictions of one row, each in itself; return whether it was done.
+
+    A loss of several outputs may have ``curvatures_at(z, y, out)``, others ``curvature_at(z, y)``.
+    """
+    if hasattr(loss, "curvatures_at"):
+        loss.curvatures_at(z, y[0], out)
+    elif hasattr(loss, "curvature_at"):
+        out[:] = [loss.curvature_at(z[k], target(y, k, z.size)) for k in range(z.size)]
+    else:
+        return False
+    return True
+
+
 def row_value_and_derivative(loss, z, y, out):
     """As ``row_derivative``, and return the loss of the row, summed over its outputs: an exponential serves both."""
     row_derivative(loss, z, y, out)
@@ -376,6 +399,29 @@ def _row_derivative(loss, z, y, out):
     def over_outputs(loss, z, y, out):
         for k in range(z.size):
             out[k] = derivative(loss, z[k], target(y, k, z.size))
+
+    return over_outputs
+
+
+@overloaded(row_curvatures)
+def _row_curvatures(loss, z, y, out):
+    kind = loss.instance_class
+    if hasattr(kind, "curvatures_at"):
+        write = register_jitable(kind.curvatures_at)
+
+        def of_all(loss, z, y, out):
+            write(loss, z, y[0], out)
+            return True
+
+        return of_all
+    if not hasattr(kind, "curvature_at"):
+        return lambda loss, z, y, out: False
+    at = register_jitable(kind.curvature_at)
+
+    def over_outputs(loss, z, y, out):
+        for k in range(z.size):
+            out[k] = at(loss, z[k], target(y, k, z.size))
+        return True
 
     return over_outputs
 

@@ -28,6 +28,7 @@ from .rounds import penalty_value
 from .threads import one_blas_thread
 
 __all__ = [
+    "STEPS",
     "Direction",
     "LocalModel",
     "ModelPlan",
@@ -39,6 +40,7 @@ __all__ = [
     "merge_models",
     "newton_direction",
     "plan_model",
+    "rising_rows",
     "sample_decrease",
 ]
 
@@ -61,8 +63,9 @@ SHORT_STEPS = tuple(4.0 ** np.arange(-24.0, -6.0))
 SWEEPS, SUPPORT_ROUNDS = 50, 30
 # What coordinate descent may leave of the decrease.
 LEFT = 1e-6
-# Newton steps on the model with extreme rows, and what they may leave of the decrease.
-INNER_STEPS, INNER_LEFT = 100, 1e-3
+# Newton steps on the model with extreme rows, and what the last one may gain of the decrease. A step is as long as it
+# comes where it achieves the last share of what it promises.
+INNER_STEPS, INNER_LEFT, KEPT_WORD = 30, 1e-2, 0.25
 
 
 class ModelPlan(NamedTuple):
@@ -238,8 +241,8 @@ def _drawn_rows(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) 
     if plan.extreme and len(used):
         curvatures = _derivatives(chunk, _predictions(chunk.rows, x), problem)[1].sum(axis=1)
         leverages, largest = (shares[used] for shares in _leverages(chunk, curvatures, problem))
-        far = np.argsort(-largest, kind="stable")[: plan.apart]
-        far = np.sort(far[largest[far] > APART])
+        far = np.flatnonzero(largest > APART)
+        far = np.sort(far[np.argsort(-largest[far], kind="stable")[: plan.apart]])
         apart, used = used[far], np.delete(used, far)
         leverages, total = np.delete(leverages, far), leverages.sum()
         chance = np.delete(chance, far)
@@ -343,9 +346,7 @@ def newton_direction(
         model = model._replace(extremes=join_extremes(model.extremes, more))
     with np.errstate(all="ignore"), one_blas_thread():
         near = _Near(model, x, weight, problem)
-        move, decrease = near.step(np.zeros_like(x))
-        if len(model.extremes.weights):
-            move, decrease = near.minimum()
+        move, decrease = near.minimum() if len(near.z) else near.step(np.zeros_like(x))
         move = near.in_user_coordinates(move)
     if not (np.isfinite(move).all() and np.isfinite(decrease)):
         move, decrease = np.zeros_like(x), math.inf
@@ -392,17 +393,27 @@ class _Near:
         inner = [h @ own if h.ndim == 2 else h * own for h, own in zip(hessian, move[:, :-1], strict=True)]
         return np.column_stack([np.array(inner), self.curvature * move[:, -1]])
 
-    def step(self, move: np.ndarray) -> tuple[np.ndarray, float]:
-        """A Newton step from a move, and the decrease that it promises."""
-        problem, step, decrease = self.problem, np.zeros_like(move), 0.0
-        slopes, curvatures = _derivatives(self.model.extremes, self.z + self._predictions(move), problem)
+    def step(self, move: np.ndarray, freely: bool = False) -> tuple[np.ndarray, float]:
+        """A Newton step from a move, and the decrease that it promises.
+
+        `freely` counts on it that extreme rows whose losses fall lose their curvature. A row at z = 10 would else be
+        passed in many short steps.
+        """
+        slopes, curvatures = _derivatives(self.model.extremes, self.z + self._predictions(move), self.problem)
         slope = self.slope + self._times_hessian(move) + self._sums(slopes)
+        if freely:
+            step, _ = self._step(move, slope, np.zeros_like(curvatures))
+            curvatures = np.where(slopes * self._predictions(step) > 0, curvatures, 0.0)
+        return self._step(move, slope, curvatures)
+
+    def _step(self, move: np.ndarray, slope: np.ndarray, curvatures: np.ndarray) -> tuple[np.ndarray, float]:
+        problem, step, decrease = self.problem, np.zeros_like(move), 0.0
         solve = _smooth_step if _is_smooth(problem.penalty) else _proximal_step
         for k, rows in enumerate(self.rows):
             hessian, scale, across = self.model.hessian[k] / self.weight, self.curvature[k], 0.0
-            down = slope[k, :-1]
-            if len(rows):
-                sums = (rows.T * curvatures[:, k]) @ rows / self.weight
+            down, some = slope[k, :-1], curvatures[:, k] > 0
+            if some.any():
+                sums = (rows[some].T * curvatures[some, k]) @ rows[some] / self.weight
                 hessian, scale, across = hessian + sums[:-1, :-1], scale + sums[-1, -1], sums[:-1, -1]
                 if problem.fit_intercept and scale > 0:
                     hessian = hessian - np.outer(across, across) / scale
@@ -416,32 +427,39 @@ class _Near:
 
     def minimum(self) -> tuple[np.ndarray, float]:
         """The minimum, nearly, and by how much it is below the value at x."""
-        move, decrease = np.zeros_like(self.x), 0.0
+        move, decrease, freely = np.zeros_like(self.x), 0.0, False
+        _, promised = first = self.step(move)
         for _ in range(INNER_STEPS):
-            step, promised = self.step(move)
-            if not promised > INNER_LEFT * decrease:
+            step, promise = first or self.step(move, freely)
+            gained, length = self._best_length(move, step, promise)
+            first = None
+            if gained > 0.0:
+                move, decrease = move + length * step, decrease + gained
+            if gained > INNER_LEFT * decrease:
+                freely = False
+            elif freely:
                 break
-            length, gained = self._best_length(move, step)
-            if not gained > 0.0:
-                break
-            move, decrease = move + length * step, decrease + gained
-            if gained <= INNER_LEFT * decrease:
-                break
-        return move, max(decrease, promised)
+            else:
+                freely = True
+        return move, decrease or promised
 
-    def _best_length(self, move: np.ndarray, step: np.ndarray) -> tuple[float, float]:
-        lengths, extremes = np.array((0.0, *SHORT_STEPS, *STEPS)), self.model.extremes
-        values = _line_values(
-            extremes, self.z + self._predictions(move), self._predictions(step), lengths, self.problem
-        )
+    def _best_length(self, move: np.ndarray, step: np.ndarray, promised: float) -> tuple[float, float]:
+        """By how much the best of some lengths of a step lowers the value, and that length; 1 if it keeps its word."""
+        lengths, extremes = np.array((0.0, 1.0)), self.model.extremes
+        z, dz = self.z + self._predictions(move), self._predictions(step)
         linear = (self.slope * step).sum() + (self._times_hessian(move) * step).sum()
         quadratic = 0.5 * (self._times_hessian(step) * step).sum()
         there, inner = self.x + move, slice(None, -1)
-        penalties = np.array([_penalty_within(there[:, inner] + t * step[:, inner], self.problem) for t in lengths])
-        values = values / self.weight + lengths * linear + lengths**2 * quadratic + penalties
-        values[~np.isfinite(values)] = np.inf
-        best = int(np.argmin(values))
-        return lengths[best], float(values[0] - values[best])
+        while True:
+            penalties = [_penalty_within(there[:, inner] + t * step[:, inner], self.problem) for t in lengths]
+            values = _line_values(extremes, z, dz, lengths, self.problem) / self.weight
+            values = values + lengths * linear + lengths**2 * quadratic + np.array(penalties)
+            values[~np.isfinite(values)] = np.inf
+            best = int(np.argmin(values))
+            gained = float(values[0] - values[best])
+            if gained >= KEPT_WORD * promised or len(lengths) > 2:
+                return gained, lengths[best]
+            lengths = np.array((0.0, *SHORT_STEPS, *STEPS))
 
     def in_user_coordinates(self, move: np.ndarray) -> np.ndarray:
         """The move with that of the intercept last.
@@ -552,19 +570,21 @@ def sample_decrease(sample: Any, x: np.ndarray, gradient: np.ndarray, problem: P
     return newton_direction(model, x, chunk.weight, problem).decrease
 
 
-def chunk_values(
-    chunk: Chunk, x: np.ndarray, move: np.ndarray, problem: Problem, count: int, least: float
-) -> tuple[np.ndarray, Extremes]:
-    """Sums of the weighted losses of a chunk at ``x + step * move``, for step zero and each of STEPS.
+def chunk_values(chunk: Chunk, x: np.ndarray, move: np.ndarray, lengths: np.ndarray, problem: Problem) -> np.ndarray:
+    """Sums of the weighted losses of a chunk at ``x + length * move``, for each of the lengths."""
+    return _line_values(chunk, _predictions(chunk.rows, x), _predictions(chunk.rows, move), lengths, problem)
 
-    And the rows, so many at most, whose losses rise most from x to ``x + move``, by so much at least: along the
-    move they have more curvature than at x.
+
+def rising_rows(chunk: Chunk, x: np.ndarray, move: np.ndarray, problem: Problem, count: int, least: float) -> Extremes:
+    """The rows, so many at most, whose losses rise most from x to ``x + move``, by so much at least.
+
+    Along the move they have more curvature than at x.
     """
-    z, dz = _predictions(chunk.rows, x), _predictions(chunk.rows, move)
-    values = _line_values(chunk, z, dz, np.array((0.0, *STEPS)), problem)
-    rises = _row_values(chunk, z + dz, problem) - _row_values(chunk, z, problem)
-    most = np.argsort(-np.nan_to_num(rises, nan=np.inf), kind="stable")[:count]
-    return values, _extremes(chunk, np.sort(most[~(rises[most] < least)]))
+    z = _predictions(chunk.rows, x)
+    rises = _row_values(chunk, z + _predictions(chunk.rows, move), problem) - _row_values(chunk, z, problem)
+    found = np.flatnonzero(~(rises < least))
+    most = np.argsort(-np.nan_to_num(rises[found], nan=np.inf), kind="stable")[:count]
+    return _extremes(chunk, np.sort(found[most]))
 
 
 def _row_values(chunk: Chunk, z: np.ndarray, problem: Problem) -> np.ndarray:
@@ -586,10 +606,10 @@ def _line_values(
 
 
 def best_on_line(
-    x: np.ndarray, move: np.ndarray, sums: np.ndarray, weight: float, problem: Problem
+    x: np.ndarray, move: np.ndarray, lengths: np.ndarray, sums: np.ndarray, weight: float, problem: Problem
 ) -> tuple[np.ndarray, float]:
-    """The best of the points of ``chunk_values``, and by how much F is less there than at x."""
-    points = [x + step * move for step in (0.0, *STEPS)]
+    """The best of the points of ``chunk_values``, and by how much F is less there than at x, of length zero."""
+    points = [x + length * move for length in lengths]
     penalties = [_penalty_within(point[:, :-1], problem) for point in points]
     values = sums / weight + np.array(penalties)
     values[~np.isfinite(values)] = np.inf

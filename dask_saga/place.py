@@ -104,7 +104,7 @@ class Place(NamedTuple):
     refines: bool = False  # whether the next pass is to tell the exact gradient where the sample leads
     in_vain: int = 0  # passes that found no better place, and left no trace
     is_new: bool = False  # whether the first pass has told the exact gradient here, and is not yet noted
-    newton: bool = False  # whether the next pass takes a Newton step
+    newton: int = 0  # if not zero, the next pass takes a Newton step, whose Hessian may cost as much as so many passes
     newton_check: int = 0  # the epoch from which slow passes may be followed by one, and how long to wait after it
     newton_wait: int = 1
     step: Any = None  # the Newton step, where it is known already

@@ -177,7 +177,9 @@ def test_a_finished_fit_is_not_repeated_but_can_go_further(tmp_path):
     further = SAGAClassifier(tol=1e-6, random_state=0).fit(X, labels, checkpoint=tmp_path, callback=seen.append)
     assert seen[0].epoch == first.n_iter_ + 1
     assert further.converged_
-    assert further.coef_.tobytes() == SAGAClassifier(tol=1e-6, random_state=0).fit(X, labels).coef_.tobytes()
+    # Not the same bits: where a fit is looked at more closely, and may take a Newton step, depends on tol.
+    direct = SAGAClassifier(tol=1e-6, random_state=0).fit(X, labels)
+    np.testing.assert_allclose(further.coef_, direct.coef_, rtol=1e-4, atol=1e-6)
 
 
 def test_a_fit_that_diverged_does_not_go_on(tmp_path):

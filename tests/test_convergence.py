@@ -25,6 +25,7 @@ from dask_saga.newton import (
     merge_models,
     newton_direction,
     plan_model,
+    rising_rows,
 )
 from dask_saga.penalties import ElasticNet, penalty_values
 from dask_saga.problem import Problem
@@ -295,7 +296,9 @@ def test_values_on_a_line(loss, sparse):
     problem, chunk = problem_and_chunk(loss, sparse=sparse, weighted=True, penalty=ElasticNet(0.01, 0.1))
     rng = np.random.default_rng(0)
     x, move = 0.1 * rng.standard_normal((2, problem.outputs, 6))
-    values, rising = chunk_values(chunk, x, move, problem, 5, 0.0)
+    lengths = np.array((0.0, *STEPS))
+    values = chunk_values(chunk, x, move, lengths, problem)
+    rising = rising_rows(chunk, x, move, problem, 5, 0.0)
     rows = chunk.rows.toarray() if sparse else chunk.rows
 
     def losses(at):
@@ -306,7 +309,8 @@ def test_values_on_a_line(loss, sparse):
     np.testing.assert_allclose(values, [losses(x + t * move).sum() for t in (0.0, *STEPS)], rtol=1e-9)
     rises = losses(x + move) - losses(x)
     assert sorted(rising.numbers[:, 1]) == sorted(np.argsort(-rises)[:5])
-    better, decrease = best_on_line(x, move, values, chunk.weight, problem)
+    assert not len(rising_rows(chunk, x, move, problem, 5, 2 * rises.max()).weights)
+    better, decrease = best_on_line(x, move, lengths, values, chunk.weight, problem)
     totals = [losses(x + t * move).sum() / chunk.weight + (0.01 * np.abs(c) + 0.05 * c**2).sum()
               for t in (0.0, *STEPS) for c in [(x + t * move)[:, :-1]]]  # fmt: skip
     np.testing.assert_allclose(decrease, totals[0] - min(totals), atol=1e-9)

@@ -291,16 +291,18 @@ def test_persisted_rows_inside_a_task(client):
     assert client.submit(train, pure=False).result(timeout=60) == train()
 
 
-def test_the_scheduler_forgets_old_tasks(client):
+# A period with a Newton step holds a few more tasks for a while, of models and their merges.
+@pytest.mark.parametrize(("step_size", "more"), [(0.01, 2), ("auto", 40)])
+def test_the_scheduler_forgets_old_tasks(client, step_size, more):
     counts = []
 
     def count(info):
         counts.append(client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
 
     with pytest.warns(ConvergenceWarning):
-        SAGAClassifier(random_state=0, max_iter=41, tol=0.0).fit(X, labels, callback=count)
+        SAGAClassifier(step_size=step_size, random_state=0, max_iter=71, tol=0.0).fit(X, labels, callback=count)
     # Lineage is cut each ten epochs: no period after the first cut holds more than the one before.
-    assert max(counts[21:]) <= max(counts[11:21]) + 2
+    assert max(counts[21:]) <= max(counts[11:21]) + more
 
 
 def test_columns_of_one_parquet_read_apart(tmp_path):
