@@ -11,8 +11,9 @@ an upper bound of the second derivative in z (a property where it depends on a f
 has ``probability(z)`` too, the classifier has ``predict_proba``. ``dask_saga`` takes an
 instance wherever it takes a loss's name; it need not be registered here. ``least_target``
 bounds y from below; ``quadratic = True`` tells that the curvature is the same everywhere;
-``curvature_at(z, y)``, the second derivative itself, pays where it costs less than a derivative. Of a loss with
-``outputs`` it is ``curvatures_at(z, y, out)``, which writes the second derivative in each of its predictions.
+``curvature_at(z, y)``, the second derivative itself, pays where it costs less than a derivative.
+``second_derivative(z, y)`` is used by Newton steps and the stopping test; without it, and without
+``curvature_at``, they take differences of derivatives. Give it where the loss has corners in its derivative.
 
 Several outputs are so many independent problems on the same rows, unless the loss has
 ``outputs``, their number: it then sees them together, ``value(z, y)`` with ``z`` an array
@@ -84,6 +85,9 @@ class SquaredHinge(NamedTuple):
     def derivative(self, z, y):
         return -2.0 * y * max(0.0, 1.0 - y * z)
 
+    def second_derivative(self, z, y):
+        return 2.0 if y * z < 1.0 else 0.0
+
 
 class ModifiedHuber(NamedTuple):
     """Squared hinge that goes on as the line ``-4 y z`` below the margin -1 (Zhang 2004)."""
@@ -97,6 +101,9 @@ class ModifiedHuber(NamedTuple):
 
     def derivative(self, z, y):
         return -2.0 * y * min(2.0, max(0.0, 1.0 - y * z))
+
+    def second_derivative(self, z, y):
+        return 2.0 if -1.0 < y * z < 1.0 else 0.0
 
     def probability(self, z: np.ndarray) -> np.ndarray:
         """Probability of the label 1 at linear predictions ``z`` (Zhang 2004)."""
@@ -128,6 +135,9 @@ class SmoothHinge(NamedTuple):
 
     def derivative(self, z, y):
         return -y * min(1.0, max(0.0, 1.0 - y * z) / self.gamma)
+
+    def second_derivative(self, z, y):
+        return 1.0 / self.gamma if 0.0 < 1.0 - y * z < self.gamma else 0.0
 
 
 class MultinomialLogLoss(NamedTuple):
@@ -167,7 +177,7 @@ class MultinomialLogLoss(NamedTuple):
             out[k] /= total
         out[int(y)] -= 1.0
 
-    def curvatures_at(self, z, y, out):
+    def second_derivatives(self, z, y, out):
         top, total = z.max(), 0.0
         for k in range(z.size):
             out[k] = math.exp(z[k] - top)
@@ -193,6 +203,9 @@ class SquaredError(NamedTuple):
     def derivative(self, z, y):
         return z - y
 
+    def second_derivative(self, z, y):
+        return 1.0
+
 
 class Huber(NamedTuple):
     """Squared error within `epsilon` of the target, and a line beyond (Huber 1964).
@@ -217,6 +230,9 @@ class Huber(NamedTuple):
 
     def derivative(self, z, y):
         return max(-self.epsilon, min(self.epsilon, z - y))
+
+    def second_derivative(self, z, y):
+        return 1.0 if abs(z - y) < self.epsilon else 0.0
 
 
 class PoissonLoss(NamedTuple):
@@ -342,15 +358,18 @@ def row_derivative(loss, z, y, out):
 def row_curvatures(loss, z, y, out):
     """Write the second derivatives in the k linear predictions of one row, each in itself; return whether it was done.
 
-    A loss of several outputs may have ``curvatures_at(z, y, out)``, others ``curvature_at(z, y)``.
+    Of a loss of several outputs by ``second_derivatives(z, y, out)``, of others by ``second_derivative(z, y)``, or
+    ``curvature_at``, if it has one of them.
     """
-    if hasattr(loss, "curvatures_at"):
-        loss.curvatures_at(z, y[0], out)
-    elif hasattr(loss, "curvature_at"):
-        out[:] = [loss.curvature_at(z[k], target(y, k, z.size)) for k in range(z.size)]
-    else:
-        return False
-    return True
+    if hasattr(loss, "outputs"):
+        if not hasattr(loss, "second_derivatives"):
+            return False
+        loss.second_derivatives(z, y[0], out)
+        return True
+    second = getattr(loss, "second_derivative", getattr(loss, "curvature_at", None))
+    if second is not None:
+        out[:] = [second(z[k], target(y, k, z.size)) for k in range(z.size)]
+    return second is not None
 
 
 def row_value_and_derivative(loss, z, y, out):
@@ -406,17 +425,20 @@ def _row_derivative(loss, z, y, out):
 @overloaded(row_curvatures)
 def _row_curvatures(loss, z, y, out):
     kind = loss.instance_class
-    if hasattr(kind, "curvatures_at"):
-        write = register_jitable(kind.curvatures_at)
+    if hasattr(kind, "outputs"):
+        if not hasattr(kind, "second_derivatives"):
+            return lambda loss, z, y, out: False
+        write = register_jitable(kind.second_derivatives)
 
         def of_all(loss, z, y, out):
             write(loss, z, y[0], out)
             return True
 
         return of_all
-    if not hasattr(kind, "curvature_at"):
+    second = getattr(kind, "second_derivative", getattr(kind, "curvature_at", None))
+    if second is None:
         return lambda loss, z, y, out: False
-    at = register_jitable(kind.curvature_at)
+    at = register_jitable(second)
 
     def over_outputs(loss, z, y, out):
         for k in range(z.size):

@@ -7,7 +7,9 @@ is saturated there, and the second derivatives of all other rows tell the column
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +55,16 @@ LEAST_CHUNK_ROWS = 2**10
 # Rows are kept apart whose share of a column's curvature is above the first: so many at most, and so many of a chunk
 # at least.
 APART, MOST_APART, LEAST_APART = 1 / 250, 256, 4
+# Rounds in which rows whose losses rise get their curvature back.
+FREE_ROUNDS = 6
+# Columns whose extreme rows are tried apart from the others, at most.
+FREE_COLUMNS = 16
+# Columns are looked at where an entry makes up such a share of their squares, if that is so many times their mean.
+EXTREME_SHARE, LEAST_EXTREME = 0.1, 16.0
+# Where they have such a share of one column together, more are looked for.
+RULES = 0.2
+# In each of so many rounds, those whose share is so much of the largest one.
+PEELS, PEELED = 8, 0.3
 # Relative ridge that keeps Cholesky factors of dependent columns positive.
 RIDGE = 1e-11
 # Lengths of the step at which F is evaluated, where the quadratic model may be wrong.
@@ -63,9 +75,10 @@ SHORT_STEPS = tuple(4.0 ** np.arange(-24.0, -6.0))
 SWEEPS, SUPPORT_ROUNDS = 50, 30
 # What coordinate descent may leave of the decrease.
 LEFT = 1e-6
-# Newton steps on the model with extreme rows, and what the last one may gain of the decrease. A step is as long as it
-# comes where it achieves the last share of what it promises.
-INNER_STEPS, INNER_LEFT, KEPT_WORD = 30, 1e-2, 0.25
+# Newton steps on the model with extreme rows, at least and at most, the multiplications that they may take in all, and
+# what the last one may gain of the decrease. A step is as long as it
+# comes where it achieves this share of what it promises; else its length is refined so often.
+INNER_STEPS, INNER_WORK, INNER_LEFT, KEPT_WORD, REFINED = (20, 100), 2**33, 1e-2, 0.25, 3
 
 
 class ModelPlan(NamedTuple):
@@ -156,7 +169,7 @@ class Direction(NamedTuple):
 
 
 def has_extreme_columns(stats: ColumnStats) -> bool:
-    """Whether an entry is so far from its column's mean that steps are limited by it."""
+    """Whether the square of an entry, from its column's mean, is much of the sum of all, or far above their mean."""
     if not stats.rows:
         return False
     far = np.maximum(stats.high - stats.mean, stats.mean - stats.low) ** 2
@@ -164,7 +177,8 @@ def has_extreme_columns(stats: ColumnStats) -> bool:
     if stats.sparse:  # of columns that not every row stores, the mean square of what is stored
         stored = (usual + stats.mean**2) * stats.rows / np.maximum(stats.counts, 1)
         far, usual = np.where(stats.full, far, stats.high**2), np.where(stats.full, usual, stored)
-    return bool((far > LARGEST_ENTRY * usual).any())
+    limits = np.clip(stats.counts * EXTREME_SHARE, LEAST_EXTREME, LARGEST_ENTRY)
+    return bool((far > limits * usual).any())
 
 
 def plan_model(stats: ColumnStats, outputs: int, chunks: int) -> ModelPlan:
@@ -239,15 +253,11 @@ def _drawn_rows(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) 
     used = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets))
     chance, apart = np.full(len(used), min(1.0, plan.rows / max(len(used), 1))), used[:0]
     if plan.extreme and len(used):
-        curvatures = _derivatives(chunk, _predictions(chunk.rows, x), problem)[1].sum(axis=1)
-        leverages, largest = (shares[used] for shares in _leverages(chunk, curvatures, problem))
-        far = np.flatnonzero(largest > APART)
-        far = np.sort(far[np.argsort(-largest[far], kind="stable")[: plan.apart]])
-        apart, used = used[far], np.delete(used, far)
-        leverages, total = np.delete(leverages, far), leverages.sum()
-        chance = np.delete(chance, far)
-        if total > 0 and plan.rows < len(used):
-            chance = np.minimum(1.0, 0.5 * (chance + plan.rows * leverages / total))
+        apart, leverages = _peeled(chunk, x, problem, plan)
+        used = np.setdiff1d(used, apart, assume_unique=True)
+        chance = np.full(len(used), min(1.0, plan.rows / max(len(used), 1)))
+        if plan.rows < len(used):
+            chance = np.minimum(1.0, 0.5 * (chance + plan.rows * leverages[used] / leverages[used].sum()))
     extremes = _extremes(chunk, apart)
     if plan.rows >= len(used) and not len(apart):
         return chunk, extremes
@@ -256,6 +266,50 @@ def _drawn_rows(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) 
     return chunk._replace(
         rows=chunk.rows[some], targets=chunk.targets[some], weights=weights[some] / chance[drawn]
     ), extremes
+
+
+def _peeled(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of rows that have a large share of a column's curvature, and the diagonal leverage of each of the others.
+
+    Where they have most of it, others may have a large share of what remains: they are looked for again.
+    """
+    curvatures = _derivatives(chunk, _predictions(chunk.rows, x), problem)[1].sum(axis=1)
+    apart = np.empty(0, int)
+    for _ in range(PEELS):
+        shares = _Shares(chunk, curvatures, problem)
+        far = np.flatnonzero(shares.largest > max(APART, PEELED * shares.largest.max()))
+        far = far[np.argsort(-shares.largest[far], kind="stable")[: plan.apart - len(apart)]]
+        if not len(far):
+            break
+        apart, rules = np.append(apart, far), (shares.of(far).sum(axis=0) > RULES).any()
+        curvatures[far] = 0.0
+        if not rules:
+            break
+    return np.sort(apart), np.where(curvatures > 0, shares.sums, 0.0)
+
+
+class _Shares:
+    """Each row's shares of the columns' curvatures: their sum, which is its diagonal leverage, and the largest."""
+
+    def __init__(self, chunk: Chunk, curvatures: np.ndarray, problem: Problem):
+        self.chunk, self.curvatures = chunk, curvatures
+        stats = column_stats(chunk._replace(weights=curvatures), problem._replace(precondition=False))
+        self.centre, squares = stats.mean, stats.squares
+        if stats.sparse:
+            self.centre = np.where(stats.full, self.centre, 0.0)
+            squares = np.where(stats.full, squares, squares + stats.weight * stats.mean**2)
+        self.scale = np.divide(1.0, squares, out=np.zeros_like(squares), where=squares > 0)
+        self.sums, self.largest = np.empty((2, len(curvatures)))
+        measure = sparse_leverages if sp.issparse(chunk.rows) else dense_leverages
+        for block, arrays in row_blocks(chunk.rows, slice(0, len(curvatures))):
+            measure(*arrays, frozen(self.centre), frozen(self.scale), self.sums[block], self.largest[block])
+        self.sums *= curvatures
+        self.largest *= curvatures
+
+    def of(self, some: np.ndarray) -> np.ndarray:
+        """The shares of some rows, of shape (m, p)."""
+        rows = _extremes(self.chunk, some).rows
+        return np.where(rows != 0, (rows - self.centre) ** 2 * self.scale, 0.0) * self.curvatures[some, None]
 
 
 def _extremes(chunk: Chunk, some: np.ndarray) -> Extremes:
@@ -270,21 +324,6 @@ def join_extremes(*parts: Extremes) -> Extremes:
     joined = Extremes(*map(np.concatenate, zip(*parts, strict=True)))
     _, first = np.unique(joined.numbers, axis=0, return_index=True)
     return Extremes(*(part[np.sort(first)] for part in joined))
-
-
-def _leverages(chunk: Chunk, curvatures: np.ndarray, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's shares of the columns' curvatures: their sum, which is its diagonal leverage, and the largest."""
-    stats = column_stats(chunk._replace(weights=curvatures), problem._replace(precondition=False))
-    centre, squares = stats.mean, stats.squares
-    if stats.sparse:
-        centre = np.where(stats.full, centre, 0.0)
-        squares = np.where(stats.full, squares, squares + stats.weight * stats.mean**2)
-    scale = np.divide(1.0, squares, out=np.zeros_like(squares), where=squares > 0)
-    measure = sparse_leverages if sp.issparse(chunk.rows) else dense_leverages
-    sums, largest = np.empty((2, len(chunk.targets)))
-    for block, arrays in row_blocks(chunk.rows, slice(0, len(sums))):
-        measure(*arrays, frozen(centre), frozen(scale), sums[block], largest[block])
-    return sums * curvatures, largest * curvatures
 
 
 def _centred_moments(
@@ -393,18 +432,51 @@ class _Near:
         inner = [h @ own if h.ndim == 2 else h * own for h, own in zip(hessian, move[:, :-1], strict=True)]
         return np.column_stack([np.array(inner), self.curvature * move[:, -1]])
 
-    def step(self, move: np.ndarray, freely: bool = False) -> tuple[np.ndarray, float]:
-        """A Newton step from a move, and the decrease that it promises.
-
-        `freely` counts on it that extreme rows whose losses fall lose their curvature. A row at z = 10 would else be
-        passed in many short steps.
-        """
+    def step(self, move: np.ndarray) -> tuple[np.ndarray, float]:
+        """A Newton step from a move, and the decrease that it promises."""
         slopes, curvatures = _derivatives(self.model.extremes, self.z + self._predictions(move), self.problem)
-        slope = self.slope + self._times_hessian(move) + self._sums(slopes)
-        if freely:
-            step, _ = self._step(move, slope, np.zeros_like(curvatures))
-            curvatures = np.where(slopes * self._predictions(step) > 0, curvatures, 0.0)
-        return self._step(move, slope, curvatures)
+        return self._step(move, self._smooth_slope(move) + self._sums(slopes), curvatures)
+
+    def free_step(self, move: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, float]:
+        """A step that counts on it that some extreme rows are soon saturated, without slope and curvature.
+
+        A row at z = 10 would else be passed in many short steps. Rows whose losses rise keep their slope, and get at
+        least the curvature of the line to where the step leads.
+
+        Parameters
+        ----------
+        move : ndarray of shape (k, p + 1)
+        free : ndarray of bool of shape (m,)
+        """
+        extremes, z = self.model.extremes, self.z + self._predictions(move)
+        slopes, curvatures = _derivatives(extremes, z, self.problem)
+        values, smooth, free = _row_values(extremes, z, self.problem), self._smooth_slope(move), free.copy()
+        for _ in range(FREE_ROUNDS):
+            bound = ~free[:, None]
+            step, promise = self._step(move, smooth + self._sums(slopes * bound), curvatures * bound)
+            dz = self._predictions(step)
+            rise = free & (_row_values(extremes, z + dz, self.problem) > values)
+            if not rise.any():
+                break
+            secants = (_derivatives(extremes, z + dz, self.problem)[0] - slopes) / np.where(dz, dz, 1.0)
+            curvatures = np.where(rise[:, None], np.maximum(curvatures, secants), curvatures)
+            free &= ~rise
+        return step, promise
+
+    def _smooth_slope(self, move: np.ndarray) -> np.ndarray:
+        return self.slope + self._times_hessian(move)
+
+    def _candidates(self) -> list[Callable]:
+        """Kinds of steps: Newton's, one that frees all extreme rows, and those that free the rows of one column."""
+        m, k = len(self.z), len(self.x)
+        scale = np.maximum(np.diagonal(self.model.hessian, axis1=1, axis2=2).sum(axis=0), np.finfo(float).tiny)
+        sizes = (self.model.extremes.rows - self.mean.mean(axis=0)) ** 2 / scale
+        owners, largest = np.argmax(sizes, axis=1), sizes.max(axis=1)
+        columns = list(dict.fromkeys(owners[np.argsort(-largest, kind="stable")].tolist()))  # the farthest rows' first
+        work = k * self.x.shape[1] ** 2 * (self.x.shape[1] + m)
+        few = columns[: int(np.clip(INNER_WORK // (50 * work), 2, FREE_COLUMNS))]
+        frees = [np.ones(m, bool), *(owners == column for column in few if len(columns) > 1)]
+        return [self.step, *(functools.partial(self.free_step, free=free) for free in frees)]
 
     def _step(self, move: np.ndarray, slope: np.ndarray, curvatures: np.ndarray) -> tuple[np.ndarray, float]:
         problem, step, decrease = self.problem, np.zeros_like(move), 0.0
@@ -427,39 +499,46 @@ class _Near:
 
     def minimum(self) -> tuple[np.ndarray, float]:
         """The minimum, nearly, and by how much it is below the value at x."""
-        move, decrease, freely = np.zeros_like(self.x), 0.0, False
-        _, promised = first = self.step(move)
-        for _ in range(INNER_STEPS):
-            step, promise = first or self.step(move, freely)
+        move, decrease, promised = np.zeros_like(self.x), 0.0, 0.0
+        (k, p), kinds, stalled = self.x.shape, self._candidates(), 0
+        for _ in range(int(np.clip(INNER_WORK // (k * p**2 * (p + len(self.z))), *INNER_STEPS)) + len(kinds)):
+            step, promise = kinds[stalled](move)
             gained, length = self._best_length(move, step, promise)
-            first = None
+            promised = promised if stalled else promise
             if gained > 0.0:
                 move, decrease = move + length * step, decrease + gained
-            if gained > INNER_LEFT * decrease:
-                freely = False
-            elif freely:
-                break
+            if gained > INNER_LEFT * decrease or (gained > 0.0 and not stalled and promised > INNER_LEFT * decrease):
+                stalled = 0
+            elif stalled + 1 < len(kinds):
+                stalled += 1
             else:
-                freely = True
-        return move, decrease or promised
+                break
+        # What is promised, but not achieved, may be there as well.
+        return move, max(decrease, promised)
 
     def _best_length(self, move: np.ndarray, step: np.ndarray, promised: float) -> tuple[float, float]:
         """By how much the best of some lengths of a step lowers the value, and that length; 1 if it keeps its word."""
-        lengths, extremes = np.array((0.0, 1.0)), self.model.extremes
+        gained, length, _ = self._best_of(np.array((0.0, 1.0)), move, step)
+        if gained >= KEPT_WORD * promised:
+            return gained, length
+        lengths = np.array((0.0, *SHORT_STEPS, *STEPS))
+        for _ in range(REFINED):  # between the neighbours of the best one; losses may have corners
+            gained, length, best = self._best_of(lengths, move, step)
+            ends = lengths[max(best - 1, 0)], lengths[min(best + 1, len(lengths) - 1)]
+            lengths = np.append(0.0, np.linspace(*ends, 17))
+        return gained, length
+
+    def _best_of(self, lengths: np.ndarray, move: np.ndarray, step: np.ndarray) -> tuple[float, float, int]:
         z, dz = self.z + self._predictions(move), self._predictions(step)
         linear = (self.slope * step).sum() + (self._times_hessian(move) * step).sum()
         quadratic = 0.5 * (self._times_hessian(step) * step).sum()
         there, inner = self.x + move, slice(None, -1)
-        while True:
-            penalties = [_penalty_within(there[:, inner] + t * step[:, inner], self.problem) for t in lengths]
-            values = _line_values(extremes, z, dz, lengths, self.problem) / self.weight
-            values = values + lengths * linear + lengths**2 * quadratic + np.array(penalties)
-            values[~np.isfinite(values)] = np.inf
-            best = int(np.argmin(values))
-            gained = float(values[0] - values[best])
-            if gained >= KEPT_WORD * promised or len(lengths) > 2:
-                return gained, lengths[best]
-            lengths = np.array((0.0, *SHORT_STEPS, *STEPS))
+        penalties = [_penalty_within(there[:, inner] + t * step[:, inner], self.problem) for t in lengths]
+        values = _line_values(self.model.extremes, z, dz, lengths, self.problem) / self.weight
+        values = values + lengths * linear + lengths**2 * quadratic + np.array(penalties)
+        values[~np.isfinite(values)] = np.inf
+        best = int(np.argmin(values))
+        return float(values[0] - values[best]), lengths[best], best
 
     def in_user_coordinates(self, move: np.ndarray) -> np.ndarray:
         """The move with that of the intercept last.
@@ -587,7 +666,7 @@ def rising_rows(chunk: Chunk, x: np.ndarray, move: np.ndarray, problem: Problem,
     return _extremes(chunk, np.sort(found[most]))
 
 
-def _row_values(chunk: Chunk, z: np.ndarray, problem: Problem) -> np.ndarray:
+def _row_values(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) -> np.ndarray:
     """The weighted loss of each row at its predictions."""
     kernel, values = kernels_for(problem.loss, problem.penalty).row_values, np.empty(len(z))
     with np.errstate(all="ignore"):
