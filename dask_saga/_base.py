@@ -24,7 +24,7 @@ from .checkpoint import Checkpoint
 from .chunk import chunk_gradient
 from .driver import Info, join_x, run
 from .executors import LocalExecutor, find_executor
-from .inputs import blame, read_chunk, read_rows
+from .inputs import blame, check_containers, read_chunk, read_rows
 from .losses import LOSSES, resolve_loss
 from .penalties import PENALTIES, ElasticNet, resolve_penalty
 from .place import Result
@@ -271,6 +271,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         goes_on: bool = False,
     ) -> tuple:  # fmt: skip
         """The source of chunks, the problem of their classes, and these: found, or those fitted."""
+        check_containers(X=X, y=y, sample_weight=sample_weight)
         lazy = any(map(is_dask_collection, (X, y, sample_weight)))
         if lazy:
             blocks = dask_blocks(X, y, sample_weight)
@@ -367,6 +368,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
     def _linear(self, X: Any) -> Any:
         """Linear predictions, as ``linear`` gives them: lazy for Dask input."""
         check_is_fitted(self)
+        check_containers(X=X)
         with blame("X"):
             rows = X if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
         self._check_columns(X, reset=False)

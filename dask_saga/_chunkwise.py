@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from .chunk import count_outputs
-from .inputs import read_chunk
+from .inputs import check_containers, read_chunk
 from .problem import problem_for
 from .progress import diverged_advice
 from .state import draw_seed, last_of, new_state
@@ -40,6 +40,7 @@ class LearnsByChunk:
         replace: bool,
         check_content: bool,
     ) -> Any:
+        check_containers(X=X, y=y, sample_weight=sample_weight)
         for name, argument in (("X", X), ("y", y), ("sample_weight", sample_weight)):
             if is_dask_collection(argument):
                 remedy = "fit" if name == "sample_weight" else "fit, or dask_ml.wrappers.Incremental"
@@ -106,6 +107,7 @@ class LearnsByChunk:
             then as it was.
         """
         check_is_fitted(self)
+        check_containers(X=X, y=y)
         if (X is None) != (y is None) or (X is None and chunk_id is None):
             raise ValueError("forget needs the chunk_id, or X and y of the chunk, or all three")
         if not isinstance(chunk_id, tuple):  # else a key of state_.chunks

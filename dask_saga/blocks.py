@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from dask import is_dask_collection
-from dask.delayed import Delayed
 from distributed.client import futures_of
 
 from .targets import NO_TARGET
@@ -98,8 +97,6 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
     """
     if not is_dask_collection(X):
         raise TypeError("y or sample_weight is a Dask collection, but X is not; make X one too")
-    if isinstance(X, Delayed):
-        raise TypeError("X is a Delayed; give a dask array or dataframe, or delayed pairs to saga")
     if getattr(X, "ndim", 2) != 2:
         raise ValueError(f"Expected 2D array for X, got {X.ndim}D array instead. Reshape your data")
     if y is None:

@@ -14,7 +14,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 
 from ._base import SAGABase, loss_constraint
-from .inputs import blame, read_weights
+from .inputs import blame, check_containers, read_weights
 from .losses import resolve_loss
 from .prediction import accuracy, elementwise, probabilities, r2, to_labels
 from .problem import problem_for
@@ -247,6 +247,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         fitted = getattr(self, "classes_", None)
         if is_dask_collection(classes):  # as Incremental hands it on
             [classes] = dask.compute(classes) if fitted is None else [None]
+        check_containers(classes=classes)
         if classes is not None:
             classes = check_classes(read_labels(classes, "classes"), "classes")
             count_labels(classes, np.empty(0))  # which refuses what are no labels, as fit does

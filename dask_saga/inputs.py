@@ -8,6 +8,7 @@ content hash is taken of these, so pandas and numpy of the same values agree.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from numbers import Number
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ import numpy as np
 import scipy.sparse as sp
 import xxhash
 from dask import is_dask_collection
+from dask.delayed import Delayed
+from distributed import Future
 from sklearn.utils import assert_all_finite, check_array
 
 from ._intrinsics import GROUP
@@ -23,6 +26,7 @@ from .targets import checked, encode_labels, read_targets
 
 __all__ = [
     "Chunk",
+    "check_containers",
     "check_finite",
     "in_order",
     "join_chunks",
@@ -143,6 +147,65 @@ def blame(argument: str, chunk: Any = None) -> Iterator[None]:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         text = str(error) if argument in str(error).split() else f"{argument}: {error}"
         raise kind(text if chunk is None else f"chunk {chunk}: {text}") from error
+
+
+def check_containers(**arguments: Any) -> None:
+    """Refuse Delayed and Future objects, lists of them, and containers that are no array or frame.
+
+    Every method that takes data calls this first. NumPy would make an array of one object of such a
+    container, and a later check would then fail with a message about something else.
+
+    Parameters
+    ----------
+    **arguments : object
+        Each value under the name of its argument: ``check_containers(X=X, y=y)``.
+
+    Raises
+    ------
+    TypeError
+        Says which argument it is, what it holds, and what to give instead.
+    """
+    for name, value in arguments.items():
+        listed = isinstance(value, (list, tuple))
+        kind = _refused_kind(value)
+        if kind is None:
+            continue
+        found = f"a {type(value).__name__} of {kind}" if listed else f"{'an' if kind[0] == 'x' else 'a'} {kind}"
+        wanted = f"a dask array or {'dataframe' if name == 'X' else 'series'}"
+        if kind in ("Delayed", "Future") and name in ("X", "y"):
+            wanted += f", or {'delayed pairs' if kind == 'Delayed' else 'futures of pairs'} to saga"
+        remedy = {
+            "Delayed": f"their values: dask.compute(*{name})" if listed else f"its value: {name}.compute()",
+            "Future": f"their values: client.gather({name})" if listed else f"its value: {name}.result()",
+            "dask Bag": f"columns of {name}.to_dataframe()",
+            "xarray Dataset": f"columns of {name}.to_dataframe() or {name}.to_dask_dataframe()",
+        }.get(kind, f"its value: {name}.compute()")
+        raise TypeError(f"{name} is {found}; give {wanted}, or {remedy}")
+
+
+def _refused_kind(value: Any) -> str | None:
+    """What messages call a value that is refused, or the items of a list that is; None for any other value."""
+    listed = isinstance(value, (list, tuple))
+    for kind in _item_types(value) if listed else [type(value)]:
+        if issubclass(kind, (Delayed, Future)):
+            return "Delayed" if issubclass(kind, Delayed) else "Future"
+    if listed:  # of numbers, rows or Dask arrays
+        return None
+    # By name, as xarray need not be installed.
+    if any(base.__name__ == "Dataset" and base.__module__.startswith("xarray.") for base in type(value).__mro__):
+        return "xarray Dataset"
+    if is_dask_collection(value) and not hasattr(value, "ndim"):  # a bag, or another one without rows and columns
+        return f"dask {type(value).__name__}"
+    return None
+
+
+def _item_types(items: list | tuple) -> set[type]:
+    """The types of the items of a list, and of the items of lists in it: rows, and the entries of rows."""
+    types = set(map(type, items))
+    if any(issubclass(kind, (list, tuple)) for kind in types):
+        rows = (item for item in items if isinstance(item, (list, tuple)))
+        types.update(map(type, itertools.chain.from_iterable(rows)))
+    return types
 
 
 def in_order(X: Any, names: list | None) -> Any:

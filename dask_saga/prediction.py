@@ -13,7 +13,7 @@ import numpy as np
 from dask import delayed, is_dask_collection
 
 from .blocks import column_names, dask_blocks, partitions
-from .inputs import blame, in_order, read_rows, read_weights
+from .inputs import blame, check_containers, in_order, read_rows, read_weights
 from .targets import read_labels, read_targets
 
 __all__ = ["accuracy", "elementwise", "linear", "probabilities", "r2", "to_labels"]
@@ -77,6 +77,7 @@ def probabilities(z: Any, loss: Any) -> Any:
 
 def _by_block(predict: Callable, X: Any, y: Any, sample_weight: Any, part: Callable) -> np.ndarray:
     """Columns of ``part(prediction, y, weights)`` of every block that has rows; the second is the weight."""
+    check_containers(X=X, y=y, sample_weight=sample_weight)
     if not any(map(is_dask_collection, (X, y, sample_weight))):
         parts = [_score_block((X, y, sample_weight), predict, part)]
     else:

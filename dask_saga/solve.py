@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 
 from .driver import Info, run, split_x
 from .executors import LocalExecutor, find_executor
-from .inputs import Chunk, read_chunk
+from .inputs import Chunk, blame, check_containers, read_chunk
 from .losses import resolve_loss
 from .penalties import resolve_penalty
 from .prepare import prepare
@@ -81,8 +81,9 @@ def saga(
     Parameters
     ----------
     chunks : sequence of (A, b)
-        A of shape (n, p), b of shape (n,), or (n, k) for k outputs: numpy, scipy.sparse or Dask arrays, delayed
-        pairs, pairs of delayed, or futures of pairs. Each pair is one chunk. For "log_loss" b holds -1 and 1.
+        A of shape (n, p), b of shape (n,), or (n, k) for k outputs: numpy, scipy.sparse or Dask arrays, pairs of
+        delayed or of futures, delayed pairs, or futures of pairs. Each pair is one chunk. For "log_loss" b holds -1
+        and 1.
     loss : str or object, default="log_loss"
         A name from ``dask_saga.losses.LOSSES``, ``MultinomialLogLoss(n_classes)`` for classes 0, 1, ...,
         or a loss of your own.
@@ -165,7 +166,12 @@ def saga(
     for k, pair in enumerate(pairs):
         if not isinstance(pair, (Delayed, Future, tuple, list)):
             raise TypeError(f"chunk {k}: chunks must hold pairs (A, b), not {type(pair).__name__}")
-    lazy = any(isinstance(pair, (Delayed, Future)) or any(map(is_dask_collection, pair)) for pair in pairs)
+        if isinstance(pair, (tuple, list)):
+            for name, part in zip("Xy", pair, strict=False):
+                if not isinstance(part, (Delayed, Future)):
+                    with blame(name, k):
+                        check_containers(**{name: part})
+    lazy = any(_is_lazy(pair) or any(map(_is_lazy, pair)) for pair in pairs)
     executor = find_executor() if lazy else LocalExecutor()
     blocks = [delayed(pair) if lazy else pair for pair in pairs]
     nbytes = math.nan if lazy else 0.0
@@ -185,6 +191,10 @@ def saga(
         x, intercept, len(result.history), result.converged, result.diverged, result.step_size, result.history,
         result.state if result.has_memory else None,
     )  # fmt: skip
+
+
+def _is_lazy(value: Any) -> bool:
+    return isinstance(value, Future) or is_dask_collection(value)
 
 
 def _penalty_object(penalty: Any) -> Any:
