@@ -155,7 +155,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         )
 
     def _find_classes(self, source: Source) -> tuple:
-        """All classes, and the weights of their rows or None."""
+        """All classes, and the weights of their rows or None; no classes where y is empty."""
         return None, None
 
     def _check_columns(self, X: Any, reset: bool) -> None:
@@ -288,16 +288,17 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             classes, class_weights = getattr(self, "classes_", None), None
             if fits:
                 before, (classes, class_weights) = classes, self._find_classes(source)
-                if goes_on and not np.array_equal(before, classes):
+                if goes_on and classes is not None and not np.array_equal(before, classes):
                     raise ValueError(
                         f"y has the classes {classes.tolist()}, but coef_, where warm_start=True begins, is of "
                         f"{before.tolist()}; fit with warm_start=False"
                     )
-            problem = problem_for(problem, classes)
+            if classes is not None or not self._labelled:  # else X has no rows, or more than y, which is said later
+                problem = problem_for(problem, classes)
             source.begin(functools.partial(
                 _read_block, columns=column_names(X),
                 classes=classes, class_weights=class_weights, loss=problem.loss,
-                estimator=type(self).__name__, empty=lazy, finite=not fits,
+                estimator=type(self).__name__, finite=not fits,
             ))  # fmt: skip
             if not lazy:
                 source.chunk(0)  # what is wrong with its values is told before what is with its columns
@@ -338,6 +339,8 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             told = source.map(_gradient_and_weight, x, problem, name="saga-gap", nbytes=x.nbytes)
             sums = source.executor.gather(told)
         gradient, weight = (sum(part) for part in zip(*sums, strict=True))
+        if not weight > 0:
+            raise ValueError("X has no rows of positive weight")
         x, g = x[:, :-1], gradient[:, :-1] / weight
         return float((problem.penalty.value(x) + problem.penalty.conjugate(-g) + g * x).sum())
 

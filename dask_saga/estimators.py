@@ -180,6 +180,8 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         calls = [(block, source.name(k), weighted) for k, block in enumerate(source.targets())]
         found = source.executor.gather(source.executor.map(_block_labels, calls, name="saga-classes"))
         labels, weights = map(np.concatenate, zip(*([one for one in found if len(one[0])] or found[:1]), strict=True))
+        if not len(labels):
+            return None, None
         classes = check_classes(labels, "y")
         if not weighted:
             return classes, self._class_weights(classes)

@@ -217,19 +217,15 @@ def in_order(X: Any, names: list | None) -> Any:
     return X[names]
 
 
-def read_rows(
-    X: Any, *, estimator: str | None = None, empty: bool = False, finite: bool = True, order: str | None = "C"
-) -> Any:
+def read_rows(X: Any, *, estimator: str | None = None, finite: bool = True, order: str | None = "C") -> Any:
     """Rows as the kernels see them: C-ordered float32 or float64, or canonical CSR.
 
     Parameters
     ----------
     X : array-like, DataFrame or sparse of shape (n, p)
-        In memory. float32 stays float32, all else becomes float64.
+        In memory, of any number of rows. float32 stays float32, all else becomes float64.
     estimator : str, default=None
         Name for error messages.
-    empty : bool, default=False
-        Whether zero rows are allowed.
     finite : bool, default=True
         Whether values are looked at. ``measure`` does so too.
     order : "C" or None, default="C"
@@ -259,7 +255,7 @@ def read_rows(
         dtype=[np.float64, np.float32],
         order=order,
         ensure_all_finite=finite,
-        ensure_min_samples=0 if empty else 1,
+        ensure_min_samples=0,
         input_name="X",
         estimator=estimator,
     )
@@ -318,7 +314,6 @@ def read_chunk(
     loss: Any = None,
     name: Any = None,
     estimator: str | None = None,
-    empty: bool = True,
     finite: bool = True,
     hashed: bool = True,
     order: str | None = "C",
@@ -341,8 +336,6 @@ def read_chunk(
         Names the chunk in error messages.
     estimator : str, default=None
         Names the estimator in error messages.
-    empty : bool, default=True
-        Whether zero rows are allowed.
     finite : bool, default=True
         Whether NaN and infinity in X are looked for.
     hashed : bool, default=True
@@ -356,7 +349,7 @@ def read_chunk(
         Naming the argument at fault, and the chunk where `name` is given.
     """
     with blame("X", name):
-        rows = read_rows(in_order(X, columns), estimator=estimator, empty=empty, finite=finite, order=order)
+        rows = read_rows(in_order(X, columns), estimator=estimator, finite=finite, order=order)
     n = rows.shape[0]
     with blame("y", name):
         targets = read_targets(y, classes, loss)

@@ -43,7 +43,7 @@ def linear(X: Any, coef: np.ndarray, intercept: np.ndarray) -> Any:
 
 def _linear_block(X: Any, coef: np.ndarray, intercept: np.ndarray, names: list | None = None) -> np.ndarray:
     with blame("X"):
-        rows = read_rows(in_order(X, names), empty=True)
+        rows = read_rows(in_order(X, names))
     return linear(rows, coef, intercept)
 
 

@@ -235,7 +235,7 @@ BAD_DASK = {
     "y only": ((A, labels), "X is not"),
     "y one number": ((X, labels.sum()), "y is a single number"),
     "1-d": ((X[:, 0], labels), "2D"),
-    "empty": ((X[:0], labels[:0]), "y holds 0 class"),
+    "empty": ((X[:0], labels[:0]), "X has no rows"),
 }  # fmt: skip
 
 
