@@ -249,7 +249,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
     def _run(
         self, source: Source, problem: Problem, *, checkpoint: Any, start: np.ndarray | None, **watching: Any
     ) -> Result:
-        prepared = prepare(source, problem)
+        prepared = prepare(source, problem, estimator=type(self).__name__)
         if not any(fact.rows for fact in prepared.facts):
             raise ValueError("sample_weight is zero for every row" if sum(prepared.lengths) else "X has no rows")
         if len(prepared.stats.mean) != self.n_features_in_:

@@ -269,9 +269,9 @@ def read_rows(X: Any, *, estimator: str | None = None, finite: bool = True, orde
     return X
 
 
-def check_finite(rows: Any) -> None:
+def check_finite(rows: Any, estimator: str | None = None) -> None:
     """Raise ValueError for NaN or infinity, which a fit need not look for unless sums are not finite."""
-    checked(assert_all_finite, rows, estimator_name="This estimator", input_name="X")
+    checked(assert_all_finite, rows, estimator_name=estimator or "This estimator", input_name="X")
 
 
 def read_weights(sample_weight: Any, n: int) -> np.ndarray:

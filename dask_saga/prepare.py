@@ -12,7 +12,7 @@ from dask.sizeof import sizeof
 
 from .chunk import chunk_gradient, count_outputs, factors_at_zero, fresh_memory
 from .columns import ColumnStats, measure, merge, wants_products
-from .inputs import Chunk, blame, frozen, join_chunks
+from .inputs import Chunk, blame, check_finite, frozen, join_chunks
 from .metric import Metric, axis_limits, choose_metric
 from .problem import Problem
 from .source import Source
@@ -97,14 +97,18 @@ class _Examined(NamedTuple):
     samples: list[Chunk]
 
 
-def _examine(chunk: Chunk, problem: Problem, chunks: int, name: int | None) -> _Examined:
+def _examine(chunk: Chunk, problem: Problem, chunks: int, estimator: str | None, name: int | None) -> _Examined:
     memory = fresh_memory(chunk, problem)
     facts = memory._replace(gradients=np.empty((0, memory.gradients.shape[1])), total=None)
     outputs, factors = count_outputs(chunk, problem), None
     if outputs == 1:  # else they would take more room than the rows
         value, factors = factors_at_zero(chunk, problem)
     with blame("X", name):
-        stats, gradient = measure(chunk, problem, chunks, factors)
+        try:
+            stats, gradient = measure(chunk, problem, chunks, factors)
+        except ValueError:
+            check_finite(chunk.rows, estimator)  # the same error of NaN, but naming the estimator
+            raise
     if outputs > 1:
         value, gradient = chunk_gradient(chunk, np.zeros((outputs, chunk.rows.shape[1] + 1)), problem)
     samples = [sample_rows(chunk, chunks)] if problem.automatic else []
@@ -150,7 +154,7 @@ def remember(chunk: Chunk, x: np.ndarray, problem: Problem, visits: int) -> Reme
     return Remembered(total, memory, value)
 
 
-def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared:
+def prepare(source: Source, problem: Problem, *, joins: bool = True, estimator: str | None = None) -> Prepared:
     """The preparing pass, in parallel: column statistics, coordinates and the gradient at zero.
 
     Parameters
@@ -159,9 +163,11 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True) -> Prepared
     problem : Problem
     joins : bool, default=True
         Whether small chunks are visited together.
+    estimator : str, default=None
+        Names the estimator in error messages.
     """
     executor, size = source.executor, _bytes_examined(source.columns, problem)
-    examined = source.map(_examine, problem, len(source), name="saga-examine", named=True, nbytes=size)
+    examined = source.map(_examine, problem, len(source), estimator, name="saga-examine", named=True, nbytes=size)
     merged = examined
     while len(merged) > MERGED:
         parts = [merged[k : k + MERGED] for k in range(0, len(merged), MERGED)]

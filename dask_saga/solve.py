@@ -177,7 +177,7 @@ def saga(
     nbytes = math.nan if lazy else 0.0
     with Source(executor, blocks, nbytes=nbytes, persist=persist, n_parallel=n_parallel) as source:
         source.begin(functools.partial(_read_pair, loss=problem.loss))
-        prepared = prepare(source, problem, joins=False)
+        prepared = prepare(source, problem, joins=False, estimator="saga")
         if not any(fact.rows for fact in prepared.facts):
             raise ValueError("chunks hold no rows")
         result = run(
@@ -207,4 +207,5 @@ def _read_pair(pair: Any, name: int | None, loss: Any, order: str | None) -> Chu
     lone, name = name is None, name or 0
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"chunk {name}: chunks must hold pairs (A, b), not {type(pair).__name__}")
-    return read_chunk(*pair, loss=loss, name=name, finite=lone, order=order)  # later nobody names a lone one
+    # Of several chunks NaN is found in the preparing pass, which names the chunk.
+    return read_chunk(*pair, loss=loss, name=name, finite=lone, order=order, estimator="saga")

@@ -1,5 +1,6 @@
 """Zero rows: they are predicted as zero predictions, change no estimator, and cannot be fitted."""
 
+import dask
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
@@ -9,7 +10,7 @@ import scipy.sparse as sp
 import sparse
 from dask_ml.wrappers import Incremental, ParallelPostFit
 
-from dask_saga import SAGAClassifier, SAGARegressor
+from dask_saga import SAGAClassifier, SAGARegressor, saga
 from dask_saga.losses import MultinomialLogLoss
 
 from .conftest import make_rows
@@ -170,3 +171,44 @@ def test_duality_gap_of_no_rows():
         with pytest.raises(ValueError, match="X has no rows of positive weight"):
             model.duality_gap(*arguments)
     assert np.isfinite(model.duality_gap(FRAME, y))
+
+
+@pytest.mark.parametrize("kind", [SAGAClassifier, SAGARegressor])
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "predict"])
+def test_missing_values_name_the_estimator(method, kind):
+    rows = A.copy()
+    rows[25, 1] = np.nan
+    model = kind(random_state=0)
+    classes = {"classes": [-1.0, 1.0]} if method == "partial_fit" and kind is SAGAClassifier else {}
+    if method == "predict":
+        model.fit(A, y)
+    for one in (rows, sp.csr_array(rows)):
+        with pytest.raises(ValueError, match=f"X contains NaN.\n{kind.__name__} does not accept missing values"):
+            getattr(model, method)(one, *([] if method == "predict" else [y]), **classes)
+
+
+@pytest.mark.parametrize("kind", [SAGAClassifier, SAGARegressor])
+@pytest.mark.parametrize("weights", [None, np.arange(60) != 25.0])
+def test_missing_values_name_the_estimator_and_the_chunk(kind, weights, client):
+    rows = A.copy()
+    rows[25, 1] = np.nan
+    weights = weights if weights is None else da.from_array(weights, chunks=20)
+    for scheduler in ("threads", client):
+        with dask.config.set(scheduler=scheduler), pytest.raises(ValueError, match="chunk 1: ") as caught:
+            kind().fit(da.from_array(rows, chunks=(20, 3)), labels, weights)
+        assert f"X contains NaN.\n{kind.__name__} does not accept missing values" in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_missing_values_name_saga(count):
+    rows = A.copy()
+    rows[-1, 1] = np.nan
+    with pytest.raises(ValueError, match=f"chunk {count - 1}: .*X contains NaN.\nsaga does not accept missing values"):
+        saga(list(zip(np.array_split(rows, count), np.array_split(y, count), strict=True)))
+
+
+def test_other_errors_of_values_stay():
+    rows = A.copy()
+    rows[25, 1] = 1e200
+    with pytest.raises(ValueError, match=r"^X has values beyond 1e"):
+        SAGARegressor().fit(rows, y)

@@ -236,7 +236,7 @@ def test_one_pass_tells_what_two_did(loss, classes, kind, weighted):
     problem = Problem(loss, ElasticNet(l2=1e-3), True, outputs=outputs)
     gradients = np.empty((n, outputs))
     expected, sums = chunk_gradient(chunk, np.zeros((outputs, p + 1)), problem, gradients)
-    told = _examine(chunk, problem, 1, None)
+    told = _examine(chunk, problem, 1, None, None)
     assert told.value == pytest.approx(expected, rel=1e-12)
     np.testing.assert_allclose(told.zero, sums, rtol=1e-9, atol=1e-9)
     if outputs == 1:
