@@ -48,11 +48,42 @@ class IncrementalSearchCV(_OnAnyDask, dask_ml.IncrementalSearchCV):
         What is searched for; never changed itself.
     parameters : dict
         For each parameter's name a list, or a distribution with ``rvs``.
-    n_initial_parameters, decay_rate, test_size, patience, tol, fits_per_score, max_iter : object
+    n_initial_parameters, test_size, patience, tol, fits_per_score, max_iter : object
         As in ``dask_ml.model_selection.IncrementalSearchCV``.
+    decay_rate : None
+        No candidates are given up. Use ``InverseDecaySearchCV`` to give up more of them with every call; dask-ml
+        ignores a number here, with a warning.
     random_state, scoring, verbose, prefix, scores_per_fit, predict_meta, predict_proba_meta, transform_meta : object
-        Likewise.
+        As in ``dask_ml.model_selection.IncrementalSearchCV``.
     """
+
+    # dask-ml's default of decay_rate is an object that makes it warn of a parameter that nobody gave.
+    def __init__(
+        self,
+        estimator: Any,
+        parameters: Any,
+        n_initial_parameters: Any = 10,
+        decay_rate: None = None,
+        test_size: Any = None,
+        patience: Any = False,
+        tol: Any = 0.001,
+        fits_per_score: int = 1,
+        max_iter: Any = 100,
+        random_state: Any = None,
+        scoring: Any = None,
+        verbose: Any = False,
+        prefix: str = "",
+        scores_per_fit: Any = None,
+        predict_meta: Any = None,
+        predict_proba_meta: Any = None,
+        transform_meta: Any = None,
+    ):
+        super().__init__(
+            estimator, parameters, n_initial_parameters=n_initial_parameters, decay_rate=decay_rate,
+            test_size=test_size, patience=patience, tol=tol, fits_per_score=fits_per_score, max_iter=max_iter,
+            random_state=random_state, scoring=scoring, verbose=verbose, prefix=prefix, scores_per_fit=scores_per_fit,
+            predict_meta=predict_meta, predict_proba_meta=predict_proba_meta, transform_meta=transform_meta,
+        )  # fmt: skip
 
 
 class InverseDecaySearchCV(_OnAnyDask, dask_ml.InverseDecaySearchCV):

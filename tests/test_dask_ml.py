@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import pickle
+import warnings
 
 import dask
 import dask.array as da
@@ -16,6 +17,7 @@ import sparse
 from dask.distributed import Client
 from dask_ml.wrappers import Incremental
 from numba.core.dispatcher import Dispatcher
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
@@ -112,8 +114,6 @@ def search_for(name, **kwargs):
         "SuccessiveHalvingSearchCV": {"n_initial_parameters": 8, "n_initial_iter": 2},
     }
     settings = more.get(name, {"n_initial_parameters": 5, "max_iter": 5})
-    if name == "IncrementalSearchCV":
-        settings["decay_rate"] = None
     return getattr(model_selection, name)(estimator, parameters, random_state=0, test_size=0.2, **settings, **kwargs)
 
 
@@ -176,12 +176,13 @@ def test_a_search_on_sparse_blocks(client):
         search_for("HyperbandSearchCV").fit(B.map_blocks(sp.csr_matrix), labels, classes=[-1.0, 1.0])
 
 
-def test_the_searches_are_those_of_dask_ml_but_for_one_coroutine():
+def test_the_searches_are_those_of_dask_ml_but_for_a_coroutine_and_a_default():
     for name in SEARCHES:
         ours, theirs = getattr(model_selection, name), getattr(dask_ml.model_selection, name)
         assert issubclass(ours, theirs)
         kinds = ours.__mro__[: ours.__mro__.index(theirs)]
-        assert [f.__name__ for kind in kinds for f in vars(kind).values() if inspect.isfunction(f)] == ["_fit"]
+        functions = [f.__name__ for kind in kinds for f in vars(kind).values() if inspect.isfunction(f)]
+        assert functions == (["__init__", "_fit"] if name == "IncrementalSearchCV" else ["_fit"])
         assert inspect.iscoroutinefunction(ours._fit)
         # Nothing of theirs was replaced.
         assert all(inspect.getmodule(f).__name__.startswith("dask_ml") for f in (theirs._fit, theirs.fit))
@@ -279,3 +280,36 @@ def test_no_dispatcher_is_in_a_graph(client, monkeypatch):
     sent += [item for task in graph.values() for item in (getattr(task, "func", None), *getattr(task, "args", ()))]
     assert len(sent) > 100
     assert not any(isinstance(item, Dispatcher) for item in sent)
+
+
+def test_incremental_search_does_not_warn_of_a_parameter_that_nobody_gave(client):
+    settings = {"n_initial_parameters": 3, "max_iter": 3, "random_state": 0}
+    parameters = {"alpha": np.logspace(-6, -1, 30)}
+    search = model_selection.IncrementalSearchCV(SAGAClassifier(random_state=0), parameters, **settings)
+    for one in (search, clone(search), clone(clone(search)).set_params(max_iter=2)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            one.fit(A, y, classes=[-1.0, 1.0])
+    given = clone(search).set_params(decay_rate=1.0)
+    with pytest.warns(FutureWarning, match="InverseDecaySearchCV to use decay_rate=1.0"):
+        given.fit(A, y, classes=[-1.0, 1.0])
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_parameters_are_those_of_dask_ml(name):
+    ours, theirs = (
+        inspect.signature(getattr(one, name)).parameters for one in (model_selection, dask_ml.model_selection)
+    )
+    assert list(ours) == list(theirs)
+    different = {key for key in ours if ours[key].default != theirs[key].default}
+    assert different == ({"decay_rate"} if name == "IncrementalSearchCV" else set())
+    values = {key: object() for key in ours}
+    estimator = SAGAClassifier(alpha=1.0)
+    values.update(estimator=estimator, parameters={"alpha": [1.0]})
+    search = getattr(model_selection, name)(**values)
+    known = search.get_params(deep=False)
+    assert known.keys() == values.keys()
+    assert all(known[key] is values[key] for key in values)
+    plain = clone(getattr(model_selection, name)(estimator, {"alpha": [1.0]}))
+    assert plain.get_params()["estimator__alpha"] == 1.0
+    assert type(plain).__module__ == "dask_saga.model_selection"
