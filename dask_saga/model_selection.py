@@ -3,6 +3,9 @@
 dask-ml 2025.1 runs its search in a coroutine in which newer versions of Dask refuse
 the client as asynchronous (dask-ml #1016). Under the client's own ``get`` they accept
 it. These classes do that, and refuse early what would fail on every worker.
+
+dask-ml splits NumPy arrays and Dask arrays of known block lengths. These classes make
+such arrays of frames, block by block, and give the best estimator the column names.
 """
 
 from __future__ import annotations
@@ -11,16 +14,29 @@ from inspect import signature
 from typing import Any
 
 import dask
+import dask.array as da
 import dask_ml.model_selection as dask_ml
+import numpy as np
 import scipy.sparse as sp
+from dask import delayed, is_dask_collection
 from dask.distributed import default_client
+from sklearn.utils.validation import _get_feature_names
+
+from .blocks import column_names, dask_blocks
+from .inputs import blame, check_containers, in_order, read_rows
+from .targets import NO_TARGET
 
 __all__ = ["HyperbandSearchCV", "IncrementalSearchCV", "InverseDecaySearchCV", "SuccessiveHalvingSearchCV"]
+
+
+# dask-ml tests on a share of each block. Smaller blocks are joined, so that each has rows for training and for testing.
+LEAST_ROWS = 10
 
 
 class _OnAnyDask:
     # The coroutine, not fit: with an asynchronous client it runs after fit has returned.
     async def _fit(self, X: Any, y: Any, **fit_params: Any) -> Any:
+        check_containers(X=X, y=y)
         if sp.issparse(getattr(X, "_meta", None)):
             raise TypeError(
                 "X has scipy.sparse blocks, whose length dask-ml cannot take; "
@@ -32,15 +48,103 @@ class _OnAnyDask:
             raise ValueError("classes must be given to fit: search.fit(X, y, classes=[...])")
         if getattr(self.estimator, "class_weight", None) == "balanced" and partial_fit:
             raise ValueError("class_weight='balanced' needs all data, which partial_fit does not see; give a dict")
+        lazy = is_dask_collection(X) or is_dask_collection(y)
+        names = _get_feature_names(getattr(X, "_meta", None) if is_dask_collection(X) else X)
         with dask.config.set(scheduler=default_client().get):
-            return await super()._fit(X, y, **fit_params)
+            X, y = await _lazy_arrays(X, y) if lazy else _arrays(X, y)
+            await super()._fit(X, y, **fit_params)
+        if names is not None:  # the best estimator was trained on these columns, in this order
+            self.best_estimator_.feature_names_in_ = names
+        return self
+
+
+def _arrays(X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and targets in memory as NumPy arrays, which dask-ml takes as one block."""
+    if y is None:
+        raise ValueError(NO_TARGET)
+    # A list may hold Dask arrays, and this runs in the client's event loop, where nothing can wait for the client.
+    with dask.config.set(scheduler="sync"):
+        if not isinstance(X, np.ndarray):
+            with blame("X"):
+                X = read_rows(X, finite=False)
+        y = np.asarray(y)
+    if sp.issparse(X):
+        raise TypeError(
+            "X is sparse and in memory, which dask-ml cannot split; "
+            "give a dask array: dask.array.from_array(sparse.COO(X), chunks=(1000, -1))"
+        )
+    if len(X) != len(y):
+        raise ValueError(f"X has {len(X)} rows, but y has {len(y)}")
+    return X, y
+
+
+async def _lazy_arrays(X: Any, y: Any) -> tuple[da.Array, da.Array]:
+    """X and y as Dask arrays of the same, known block lengths; where they are not known, the rows are counted first."""
+    blocks = dask_blocks(X, y)
+    if all(isinstance(one, da.Array) and not np.isnan(one.shape[0]) for one in (X, y)):
+        return X, y
+    client = default_client()
+    lengths = await client.gather(client.compute([delayed(_count_rows)(*block[:2]) for block in blocks]))
+    for k, (n, m) in enumerate(lengths):
+        if n != m:
+            raise ValueError(f"chunk {k}: X has {n} rows, but y has {m}")
+    names = column_names(X)
+    columns = X.shape[1] if names is None else len(names)
+    kind = X._meta if names is None else read_rows(X._meta)
+    labels = np.asarray(y._meta if is_dask_collection(y) else y)[:0]
+    rows, targets = [], []
+    for group in _groups([n for n, _ in lengths]):
+        n, parts = sum(lengths[k][0] for k in group), [blocks[k] for k in group]
+        block = delayed(_join_rows)([part[0] for part in parts], names)
+        rows.append(da.from_delayed(block, (n, columns), meta=kind))
+        block = delayed(_join_targets)([part[1] for part in parts])
+        targets.append(da.from_delayed(block, (n, *labels.shape[1:]), meta=labels))
+    return da.concatenate(rows), da.concatenate(targets)
+
+
+def _groups(lengths: list[int]) -> list[list[int]]:
+    """Numbers of consecutive blocks that are joined: as few as give each group LEAST_ROWS rows.
+
+    Raises
+    ------
+    ValueError
+        If no block has rows.
+    """
+    left, rows = sum(lengths), 0
+    if not left:
+        raise ValueError("X has no rows")
+    groups: list[list[int]] = [[]]
+    for k, n in enumerate(lengths):
+        if rows >= LEAST_ROWS and left >= LEAST_ROWS:
+            groups.append([])
+            rows = 0
+        groups[-1].append(k)
+        rows, left = rows + n, left - n
+    return groups
+
+
+def _count_rows(X: Any, y: Any) -> tuple[int, int]:
+    return X.shape[0], len(y)
+
+
+def _join_rows(parts: list, names: list | None) -> Any:
+    if names is not None:
+        with blame("X"):
+            parts = [read_rows(in_order(part, names), finite=False) for part in parts]
+        parts = [part.toarray() if sp.issparse(part) else part for part in parts]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _join_targets(parts: list) -> np.ndarray:
+    return np.concatenate([np.asarray(part) for part in parts])
 
 
 class IncrementalSearchCV(_OnAnyDask, dask_ml.IncrementalSearchCV):
     """``dask_ml.model_selection.IncrementalSearchCV``, on every Dask.
 
     Candidates trained side by side, one chunk a call; all of them to the end, unless they stop getting better.
-    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier.
+    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier. X and y may be
+    frames, in memory or on Dask: ``best_estimator_`` then knows the names of the columns.
 
     Parameters
     ----------
@@ -90,7 +194,8 @@ class InverseDecaySearchCV(_OnAnyDask, dask_ml.InverseDecaySearchCV):
     """``dask_ml.model_selection.InverseDecaySearchCV``, on every Dask.
 
     Candidates of which fewer and fewer go on, as one over the calls made.
-    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier.
+    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier. X and y may be
+    frames, in memory or on Dask: ``best_estimator_`` then knows the names of the columns.
 
     Parameters
     ----------
@@ -109,7 +214,8 @@ class SuccessiveHalvingSearchCV(_OnAnyDask, dask_ml.SuccessiveHalvingSearchCV):
     """``dask_ml.model_selection.SuccessiveHalvingSearchCV``, on every Dask.
 
     Candidates of which the better part goes on, with more calls each (Jamieson, Talwalkar 2016).
-    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier.
+    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier. X and y may be
+    frames, in memory or on Dask: ``best_estimator_`` then knows the names of the columns.
 
     Parameters
     ----------
@@ -128,7 +234,8 @@ class HyperbandSearchCV(_OnAnyDask, dask_ml.HyperbandSearchCV):
     """``dask_ml.model_selection.HyperbandSearchCV``, on every Dask.
 
     Candidates that are given more calls of ``partial_fit`` the better they do (Li et al. 2018).
-    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier.
+    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier. X and y may be
+    frames, in memory or on Dask: ``best_estimator_`` then knows the names of the columns.
 
     Parameters
     ----------
