@@ -18,11 +18,13 @@ __all__ = ["column_names", "dask_blocks", "known_length", "most_bytes", "partiti
 MERGED_BYTES = 2**28
 
 
-def _split(name: str, collection: Any, lengths: tuple | None, alone: bool) -> tuple[list, tuple | None]:
+def _split(
+    name: str, collection: Any, lengths: tuple | None, alone: bool, framed: bool = False
+) -> tuple[list, tuple | None]:
     """A Dask collection, or an array beside one, as a list of blocks and their known lengths.
 
     Tasks are fused only of what is `alone`: a read that X and y share would else become a part of both, and Dask loses
-    what is on a cluster.
+    what is on a cluster. Whether X is a frame, `framed`, decides which remedy an error names.
     """
     if getattr(collection, "ndim", 1) == 0:
         raise ValueError(f"{name} is a single number; give one for each row of X")
@@ -45,9 +47,11 @@ def _split(name: str, collection: Any, lengths: tuple | None, alone: bool) -> tu
     if is_dask_collection(collection):
         return partitions(collection), None
     if lengths is None:
+        # Not to_dask_array(lengths=True), which fails inside Dask where it reads several small files with one task.
+        column, array = (" such as a column of the same frame,", "X.to_dask_array()") if framed else ("", "X")
         raise ValueError(
-            f"{name} is in memory, but X is a Dask collection whose block lengths are unknown; make {name} a "
-            "Dask collection too, or give X known lengths: X.to_dask_array(lengths=True), X.compute_chunk_sizes()"
+            f"{name} is in memory, but X is a Dask collection whose block lengths are unknown; make {name} a Dask "
+            f"collection too,{column} or give X known lengths: {array}.compute_chunk_sizes()"
         )
     array = collection.iloc if hasattr(collection, "iloc") else np.asarray(collection)
     if len(collection) != sum(lengths):
@@ -110,7 +114,7 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
         if other is None or isinstance(other, Number):
             columns.append([other] * len(blocks))
             continue
-        others, known = _split(name, other, lengths, alone)
+        others, known = _split(name, other, lengths, alone, framed=not hasattr(X, "numblocks"))
         if lengths and known and sum(lengths) != sum(known):
             raise ValueError(f"X has {sum(lengths)} rows, but {name} has {sum(known)}")
         if hasattr(other, "rechunk") and lengths and known:
