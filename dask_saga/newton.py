@@ -257,7 +257,7 @@ def _drawn_rows(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) 
         used = np.setdiff1d(used, apart, assume_unique=True)
         chance = np.full(len(used), min(1.0, plan.rows / max(len(used), 1)))
         if plan.rows < len(used):
-            chance = np.minimum(1.0, 0.5 * (chance + plan.rows * leverages[used] / leverages[used].sum()))
+            chance = np.minimum(1.0, 0.5 * (chance + plan.rows * leverages[used] / total))
     extremes = _extremes(chunk, apart)
     if plan.rows >= len(used) and not len(apart):
         return chunk, extremes
