@@ -477,7 +477,7 @@ for name, found in (
     )
 
 # %%
-# The step size and the averages that make the difference are explained in :doc:`/algorithm`. ``SAGAClassifier`` does
+# The step size and the averages that make the difference are explained in :doc:`/algorithm/index`. ``SAGAClassifier`` does
 # the same for a dask array or dataframe: continue with :doc:`/guide/index`, or look at the :doc:`/gallery/index`.
 
 client.close()
