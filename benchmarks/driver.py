@@ -1,25 +1,25 @@
-"""``fit`` on a cluster of two processes with one thread each, part by part.
+"""``fit`` on a cluster of two processes with one thread each. Each part can be run alone.
 
-visits: the time between the end of one visit and the start of the next, beside that of a chain of empty tasks that
-hand on a head of the same size; medians of interleaved runs.
+visits: seconds between the end of one visit and the start of the next, next to those of a chain of empty tasks that
+hand on an array of the same size. Medians of interleaved runs.
 
-larger: files of 64 MB on disk that take several times the memory of the workers, .npy as a dask array or parquet as
-a dask dataframe. Seconds of an epoch beside those of the same workers only reading the files, out of the page cache,
-and beside the CPU seconds of an epoch over the number of workers; the most memory that a worker process took, in
-units of its limit; and what was spilled. With one chunk at a time, and two. Arrow allocates as the rest of the process
-does: its own pool keeps five times what a file of 64 MB takes.
+larger: files of 64 MB on disk, several times larger together than the memory of the workers, as .npy in a dask array
+or parquet in a dask dataframe. The table has the seconds of a pass, those of the same workers only reading the files
+(not from the page cache), the CPU seconds of a pass divided by the number of workers, the largest memory of a worker
+process as a share of its limit, and the bytes spilled, for n_parallel 1 and 2. Arrow uses the system allocator, since
+its own keeps five times the size of a 64 MB file.
 
-parallel: seconds and passes to a relative suboptimality of 1e-6 with n_parallel 2 and 1, medians of interleaved
-pairs, and how much of the time that chunk tasks run two of them do, with chunks of 128 MB and of 512; then passes of
-64 chunks, 8 at a time and one.
+parallel: seconds and passes to a relative suboptimality of 1e-6 with n_parallel 1 and 2, for chunks of 128 MB and of
+512 MB, as medians of interleaved pairs; and the share of the time of chunk tasks in which two of them run. Then the
+passes for 64 chunks with n_parallel 1, 2, 4 and 8.
 
-flat: what 100 passes over 100 chunks leave on the scheduler, and in the memory of all processes. Each connection of
-distributed keeps its last 1,000 batches of messages, which grow to some 50 MB; here 20, and no dashboard, which
-keeps 100,000 tasks.
+flat: tasks on the scheduler and memory of all processes over 100 passes of 100 chunks. Each connection of distributed
+keeps its last 1,000 batches of messages, which grow to some 50 MB; this part keeps 20. It has no dashboard, which would
+keep 100,000 tasks.
 
-rivals: seconds of fit to 1e-6 beside dask-ml's LogisticRegression, each of its solvers; no penalty, as their
-penalties differ. The fewest iterations that reach it are found first; then medians of interleaved runs, of the quickest
-solver and ours.
+rivals: seconds of fit to 1e-6 next to each solver of dask-ml's LogisticRegression. There is no penalty, as the two
+packages define it differently. The script first finds the fewest iterations that reach the level. Then it times the
+fastest solver and dask_saga in interleaved pairs.
 
 Usage: python benchmarks/driver.py [PART ...] [--gigabytes 10] [--kind npy parquet] [--limit 1GB] [--folder DIR]
 """
@@ -29,7 +29,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import platform
 import statistics
 import tempfile
 import threading
@@ -37,7 +36,6 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import dask
@@ -48,6 +46,7 @@ import pandas as pd
 import psutil
 from dask.distributed import Client, LocalCluster, get_task_stream, wait
 from dask_ml.linear_model import LogisticRegression as DaskMLRegression
+from report import print_header
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
@@ -419,8 +418,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=7)
     given = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("dask-saga", "dask", "distributed", "numpy", "numba"))
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}\n", flush=True)
+    print_header("dask-ml")
     parts = given.parts or ["visits", "larger", "parallel", "flat", "rivals"]
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # of the workers
     for part in parts:

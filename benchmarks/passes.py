@@ -1,9 +1,16 @@
-"""What one pass costs: ours, scikit-learn's saga, and a plain read of the same rows in the same order.
+"""The time of one pass: dask_saga, scikit-learn's saga, and a plain read of the same rows in the same order.
 
-A visit is ``chunk_saga`` of all rows, its new random order included: a pass of SAGA, as scikit-learn's is the
-difference of a long and a short fit. A pass of fit is the mean of its third to sixth with default settings, which are
-refinements where a sample leads. A read sums the rows in such an order. Medians of interleaved runs. GB/s are those of
-the rows alone, in a visit. Room is what a visit takes at most beside them, as a share.
+Columns of the table:
+
+- a visit: ``chunk_saga`` over all rows, including the new random order. It is one pass of SAGA.
+- GB/s: bytes of the rows alone, divided by the time of a visit.
+- scikit-learn's saga: the time of one pass, from the difference of a long and a short fit.
+- a pass of fit: the mean of passes 3 to 6 of ``fit`` at default settings. Where the subsample step is used, most of
+  these evaluate the gradient of all rows instead of visiting them by SAGA.
+- plain read: the sum of the rows, in the same random order.
+- room: the largest memory that a visit allocates, as a share of the memory of the rows.
+
+All times are medians of interleaved runs.
 
 Usage: python benchmarks/passes.py [--repeat 5]
 """
@@ -11,17 +18,15 @@ Usage: python benchmarks/passes.py [--repeat 5]
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import time
 import tracemalloc
 import warnings
-from importlib.metadata import version
 
 import numpy as np
 import scipy.sparse as sp
 from numba import njit
+from report import print_header
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
@@ -151,8 +156,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     repeat = parser.parse_args().repeat
     warnings.simplefilter("ignore", ConvergenceWarning)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("dask-saga", "scikit-learn", "numpy", "numba"))
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}\n")
+    print_header()
     header = (
         "rows x columns, , a visit (ns a row), GB/s, scikit-learn's saga, times a visit, "
         "a pass of fit, saga over it, plain read, a visit over it, room"

@@ -1,13 +1,17 @@
-"""Time to the optimum on one machine: ours beside the solvers of other packages, all on the same objective.
+"""Seconds to the optimum on one machine: dask_saga next to solvers of other packages, on the same objective.
 
-F(x) = mean log loss + 0.5 alpha |x|^2 at alpha = 1e-4, or with --l1 + alpha |x|_1 at alpha = 1 / rows, the intercept
-unpenalised, in the columns as they are. Each fit is
-repeated with more and more effort (passes or iterations, doubling) until it is within 1e-6 of the optimum,
-relative to F(0), or takes longer than the limit; a cell is the shortest fit that reached the level, "-" if
-none did. Ours is one fit, with one thread and with as many as there are cores, of which a fit before it has told
-what each pass reaches. Fits of all solvers take turns, and a cell is the median of its repetitions, ours each with a
-seed of its own: whether a level is reached a pass earlier or later is luck. Packages that are not installed are left
-out, and solvers that need a matrix of more than 2000 x 2000 columns (race_peers.py).
+F(x) = mean log loss + 0.5 alpha |x|^2 with alpha = 1e-4; with --l1, mean log loss + alpha |x|_1 with alpha = 1 / rows.
+The intercept is not penalised, and columns are raw.
+
+- Other solvers: the fit is repeated with twice the effort (passes or iterations) until it is within 1e-6 of the
+  optimum, relative to F(0) - F*, or takes longer than --limit. A cell is the shortest fit that reached the level, "-"
+  if none did.
+- dask_saga: one fit with one thread, and one with a thread per core. A fit with the same result runs first and finds
+  the pass that reaches each level, so that the timed fit need not evaluate F.
+- Fits of all solvers alternate. A cell is the median over the repetitions. Each repetition of dask_saga has its own
+  seed, as the seed decides whether a level is reached one pass earlier or later.
+- Packages that are not installed are left out. So are solvers that form a matrix of columns x columns where there are
+  more than 2000 columns (race_peers.py).
 
 Usage: python benchmarks/race.py [names] [--l1] [--repeat 3] [--limit 20] [--cache DIR] [--picture FILE] [--ours]
 """
@@ -17,20 +21,19 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
 from passes import sparse
-from race_peers import PEERS, Fit, Task, installed
+from race_peers import PEERS, Fit, Task
+from report import print_header
 from trust_optimum import ALPHA, Objective, Optimum, l1_gap, objective, optimum
 from trust_sets import SETS, DataSet
 
@@ -236,9 +239,7 @@ def main() -> None:
     parser.add_argument("--ours", action="store_true", help="without the others, to compare numbers of threads")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    names = ["dask-saga", "numpy", "numba", *dict.fromkeys(peer.package for peer in PEERS.values())]
-    packages = ", ".join(f"{name} {version(name)}" for name in names if installed(name))
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}")
+    print_header(*(peer.package for peer in PEERS.values()))
     results = {
         name: run(name, given.l1, given.repeat, given.limit, given.cache, {} if given.ours else PEERS)
         for name in given.names or RACES

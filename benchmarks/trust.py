@@ -1,15 +1,17 @@
-"""Default settings on many raw data sets: passes and seconds to the optimum, beside scikit-learn.
+"""Passes and seconds to the optimum on 20 raw data sets at default settings, next to scikit-learn.
 
-Relative suboptimality is (F(x) - F*) / (F(0) - F*). One Markdown row a solver; a cell
-holds the passes over the rows and the seconds until the level was first reached, "-" if
-never. Ours: one pass visits every row once; the seconds count from the call of fit and so
-include the pass that prepares (compiling does not count). scikit-learn's saga and lbfgs
-are refitted with more and more passes; those of lbfgs are its iterations, which is kind to
-it. Where scikit-learn has no such solver for a loss, lbfgs is SciPy's on the same
-objective, and saga is left out. "promise" tells whether the row holds what we promise:
-from 10,000 rows on 1e-6 within 50 passes; below, sooner than saga at every level, in
-passes and in seconds, and 1e-4 within a second. "converged_" has, for each of three tol,
-the suboptimality where fit stopped, in brackets unless ``converged_``.
+Relative suboptimality is (F(x) - F*) / (F(0) - F*). The table has one row per solver. A cell holds the number of
+passes and the seconds until the level was first reached, or "-" if it was not reached.
+
+- dask_saga ("ours", with the number of chunks): one pass visits every row once. Seconds count from the call of
+  ``fit``, so they include the preparing pass. Compilation is not counted.
+- scikit-learn's saga and lbfgs: the model is fitted again with more and more passes. For lbfgs the number is that of
+  its iterations, each of which reads the rows at least once.
+- Where scikit-learn has no lbfgs for a loss, SciPy's L-BFGS-B minimises the same objective, and saga is left out.
+- "promise" checks a limit that the project sets itself. From 10,000 rows on: 1e-6 within 50 passes. Below 10,000
+  rows: sooner than saga at every level, in passes and in seconds, and 1e-4 within a second.
+- "converged_" holds the suboptimality at which ``fit`` stopped for each of three values of ``tol``; it is in brackets
+  where ``converged_`` is False.
 
 Usage: python benchmarks/trust.py [names] [--chunks 1 40] [--cache DIR] [--skip-peers] [--n-parallel W]
 """
@@ -17,23 +19,20 @@ Usage: python benchmarks/trust.py [names] [--chunks 1 40] [--cache DIR] [--skip-
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import dask.array as da
 import numpy as np
 import scipy.sparse as sp
+from report import print_header
 from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
-from threadpoolctl import threadpool_info
 from trust_optimum import ALPHA, Objective, Optimum, objective, optimum
 from trust_sets import SETS, DataSet
 
@@ -276,10 +275,7 @@ def main() -> None:
     N_PARALLEL[0] = given.n_parallel
     if unknown := set(given.names) - set(SETS):
         parser.error(f"unknown sets {sorted(unknown)}; choose from {', '.join(SETS)}")
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    packages = ", ".join(f"{name} {version(name)}" for name in ("dask-saga", "scikit-learn", "numpy", "numba", "dask"))
-    threads = max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
-    print(f"{machine}, {threads} for BLAS, Python {platform.python_version()}, {packages}\n")
+    print_header()
     levels = " | ".join(f"{level:.0e}" for level in LEVELS)
     tols = ", ".join(f"{tol:.0e}" for tol in TOLS)
     print(f"| set | rows x columns | solver, chunks | {levels} | end | converged_ at tol {tols} | promise |")
