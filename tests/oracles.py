@@ -111,7 +111,7 @@ def pull_of_rows(plan, weights):
 
 
 def objective(A, b, x, intercept, loss, penalty, weights=None):
-    """F of design section 1, in plain Python and float64."""
+    """The objective F that the estimators minimise, in plain Python and float64."""
     z = A @ x + intercept
     weights = np.ones(len(b)) if weights is None else np.asarray(weights, float)
     mean = sum(w * loss.value(float(u), float(v)) for w, u, v in zip(weights, z, b, strict=True)) / weights.sum()

@@ -82,8 +82,8 @@ def test_tol_is_never_met_falsely(binary):
         assert gap <= 10 * 1e-3 * (np.log(2) - best)
 
 
-class Quantile(NamedTuple):
-    """Smoothed absolute error: a user's own loss with a parameter."""
+class SmoothAbsolute(NamedTuple):
+    """The absolute error with its corner rounded: a user's own loss with a parameter."""
 
     width: float = 0.5
     curvature = 2.0
@@ -109,11 +109,11 @@ class Shrink(NamedTuple):
 
 def test_own_loss_and_penalty(numbers):
     A, b = numbers
-    result = saga(split(A, b, 4), Quantile(), Shrink(0.1), max_iter=500, tol=1e-7, random_state=0)
+    result = saga(split(A, b, 4), SmoothAbsolute(), Shrink(0.1), max_iter=500, tol=1e-7, random_state=0)
     assert result.converged
 
     def objective(x):
-        return oracles.objective(A, b, x, 0.0, Quantile(), Shrink(0.1))
+        return oracles.objective(A, b, x, 0.0, SmoothAbsolute(), Shrink(0.1))
 
     best = objective(result.x)
     for j in range(8):

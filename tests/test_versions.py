@@ -23,18 +23,6 @@ def required():
 
 
 @pytest.mark.parametrize("name", ["oldest", "newest"])
-def test_the_conda_environment_is_that_of_the_constraints(name):
-    environment = yaml.safe_load((ROOT / "ci" / f"environment-{name}.yaml").read_text())
-    *conda, pip = environment["dependencies"]
-    pins = dict(line.split("=") for line in conda if line != "pip")
-    pythons, versions = constraints(name)
-    assert pins.pop("python") in pythons
-    assert {package.replace("python-xxhash", "xxhash"): version for package, version in pins.items()} == versions
-    exact = {package: version for package, (operator, version) in required().items() if operator == "=="}
-    assert dict(line.split("==") for line in pip["pip"]) == exact
-
-
-@pytest.mark.parametrize("name", ["oldest", "newest"])
 def test_all_that_is_required_is_constrained(name):
     _, versions = constraints(name)
     for package, (operator, version) in required().items():
