@@ -26,7 +26,7 @@ from dask_saga import SAGAClassifier
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from flights_data import load_flights, standardise
 
-ALPHA, CHUNKS, MARKS = 1e-4, 24, (5, 10, 20, 30, 50, 60)
+ALPHA, CHUNKS, MARKS = 1e-4, 24, (1, 2, 5, 10, 20, 60)
 
 
 class Optimum:
