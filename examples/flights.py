@@ -1,12 +1,13 @@
-"""Late or not: 336,776 real flights on a Dask cluster, fitted in three ways.
+"""Predict which of 336,776 real flights are late, on a Dask cluster, in three ways.
 
-1. ``SAGAClassifier().fit`` on a dask dataframe of raw columns, in order of time,
-2. the same estimator inside ``dask_ml.wrappers.Incremental``,
-3. and inside a Hyperband search over the scale of its step size.
+1. ``SAGAClassifier().fit`` on a dask dataframe with raw columns, in order of time,
+2. the same estimator in ``dask_ml.wrappers.Incremental``,
+3. the same estimator in a Hyperband search over the scale of its step size.
 
-Each is scored on December, which none has seen, beside scikit-learn's
-LogisticRegression on the same rows. Writes flights.png: how far from the optimum after
-each pass, on raw and on standardised columns. Usage: python examples/flights.py
+Each is scored on December, which was not used for training, next to scikit-learn's
+LogisticRegression on the same rows. The script writes flights.png, which shows the
+suboptimality after each pass on raw and on standardised columns.
+Usage: python examples/flights.py
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def report(
 def on_disk(
     rows: pd.DataFrame, late: np.ndarray, folder: str
 ) -> tuple[dd.DataFrame, dd.Series]:
-    """A dask dataframe, and its labels, of one parquet file a partition."""
+    """A dask dataframe with one parquet file per partition, and its labels."""
     Path(folder).mkdir()
     for k, part in enumerate(np.array_split(np.arange(len(rows)), PARTITIONS)):
         rows.iloc[part].assign(late=late[part]).to_parquet(
@@ -65,7 +66,7 @@ def on_disk(
 def convergence(
     rows: pd.DataFrame, late: np.ndarray, folder: str, columns: str
 ) -> dict[str, list[dict]]:
-    """Histories of (F - F*) / (F(0) - F*), of ours on the cluster and of scikit-learn's saga."""
+    """Histories of (F - F*) / (F(0) - F*) for dask_saga on the cluster and for scikit-learn's saga."""
     A, sign = rows.to_numpy(), np.where(late, 1.0, -1.0)
     C = 1 / (ALPHA * len(A))
 
@@ -172,8 +173,13 @@ def main(picture: str) -> None:
             scoring="neg_log_loss",
             random_state=0,
         )
-        search.fit(X, y, classes=[False, True])
+        search.fit(
+            X.to_dask_array(lengths=True),
+            y.to_dask_array(lengths=True),
+            classes=[False, True],
+        )
         seconds, winner = time.perf_counter() - began, search.best_estimator_
+        winner.feature_names_in_ = model.feature_names_in_  # it used arrays
         report("3. in Hyperband, its winner", winner.n_iter_, seconds, winner, test)
         scale = search.best_params_["step_size_scale"]
         print(
@@ -207,6 +213,6 @@ if __name__ == "__main__":
         help="where to write the convergence picture",
     )
     arguments = parser.parse_args()
-    # Told by the picture: these fits are stopped by the number of passes.
+    # These fits are stopped by the number of passes; the picture shows how far they get.
     warnings.simplefilter("ignore", ConvergenceWarning)
     main(arguments.picture)

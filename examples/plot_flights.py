@@ -1,9 +1,10 @@
 """
-Flights, as they come
-=====================
+Flights with raw columns
+========================
 
-Will a flight be late? 336,776 of them, in order of time, with raw columns: pressure in hectopascals, distance in
-miles, hours, seats. Twenty-four partitions of a dask dataframe are the chunks; no scaler, no shuffling, no step size.
+Will a flight be late? The data are 336,776 flights in order of time with raw columns: pressure in hectopascals, distance
+in miles, hours, seats. The chunks are the 24 partitions of a dask dataframe. The fit needs no scaler, no shuffling
+and no choice of a step size.
 """
 
 import warnings
@@ -25,7 +26,7 @@ print(f"{len(rows):,} rows, {rows.shape[1]} columns; late: {late.mean():.0%}")
 numeric.describe().loc[["mean", "std", "min", "max"]].round(1)
 
 # %%
-# Train on January to November. ``fit`` takes the dataframe as it would take an array.
+# Train on January to November. ``fit`` accepts a dask dataframe like an array.
 
 frame = dd.from_pandas(rows.assign(late=late)[month < 12], npartitions=24)
 X, y = frame.drop(columns="late"), frame["late"]
@@ -35,7 +36,8 @@ print(
 )
 
 # %%
-# And predict December. Of an array or a pandas dataframe the result is in memory, of a dask dataframe it is lazy.
+# Then predict December. Predictions for an array or a pandas dataframe are in memory, those for a dask dataframe are
+# lazy.
 
 december = month == 12
 probability = model.predict_proba(rows[december])[:, 1]
@@ -43,13 +45,13 @@ print(f"ROC AUC in December: {roc_auc_score(late[december], probability):.3f}")
 model.predict_proba(X)
 
 # %%
-# What makes raw columns converge is the change of coordinates inside the steps (``precondition``). Given data,
-# ``ConvergenceDisplay`` fits a clone and measures the objective after each pass. Here are the numeric columns with
-# and without it. The optimum is that of scikit-learn's Newton method, as an outside referee.
+# Raw columns converge because the solver preconditions its steps (``precondition``). The next figure compares fits with
+# and without it on the numeric columns. Given data, ``ConvergenceDisplay`` fits a clone and evaluates the objective
+# after each pass. The optimum is that of scikit-learn's Newton method, as an independent reference.
 
 warnings.simplefilter(
     "ignore", ConvergenceWarning
-)  # fifteen passes are enough to see it
+)  # fifteen passes are enough to see the difference
 numbers, alpha, n = numeric.to_numpy(), 1e-4, len(numeric)
 exact = LogisticRegression(
     C=1 / (alpha * n), solver="newton-cholesky", tol=1e-10, max_iter=500

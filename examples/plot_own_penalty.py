@@ -1,9 +1,9 @@
 """
-A penalty of your own: towards last year's model
-================================================
+Own penalty: stay close to last year's model
+============================================
 
-A model is refitted on few new rows, and should move away from the old one only where they say so. That is a penalty
-of the distance to the old coefficients. A penalty is a class with a value and a proximal operator.
+A model is fitted again to a few new rows. It should differ from the old one only where the new rows require it. A
+penalty on the distance to the old coefficients does this. A penalty is a class with a value and a proximal operator.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from dask_saga import SAGARegressor
 
 
 class Towards(NamedTuple):
-    """``alpha |x - target|``: coefficients stay at the target exactly, or leave it."""
+    """``alpha |x - target|``, which leaves many coefficients exactly at the target."""
 
     alpha: float = 0.1
     target: float = 0.0
@@ -33,7 +33,7 @@ class Towards(NamedTuple):
 
 
 # %%
-# The proximal operator must be that of the value. Compare it with a grid:
+# The proximal operator must belong to the value. Compare it with a grid search:
 
 penalty, grid = Towards(0.3, 1.0), np.linspace(-5, 5, 100_001)
 for v in (-2.0, 0.9, 1.1, 3.0):
@@ -41,9 +41,9 @@ for v in (-2.0, 0.9, 1.1, 3.0):
     assert abs(best - penalty.prox(v, 0.5)) < 1e-3
 
 # %%
-# A penalty sees one coefficient and does not know which. For a target of its own for each, fit the difference:
-# ``y - X old`` with a penalty towards zero has the same optimum. Last year ten coefficients were one; three
-# of them have changed.
+# A penalty sees one coefficient and does not know which one. If each coefficient has its own target, fit ``y - X @ old``
+# with a penalty towards zero; this has the same optimum. Here all ten coefficients were one last year, and three of
+# them have changed.
 
 rng = np.random.default_rng(0)
 old, new = np.ones(10), np.array([1, 1, 3, 1, 1, -1, 1, 0, 1, 1.0])
@@ -64,5 +64,5 @@ for j in range(10):
 _ = ax.set(
     xlabel="alpha",
     ylabel="coefficient",
-    title="In red those that have changed: they are the last to give in",
+    title="Coefficients that have changed (red) reach the target last",
 )

@@ -1,9 +1,9 @@
 """
-Sparse one-hot columns, and which of them matter
-================================================
+Sparse one-hot columns and an L1 penalty
+========================================
 
-Carrier, origin, destination, and hour of the week as one-hot columns: 258 of them, four entries a row. As
-scipy.sparse blocks of a dask array they take a fraction of the memory, and an L1 penalty tells which matter.
+Carrier, origin, destination and hour of the week become 258 one-hot columns with four entries per row. As scipy.sparse
+blocks of a dask array they take a fraction of the memory. An L1 penalty selects the columns that matter.
 """
 
 import dask.array as da
@@ -30,7 +30,8 @@ print(
 )
 
 # %%
-# Blocks of any kind become a dask array by ``map_blocks`` or, as here, one after the other. 25 blocks are 25 chunks.
+# Blocks of any kind become a dask array with ``map_blocks`` or, as here, one after the other. The 25 blocks are 25
+# chunks.
 
 size = 14_000
 blocks = [sparse[k : k + size] for k in range(0, len(late), size)]
@@ -41,7 +42,7 @@ y = da.from_array(late, chunks=size)
 X
 
 # %%
-# A column whose coefficient is exactly zero plays no part. The smaller ``alpha``, the more columns do.
+# A column whose coefficient is exactly zero has no effect. The smaller ``alpha``, the more coefficients are not zero.
 
 alphas = np.logspace(-2, -4, 5)
 models = [
@@ -52,7 +53,7 @@ counts = [int(np.count_nonzero(model.coef_)) for model in models]
 print(dict(zip(alphas.round(5).tolist(), counts, strict=True)))
 
 # %%
-# The first columns to come in are carriers, then the early hours of a Sunday, whose flights are punctual.
+# Carriers are the first columns to enter. The early hours of Sunday follow, whose flights are punctual.
 
 path = np.array([model.coef_[0] for model in models])
 first = np.argsort(
@@ -66,6 +67,6 @@ ax.invert_xaxis()
 ax.set(
     xlabel="alpha",
     ylabel="coefficient",
-    title="The L1 path; in colour the first ten columns",
+    title="The L1 path; the first ten columns are coloured",
 )
 figure.legend(loc="outside right upper")

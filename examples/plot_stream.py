@@ -2,8 +2,8 @@
 A stream: a year of flights, month by month
 ===========================================
 
-Chunks arrive one by one. Each month is first predicted, then learnt, and the months before are visited once more. So
-every score is that of a model that has not seen the month.
+Chunks arrive one by one. Each month is first predicted and then learned, and all earlier months are visited once more.
+So each score belongs to a model that has not seen the month.
 """
 
 import matplotlib.pyplot as plt
@@ -22,11 +22,11 @@ months = [(A[month == m], late[month == m]) for m in range(1, 13)]
 both = [False, True]
 
 # %%
-# ``partial_fit`` is one pass over one chunk. It must know all classes at its first call. A month that it knows is
-# recognised by its content and goes on with its memory, so revisits do not count twice.
+# ``partial_fit`` makes one pass over one chunk. The first call must name all classes. A month that the model has seen is
+# recognised by its content and continues with its gradient memory, so a revisit does not count twice.
 #
-# Beside it, on the same raw columns: ``SGDClassifier`` with a scaler fitted on January, as it needs one; and, as the
-# mark to reach, a logistic regression fitted anew to all months so far.
+# Two models are compared with it on the same columns: ``SGDClassifier``, which needs a scaler and gets one fitted on
+# January, and, as the reference, a logistic regression fitted anew to all months so far.
 
 saga, sgd = (
     SAGAClassifier(random_state=0),
@@ -60,18 +60,18 @@ for k, (X, y) in enumerate(months):
 print(saga.state_)
 
 # %%
-# Months differ: the weather of the one to come is in none of those before. SAGA stays near the model that is fitted
-# anew to all months, and meets it in autumn, with one more visit of each month it knows. SGD keeps no memory of the
-# rows, so in spring it follows the few that it saw last.
+# The months differ, as each has its own weather. SAGA stays near the model that is fitted anew to all months and
+# reaches it in autumn, with only one more visit of each earlier month. SGD keeps no memory of the rows, so in spring
+# it follows the months that it has seen last.
 
 figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
 for (name, values), style in zip(scores.items(), ("o-", "s--", "k:"), strict=True):
     ax.plot(range(2, 13), values, style, label=name)
-ax.set(xlabel="month, not yet seen", ylabel="log loss", xticks=range(2, 13))
+ax.set(xlabel="predicted month", ylabel="log loss", xticks=range(2, 13))
 ax.legend()
 
 # %%
-# The state is all there is: pickled, an estimator goes on elsewhere with the same bits.
+# The estimator has no other state than this. A pickled copy continues in another process with the same bits.
 
 import pickle
 

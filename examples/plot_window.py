@@ -2,8 +2,8 @@
 A window over a stream that drifts
 ==================================
 
-What is true moves: here the coefficients turn by one degree with each chunk. Old chunks then say what was true, and
-should leave. ``forget`` takes a chunk out exactly, so a window over the last chunks is two lines.
+The true coefficients change over time; here they rotate by one degree with each chunk. Old chunks then describe the
+past and should be removed. ``forget`` removes a chunk exactly, so a window over the last chunks takes two lines.
 """
 
 import matplotlib.pyplot as plt
@@ -26,8 +26,9 @@ def chunk(k, rows=1000):
 
 
 # %%
-# Every chunk is first predicted, then learnt. ``SGDClassifier`` at a constant rate forgets by itself, as fast as its
-# rate is large; which rate is right depends on the drift. A window says in chunks how long something stays true.
+# Each chunk is first predicted and then learned. ``SGDClassifier`` with a constant learning rate forgets by itself. The
+# larger the rate, the faster it forgets, and the best rate depends on the drift. A window is easier to choose: it says
+# for how many chunks the data stay valid.
 
 CHUNKS, WINDOW = 180, 10
 models = {
@@ -51,10 +52,10 @@ for k in range(CHUNKS):
 figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
 for (name, values), style in zip(excess.items(), ("--", "-", ":"), strict=True):
     ax.plot(range(1, CHUNKS), np.maximum(values, 1e-5), style, label=name)
-ax.set(xlabel="chunk, not yet seen", ylabel="log loss above the truth's", yscale="log")
+ax.set(xlabel="predicted chunk", ylabel="log loss above the truth's", yscale="log")
 ax.legend()
 
 # %%
-# The state is bounded as well: it holds the chunks of the window, in order of arrival.
+# The window also limits the size of the state, which holds its chunks in order of arrival.
 
 print(models[f"SAGA, the last {WINDOW}"].state_)

@@ -2,21 +2,21 @@
 From a NumPy loop to Dask, in five stages
 =========================================
 
-You know NumPy and scikit-learn, and have a loop that is too large for one array or one machine. This page
-takes such a loop, SAGA for logistic regression, to a Dask cluster with ``dask.delayed``. Each stage runs, and is
-measured by the share of the time in which some worker computes. In 2018 a researcher and a Dask developer
-`went the same way <https://blog.dask.org/2018/08/07/incremental-saga>`_ in an afternoon; ``dask_saga`` is
-where it led. No knowledge of Dask is assumed.
+This tutorial is for people who know NumPy and scikit-learn and have a loop that is too large for one array or one
+machine. It takes such a loop, SAGA for logistic regression, to a Dask cluster with ``dask.delayed``. It has five
+stages. Each stage is executed, and we measure the share of the time in which a worker computes. In 2018 a researcher
+and a Dask developer `did the same <https://blog.dask.org/2018/08/07/incremental-saga>`_ in an afternoon, and
+``dask_saga`` grew out of it. No knowledge of Dask is assumed.
 
-To run it yourself, take the notebook from the bottom of this page. All but the last section needs only
+To run the tutorial yourself, download the notebook from the bottom of this page. All sections but the last need only
 
 .. code-block:: none
 
     pip install jupyterlab numpy scipy numba matplotlib "dask[distributed,diagnostics]"
 
-As a plain script it stops with ``RuntimeError: An attempt has been made to start a new process...``: the workers of
-a cluster are processes, each imports the script that started it, and would start a cluster as well. So a script of
-your own has, below its imports and functions, ``if __name__ == "__main__":`` and under that all the rest.
+As a plain script it stops with ``RuntimeError: An attempt has been made to start a new process...``. The reason is that
+the workers of a cluster are processes that import the script that started them, and each would start a cluster again.
+In a script of your own, put everything except imports and functions under ``if __name__ == "__main__":``.
 """
 
 import time
@@ -30,9 +30,9 @@ from dask.utils import key_split
 from numba import njit
 
 # %%
-# The data are eight *chunks* of 100,000 rows: pairs of rows ``A`` and labels ``b`` that are -1 or 1. A
-# function makes them, so that later each worker can make its own. It is given all that it needs, the seed too:
-# called twice, it returns the same.
+# The data are eight *chunks* of 100,000 rows. A chunk is a pair of rows ``A`` and labels ``b``, which are -1 or 1. A
+# function creates a chunk, so that later each worker can create its own. The function gets everything it needs,
+# including the seed, so it returns the same chunk whenever it is called.
 
 CHUNKS, ROWS, COLUMNS, PASSES = 8, 100_000, 20, 6
 
@@ -48,13 +48,13 @@ def make_chunk(seed):
 # How a stage is measured
 # -----------------------
 #
-# Note for each piece of work what it was, where it ran, when it started and when it stopped, and draw one bar each.
-# Dask calls that a *task stream*, and will record it for us from stage 3 on; until then ``recorded`` does. The share
-# of the time with a bar in it, on any worker, is the *busy fraction*; the rest is waiting.
+# For each piece of work we record what it was, where it ran, when it started and when it stopped, and draw it as a bar.
+# Dask calls this a *task stream* and records it for us from stage 3 on. Until then the function ``recorded`` does it. The
+# *busy fraction* is the share of the time in which at least one worker has a bar. The rest is waiting.
 
 
 def recorded(bars, function, *arguments):
-    """Calls the function, and adds its bar: name, place, start, stop."""
+    """Call the function and add its bar: name, place, start, stop."""
     start = time.time()
     result = function(*arguments)
     bars.append((function.__name__, "this process", start, time.time()))
@@ -70,7 +70,7 @@ def busy_fraction(bars):
 
 
 def draw(bars, title, seconds=None):
-    """One row a worker, one colour a kind of work; only the last seconds, if given. The title has the whole run's share."""
+    """One row per worker, one colour per kind of work; only the last seconds, if given. The title has the busy fraction."""
     end = max(bar[3] for bar in bars)
     begin = min(bar[2] for bar in bars) if seconds is None else end - seconds
     workers = sorted({bar[1] for bar in bars})
@@ -107,13 +107,15 @@ def draw(bars, title, seconds=None):
 # Stage 1: a function of arrays
 # -----------------------------
 #
-# SAGA is what ``LogisticRegression(solver="saga")`` runs. It finds the coefficients ``x`` at which the mean of
-# ``log(1 + exp(-b * (A @ x)))`` is smallest; there is no penalty and no intercept here. It visits one row after the
-# other. It keeps, for each row, the derivative of the loss that it saw there last (the *memory*), and the average of
-# all rows' remembered gradients. A step follows that average, and the change at the row itself. Near the optimum
-# these changes die out, and with them the noise of single rows, so the step size may stay constant. As a loop
-# over rows this is far too slow in Python; numba's ``njit`` compiles it to machine code. ``nogil`` lets the other
-# threads of the process go on meanwhile; a worker has some, that talk to the rest of the cluster.
+# SAGA is the algorithm behind ``LogisticRegression(solver="saga")``. It finds the coefficients ``x`` that minimise the
+# mean of ``log(1 + exp(-b * (A @ x)))``; here there is no penalty and no intercept. It visits one row after the other. For
+# each row it stores the derivative of the loss at the last visit (the *memory*). It also stores the average gradient,
+# which is the average over all rows of the derivative in the memory times the row. A step follows the average gradient
+# plus the change of the gradient at the current row. Near the optimum these changes vanish, and with them the noise of
+# single rows. So the step size can stay constant.
+#
+# A loop over rows is far too slow in Python, so ``njit`` of numba compiles it to machine code. ``nogil`` lets other threads
+# of the process run at the same time. A worker has such threads, which communicate with the rest of the cluster.
 
 
 @njit(nogil=True)
@@ -129,7 +131,7 @@ def visit_rows(A, b, order, n, x, memory, average, step):
 
 
 def step_size(A):
-    """1 / (3 L) as in the paper; the gradient of no row changes faster than L."""
+    """1 / (3 L) as in the paper, where L bounds the Lipschitz constant of each row's gradient."""
     return 1 / (3 * 0.25 * (A**2).sum(axis=1).max())
 
 
@@ -146,8 +148,8 @@ def saga_1(A, b, passes):
 
 
 # %%
-# numba compiles a function when it is first called, for a second or so. Two rows are enough to make it do so now;
-# stage 5 comes back to it. Then all rows go into one array.
+# numba compiles a function at its first call, which takes about a second. A call with two rows makes it compile now;
+# stage 5 returns to this. Then all rows go into one array.
 
 
 def compile_loop():
@@ -164,20 +166,20 @@ x_1, bars = saga_1(A, b, PASSES)
 draw(bars, "Stage 1, one array, one thread")
 
 # %%
-# The printed norm is that of the average of all remembered gradients, and goes to zero at the optimum. The first pass is
-# only one of plain stochastic steps, since nothing is remembered yet.
+# The printed number is the norm of the average gradient, which goes to zero at the optimum. The first pass consists of
+# plain stochastic gradient steps, because the memory is still empty.
 #
-# **What to learn.** One thread has always something to do; that is all a busy fraction of about 100 % says, and it is the
-# mark for the next stages. But there is one array, one thread, and ``visit_rows`` writes into its arguments. That is
-# fast, and fine as long as one process holds everything. It is the first thing that has to go.
+# **What to learn.** A busy fraction of about 100 % says that the thread always has something to do. This is the reference
+# for the next stages. But there is one array and one thread, and ``visit_rows`` writes into its arguments. That is fast,
+# and it works as long as one process holds everything. For a cluster it has to change.
 #
 # Stage 2: a list of chunks, and pure functions
 # ---------------------------------------------
 #
-# There is no Dask yet, but the loop takes the shape that Dask needs. The data become a list of chunks. The work on
-# one chunk becomes a function of its own, worth some milliseconds at least. And that function is *pure*: it
-# writes to copies, draws its random order from a seed that it is given, and returns all that has changed. Then it
-# does not matter where it runs, nor whether it has to run once more because a machine was lost.
+# This stage does not use Dask yet, but it gives the loop the form that Dask needs. The data become a list of chunks. The
+# work on one chunk becomes a function that takes at least some milliseconds. This function is *pure*: it writes to copies,
+# draws its random order from a seed that it is given, and returns everything that has changed. So it does not
+# matter where it runs, or whether it has to run again because a machine was lost.
 
 
 def visit(A, b, n, x, memory, average, step, seed):
@@ -188,7 +190,7 @@ def visit(A, b, n, x, memory, average, step, seed):
 
 
 def new_order(k):
-    """Of the chunks in pass k: always in the same order, SAGA would go round the optimum for long."""
+    """Order of the chunks in pass k. With the same order in each pass SAGA would circle the optimum for long."""
     return np.random.default_rng(k).permutation(CHUNKS)
 
 
@@ -212,22 +214,22 @@ x, bars = saga_2(chunks, PASSES)
 draw(bars, "Stage 2, pure functions, no Dask")
 
 # %%
-# The visits of SAGA follow each other: each starts from the coefficients that the one before has left. So at any time
-# one worker at most can be busy, however many there are. The best that a cluster can do with such a chain is 100 %,
-# one bar at a time. What it gains is room: each worker holds some of the chunks.
+# The visits of SAGA form a chain: each starts from the coefficients of the one before. So at most one worker can be busy
+# at any time, however many there are. With such a chain the best a cluster can reach is 100 %, one bar at a time. What a
+# cluster adds is memory, because each worker holds some of the chunks.
 #
-# **What to learn.** Pure functions cost some copies, of a few coefficients and of one number a row, and little time:
-# there are hardly any gaps. A visit stays in its chunk for long, so that this SAGA is not quite that of stage 1, and
-# needs more passes in the end; the last section measures by how much, and what helps.
+# **What to learn.** Pure functions copy a few coefficients and one number per row. This takes little time, and there
+# are hardly any gaps. But this is not quite the algorithm of stage 1: a visit makes many steps in the same chunk, and in
+# the end it needs more passes. The last section measures how many, and what helps.
 #
 # Stage 3: ``dask.delayed``, the obvious way
 # ------------------------------------------
 #
-# A ``Client`` with no address starts a small cluster on this machine: a *scheduler* that knows what has to be
-# done, and *workers* that do it, here two processes with one thread each. The same code runs with the address of
-# a cluster of many machines. Everything that is computed below goes to the client that was made last, without being told
-# so. Its *dashboard* is a web page that draws the task stream while it grows (``":0"`` lets it take any free port):
-# open the link beside this page.
+# A ``Client`` without an address starts a small cluster on this machine. The cluster has a *scheduler*, which decides what
+# has to be done, and *workers*, which do it; here these are two processes with one thread each. With the address of a cluster of many
+# machines the same code runs there. Dask sends all computations below to the client that was created last. Its
+# *dashboard* is a web page that draws the task stream while it grows; ``":0"`` selects a free port. Open the
+# link next to this page.
 
 client = Client(
     n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs="ERROR"
@@ -235,17 +237,17 @@ client = Client(
 print(f"its dashboard: {client.dashboard_link}")
 
 # %%
-# ``dask.delayed`` turns a function into one that does nothing yet: called, it returns a ``Delayed``, a note that this
-# function is to be called with these arguments. Such a call is a *task*. ``dask.compute(note, ...)``, or
-# ``note.compute()`` for a single one, sends notes to the scheduler, waits, and returns the values. The function itself
-# and its arguments travel along, so workers need not have your code.
+# ``dask.delayed`` turns a function into one that does not compute yet. A call returns a ``Delayed``, which is a note that
+# this function has to be called with these arguments. Such a call is a *task*. ``dask.compute(note, ...)``, or
+# ``note.compute()`` for a single one, sends notes to the scheduler, waits, and returns the values. The function and its
+# arguments are sent along, so workers need not have your code.
 #
-# A ``Delayed`` keeps no value: computed twice, the work is done twice. For the data that would be a waste, so they are
-# given to ``dask.persist``. It starts to compute them too, but leaves the values on the workers and returns at once,
-# with new ``Delayed`` that *refer* to them. ``nout=2`` tells Dask that the function returns two things, so that ``A, b``
-# can be written for them before they exist.
+# A ``Delayed`` keeps no value. If it is computed twice, the work is done twice. To avoid this for the data, we pass them to
+# ``dask.persist``. It starts the computation, leaves the values on the workers, and returns at once with new ``Delayed``
+# objects that *refer* to these values. ``nout=2`` tells Dask that the function returns two things, so that we can write
+# ``A, b`` before they exist.
 
-# Each worker is a process of its own and has to compile the loop for itself.
+# Each worker is a separate process and has to compile the loop itself.
 # client.run calls a function once on every worker.
 client.run(compile_loop)
 
@@ -254,7 +256,8 @@ chunks = list(
 )
 
 # %%
-# Then it seems enough to delay ``visit`` and to compute it. What runs inside ``with get_task_stream(...)`` is recorded.
+# The obvious next step is to delay ``visit`` and to compute it. Everything inside ``with get_task_stream(...)`` is
+# recorded.
 
 
 def saga_3(chunks, passes):
@@ -272,7 +275,7 @@ def saga_3(chunks, passes):
 
 
 def to_bars(stream):
-    """The task stream that Dask recorded, as bars: what was computed where, and when."""
+    """The task stream that Dask recorded, as bars: what was computed, where and when."""
     return [
         (key_split(task["key"]), task["worker"], part["start"], part["stop"])
         for task in stream.data
@@ -287,24 +290,24 @@ bars = to_bars(stream)
 draw(bars, "Stage 3, delayed the obvious way", seconds=2)
 
 # %%
-# It works: the norms are those of stage 2, digit by digit. But there is white after each bar. (The picture shows the
-# last two seconds; ``getitem`` is the small task that takes ``A`` or ``b`` out of what ``make_chunk`` returned.)
-# In it the workers wait for the client, the process in which you type. Look at the two lines marked
-# *here*. The first fetches every chunk, just to find the length of its longest row. The second waits for each
-# visit, takes its results to the client, and sends them out again with the next one.
+# It works: the norms agree with those of stage 2 in every digit. But there is a gap after each bar, in which the workers
+# wait for the client, the process in which you type. (The picture shows the last two seconds. ``getitem`` is the small
+# task that takes ``A`` or ``b`` out of the result of ``make_chunk``.) The two lines marked *here* cause the gaps. The first
+# fetches every chunk, only to find the length of its longest row. The second waits for each visit, brings its results to
+# the client, and sends them out again with the next visit.
 #
-# **What to learn.** White between bars is work, or travel, that happens at the client. Look for ``compute`` in a
-# loop, and for values that go out as arguments after they have just come back.
+# **What to learn.** A gap between bars is work or communication at the client. Look for ``compute`` in a loop, and for
+# values that are sent out as arguments just after they have come back.
 #
 # Stage 4: delayed everywhere
 # ---------------------------
 #
-# Whatever a task returns may be an argument of the next one *without* being computed: a ``Delayed`` can be handed
-# on, and so can a list of them. Dask calls the function once all of them have their values, and sends these from
-# worker to worker where needed. So let the coefficients, the memories and the step be delayed from the first to the
-# last, and let nothing come back but one number a pass. Since a ``Delayed`` keeps no value, the norm of the second pass
-# would compute the first pass again, that of the third both: ``persist`` prevents this. It starts all visits of a
-# pass, their values stay on the workers, and the next pass is built on what refers to them.
+# The result of a task can be an argument of the next task *without* being computed first. A ``Delayed`` can be passed on, and
+# so can a list of them. Dask calls the function when all its arguments have values, and sends these from worker to
+# worker where needed. So we keep the coefficients, the memories and the step delayed from beginning to end, and only one
+# number per pass comes back. Since a ``Delayed`` keeps no value, the norm of the second pass would compute the first
+# pass again, and the norm of the third both of them. ``persist`` prevents this. It starts all visits of a pass and leaves
+# their values on the workers, and the next pass refers to these values.
 
 
 def norm(x):
@@ -336,18 +339,18 @@ bars = to_bars(stream)
 draw(bars, "Stage 4, delayed everywhere", seconds=2)
 
 # %%
-# The bars move together. Visits of one pass follow each other without the client. Dask runs a task where the larger
-# part of its arguments is, so the coefficients travel and the rows stay. The gap that is left once a pass is the
-# number that we print.
+# The bars are now close together. The visits of a pass follow each other without the client. Dask runs a task where the
+# larger part of its arguments is, so the coefficients travel and the rows stay. One gap per pass remains; it comes from
+# the number that we print.
 #
-# There are more tasks than visits. ``nout=3`` takes the returned tuple apart with one small task for each part:
+# There are more tasks than visits, because ``nout=3`` adds a small task for each part of the returned tuple:
 
 names = [name for name, *_ in bars]
 {name: names.count(name) for name in sorted(set(names))}
 
 # %%
-# Each of them waits in the chain. So let the tuple go on whole: the next visit takes what it needs from the result of
-# the visit before, and from the one that its own chunk returned in the last pass.
+# Each of these small tasks delays the chain. So we pass the tuple on as a whole. The next visit takes what it needs from
+# the result of the visit before, and from the result of its own chunk in the last pass.
 
 
 def visit_whole(A, b, n, previous, own, step, seed):
@@ -383,14 +386,15 @@ with get_task_stream(client) as stream:
 draw(to_bars(stream), "Stage 4, results handed on whole", seconds=2)
 
 # %%
-# **What to learn.** Keep values delayed; persist what is needed again; bring back only what a person or a decision
-# needs, and rarely. Each task costs a millisecond of scheduling and, in a chain, some more of travel, so tasks should be
-# worth ten times that, and a result that the next task takes anyway should not be taken apart.
+# **What to learn.** Keep values delayed. Persist what is needed again. Bring back only what a person or a decision needs,
+# and do so rarely. Each task costs about a millisecond of scheduling and, in a chain, some more for communication, so it
+# should take at least ten times as long. Do not take a result apart if the next task needs all of it.
 #
 # Stage 5: profile
 # ----------------
 #
-# All is well? Start a new cluster, without ``client.run(compile_loop)``, and the same code takes seconds longer.
+# One more problem is hidden by ``client.run(compile_loop)``. On a new cluster without this call, the same code takes seconds
+# longer.
 
 client.close()
 client = Client(
@@ -404,15 +408,15 @@ with get_task_stream(client) as stream:
 draw(to_bars(stream), "Stage 5, new workers")
 
 # %%
-# The first visit of each worker is longer than many later ones together. Busy they are, but with what? The
-# workers look a hundred times a second at what they execute. ``client.profile()`` returns these samples as a tree of
-# calls: how many fell into a function (``count``), which one it is (``description``), and the functions that it called
-# (``children``). ``client.profile(filename="profile.html")`` draws it as a page to look at. How many of the samples fell
-# into numba, or into what it called?
+# The first visit of each worker takes longer than many later visits together. The workers are busy, but with what? Each
+# worker samples a hundred times per second what it executes. ``client.profile()`` returns these samples as a tree of
+# calls. A node has the number of its samples (``count``), the function (``description``), and the functions that it called
+# (``children``). ``client.profile(filename="profile.html")`` draws the tree as a web page. We count the samples in
+# numba and in the functions that it calls:
 
 
 def samples(tree, package):
-    """How many samples have a function of this package somewhere on the stack."""
+    """The number of samples with a function of this package on the stack."""
     if package in Path(tree["description"]["filename"]).parts:
         return tree["count"]
     return sum(samples(child, package) for child in tree["children"].values())
@@ -423,19 +427,19 @@ compiling = samples(tree, "numba") / tree["count"]
 print(f"{tree['count']} samples, {compiling:.0%} of them in numba's compiler")
 
 # %%
-# In their first visits the workers compile the loop, each for itself. That was the last finding of 2018 as well. There
-# are two remedies. One was shown above: let all workers compile at the same time before the chain begins. The
-# other is ``njit(cache=True)`` and a module of your own that all workers can import, instead of a notebook: the first
-# process that compiles leaves its machine code on disk, and all later ones on that machine load it.
+# In its first visit each worker compiles the loop. The authors of 2018 also found this last. There are two remedies. One
+# was used above: all workers compile at the same time before the chain begins. The other is ``njit(cache=True)`` in a
+# module that all workers can import, instead of a notebook. Then the first process that compiles stores the machine code
+# on disk, and all later processes on that machine load it.
 #
-# **What to learn.** A task stream tells *whether* workers are busy; the profile tells *with what*.
+# **What to learn.** A task stream shows *whether* workers are busy, and the profile shows *with what*.
 #
 # The same, ready to use
 # ----------------------
 #
-# ``dask_saga`` (``pip install .`` in a clone of it) is these five stages and what came after. Its kernels are cached on
-# disk, and one task a visit hands its result on whole. ``saga`` finds the client by itself, and takes the same
-# list of chunks, each a pair that is delayed:
+# ``dask_saga`` (``pip install .`` in a clone of it) contains the result of these five stages and more. Its kernels are
+# cached on disk, and each visit is one task that passes its result on as a whole. ``saga`` finds the client by itself. It
+# takes the same list of chunks, where each chunk is a delayed pair:
 
 from dask_saga import saga
 
@@ -450,9 +454,10 @@ draw(
 )
 
 # %%
-# There is no chain. A sample of the rows leads (``saga-refine``), one small task at a time, and all chunks at once tell
-# the exact gradient where it led (``saga-memory``). Visits in a chain, as above, come only where the sample is of no more
-# use. How far did each get?
+# Here there is no chain of visits. ``saga`` draws a subsample of the rows and finds new coefficients on it, in one small
+# task (``saga-refine``). Then all chunks evaluate the exact gradient there in parallel (``saga-memory``). Visits in a
+# chain, as above, follow only where the subsample is no longer accurate enough. The last step compares how far each
+# stage got:
 
 
 def total_loss(x, A, b):
@@ -473,11 +478,11 @@ for name, found in (
 ):
     gap = (mean_loss(found) - best) / (np.log(2) - best)
     print(
-        f"{name}: {gap:.0e} of the way from zero to the optimum are left after {PASSES} passes"
+        f"{name}: suboptimality {gap:.0e} after {PASSES} passes, relative to zero coefficients"
     )
 
 # %%
-# The step size and the averages that make the difference are explained in :doc:`/algorithm/index`. ``SAGAClassifier`` does
-# the same for a dask array or dataframe: continue with :doc:`/guide/index`, or look at the :doc:`/gallery/index`.
+# :doc:`/algorithm/index` explains the step size and the averages that make the difference. ``SAGAClassifier`` does the
+# same for a dask array or dataframe. Continue with the :doc:`/guide/index`, or look at the :doc:`/gallery/index`.
 
 client.close()
