@@ -72,4 +72,4 @@ html_theme_options = {
     "footer_end": [],
     "header_links_before_dropdown": 7,
 }
-html_sidebars = {page: [] for page in ("index", "changelog", "compare", "tutorial/from_numpy_to_dask")}
+html_sidebars = {page: [] for page in ("index", "install", "quickstart", "changelog", "tutorial/from_numpy_to_dask")}

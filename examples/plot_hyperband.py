@@ -71,8 +71,9 @@ ax.set(
 ax.set_title(f"{history.model_id.nunique()} candidates; the winner is red")
 
 # %%
-# Training of the winner continues over all rows of the search, one chunk per call. Chunks that it knows continue with
-# their gradient memory.
+# Training of the winner continues over all rows, one chunk per call. The search held out a tenth of each block, so the
+# whole blocks differ from the chunks of the search. The model adds them as new chunks, and recognises them in the next
+# two passes.
 
 model = search.best_estimator_
 for _ in range(3):
