@@ -256,7 +256,8 @@ def _drawn_rows(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) 
         apart, leverages = _peeled(chunk, x, problem, plan)
         used = np.setdiff1d(used, apart, assume_unique=True)
         chance = np.full(len(used), min(1.0, plan.rows / max(len(used), 1)))
-        if plan.rows < len(used):
+        total = leverages[used].sum()
+        if plan.rows < len(used) and 0.0 < total < np.inf:  # where a loss is not finite, nothing is known
             chance = np.minimum(1.0, 0.5 * (chance + plan.rows * leverages[used] / total))
     extremes = _extremes(chunk, apart)
     if plan.rows >= len(used) and not len(apart):
