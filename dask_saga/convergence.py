@@ -27,6 +27,7 @@ from .newton import (
     rising_rows,
     sample_decrease,
 )
+from .penalties import ElasticNet
 from .place import Fit, Place, moved
 from .prepare import Prepared
 from .problem import Problem
@@ -82,8 +83,15 @@ def is_converged(fit: Fit, examined: Examined, at_zero: float, tol: float) -> bo
 
 
 def _gain(fit: Fit, examined: Examined) -> float:
-    """By how much F is less than at zero, or could be."""
-    return max(fit.prepared.value / fit.weight - examined.value, 0.0) + examined.decrease
+    """By how much F is less than at zero, or could be; where zero is out of bounds, its own size stands for that."""
+    penalty = fit.problem.penalty
+    if isinstance(penalty, ElasticNet) and not penalty.lower <= 0.0 <= penalty.upper:
+        return abs(examined.value) + examined.decrease
+    return max(_at_zero(fit) - examined.value, 0.0) + examined.decrease
+
+
+def _at_zero(fit: Fit) -> float:
+    return fit.prepared.value / fit.weight
 
 
 def confirm(fit: Fit, place: Place, at_zero: float, tol: float, is_exact: bool) -> Place:
@@ -200,6 +208,8 @@ def _examine(fit: Fit, x: np.ndarray, passes: float = SAFEGUARD_PASSES, tol: flo
         norm = gradient_mapping_norm(x, direction.gradient, problem, prepared.axes)
         if not direction.decrease > LEAST_DECREASE * abs(direction.value):
             return Examined(norm, direction.value, 0.0, None)
+        if not direction.value <= _at_zero(fit):  # worse than zero, a quadratic model may lead anywhere
+            return Examined(norm, direction.value, direction.decrease, None)
         examined = Examined(norm, direction.value, direction.decrease, frozen(x + direction.move))
         if not counted or (not plan.extreme and direction.decrease <= tol * _gain(fit, examined)):
             return examined
