@@ -197,9 +197,9 @@ def local_model(
     value, sums = chunk_gradient(chunk, x, problem) if gradient else (0.0, np.zeros_like(x))
     centre = metric.shift if problem.fit_intercept else np.zeros_like(metric.shift)
     if not plan.full:
-        return LocalModel(value, sums, *_diagonals(chunk, x, problem), _extremes(chunk, np.empty(0, int)))
+        return LocalModel(value, sums, *_diagonals(chunk, x, problem), take_extremes(chunk, np.empty(0, int)))
     some, extremes = _drawn_rows(chunk, x, problem, plan)
-    curvatures = _derivatives(some, _predictions(some.rows, x), problem)[1]
+    curvatures = row_derivatives(some, predictions(some.rows, x), problem)[1]
     parts = [_centred_moments(some.rows, own, centre, problem) for own in np.ascontiguousarray(curvatures.T)]
     return LocalModel(value, sums, *(np.array(part) for part in zip(*parts, strict=True)), extremes)
 
@@ -227,7 +227,7 @@ def merge_models(*models: LocalModel) -> LocalModel:
     return whole
 
 
-def _derivatives(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+def row_derivatives(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """Weighted first and second derivatives of each row's loss at its predictions z, both of shape (n, k)."""
     slopes, curvatures = np.empty_like(z), np.empty_like(z)
     kernel, room = kernels_for(problem.loss, problem.penalty).derivatives, room_for(z.shape[1])
@@ -236,7 +236,7 @@ def _derivatives(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) -> tu
     return slopes, curvatures
 
 
-def _predictions(rows: Any, x: np.ndarray) -> np.ndarray:
+def predictions(rows: Any, x: np.ndarray) -> np.ndarray:
     predict = sparse_predictions if sp.issparse(rows) else dense_predictions
     z = np.empty((rows.shape[0], len(x)))
     for block, arrays in row_blocks(rows, slice(0, rows.shape[0])):
@@ -259,7 +259,7 @@ def _drawn_rows(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) 
         total = leverages[used].sum()
         if plan.rows < len(used) and 0.0 < total < np.inf:  # where a loss is not finite, nothing is known
             chance = np.minimum(1.0, 0.5 * (chance + plan.rows * leverages[used] / total))
-    extremes = _extremes(chunk, apart)
+    extremes = take_extremes(chunk, apart)
     if plan.rows >= len(used) and not len(apart):
         return chunk, extremes
     drawn = np.random.default_rng(list(chunk.content.encode())).random(len(used)) < chance
@@ -274,7 +274,7 @@ def _peeled(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) -> t
 
     Where they have most of it, others may have a large share of what remains: they are looked for again.
     """
-    curvatures = _derivatives(chunk, _predictions(chunk.rows, x), problem)[1].sum(axis=1)
+    curvatures = row_derivatives(chunk, predictions(chunk.rows, x), problem)[1].sum(axis=1)
     apart = np.empty(0, int)
     for _ in range(PEELS):
         shares = _Shares(chunk, curvatures, problem)
@@ -309,11 +309,11 @@ class _Shares:
 
     def of(self, some: np.ndarray) -> np.ndarray:
         """The shares of some rows, of shape (m, p)."""
-        rows = _extremes(self.chunk, some).rows
+        rows = take_extremes(self.chunk, some).rows
         return np.where(rows != 0, (rows - self.centre) ** 2 * self.scale, 0.0) * self.curvatures[some, None]
 
 
-def _extremes(chunk: Chunk, some: np.ndarray) -> Extremes:
+def take_extremes(chunk: Chunk, some: np.ndarray) -> Extremes:
     rows = chunk.rows[some]
     rows = (rows.toarray() if sp.issparse(rows) else rows).astype(np.float64)
     numbers = np.column_stack([np.full(len(some), int(chunk.content[:15] or "0", 16)), some])
@@ -363,7 +363,7 @@ def _shifted(rows: Any, centre: np.ndarray) -> Any:
 def _diagonals(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same with diagonals of the second moments."""
     parts = []
-    for own in np.ascontiguousarray(_derivatives(chunk, _predictions(chunk.rows, x), problem)[1].T):
+    for own in np.ascontiguousarray(row_derivatives(chunk, predictions(chunk.rows, x), problem)[1].T):
         stats = column_stats(chunk._replace(weights=own), problem._replace(precondition=False))
         apart = problem.fit_intercept
         squares = stats.squares if apart else stats.squares + stats.weight * stats.mean**2
@@ -407,7 +407,7 @@ class _Near:
         self.z = model.extremes.rows @ x[:, :-1].T + x[:, -1]
         self.rows = [np.column_stack([model.extremes.rows - mean, np.ones(len(self.z))]) for mean in self.mean]
         # The quadratic's slope, without the extreme rows, whose losses are counted as they are.
-        slopes, _ = _derivatives(model.extremes, self.z, problem)
+        slopes, _ = row_derivatives(model.extremes, self.z, problem)
         self.slope = self._centred(model.gradient / weight) - self._sums(slopes)
 
     def _centred(self, gradient: np.ndarray) -> np.ndarray:
@@ -435,7 +435,7 @@ class _Near:
 
     def step(self, move: np.ndarray) -> tuple[np.ndarray, float]:
         """A Newton step from a move, and the decrease that it promises."""
-        slopes, curvatures = _derivatives(self.model.extremes, self.z + self._predictions(move), self.problem)
+        slopes, curvatures = row_derivatives(self.model.extremes, self.z + self._predictions(move), self.problem)
         return self._step(move, self._smooth_slope(move) + self._sums(slopes), curvatures)
 
     def free_step(self, move: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, float]:
@@ -450,16 +450,16 @@ class _Near:
         free : ndarray of bool of shape (m,)
         """
         extremes, z = self.model.extremes, self.z + self._predictions(move)
-        slopes, curvatures = _derivatives(extremes, z, self.problem)
-        values, smooth, free = _row_values(extremes, z, self.problem), self._smooth_slope(move), free.copy()
+        slopes, curvatures = row_derivatives(extremes, z, self.problem)
+        values, smooth, free = row_values(extremes, z, self.problem), self._smooth_slope(move), free.copy()
         for _ in range(FREE_ROUNDS):
             bound = ~free[:, None]
             step, promise = self._step(move, smooth + self._sums(slopes * bound), curvatures * bound)
             dz = self._predictions(step)
-            rise = free & (_row_values(extremes, z + dz, self.problem) > values)
+            rise = free & (row_values(extremes, z + dz, self.problem) > values)
             if not rise.any():
                 break
-            secants = (_derivatives(extremes, z + dz, self.problem)[0] - slopes) / np.where(dz, dz, 1.0)
+            secants = (row_derivatives(extremes, z + dz, self.problem)[0] - slopes) / np.where(dz, dz, 1.0)
             curvatures = np.where(rise[:, None], np.maximum(curvatures, secants), curvatures)
             free &= ~rise
         return step, promise
@@ -481,7 +481,7 @@ class _Near:
 
     def _step(self, move: np.ndarray, slope: np.ndarray, curvatures: np.ndarray) -> tuple[np.ndarray, float]:
         problem, step, decrease = self.problem, np.zeros_like(move), 0.0
-        solve = _smooth_step if _is_smooth(problem.penalty) else _proximal_step
+        solve = smooth_step if is_smooth(problem.penalty) else proximal_step
         for k, rows in enumerate(self.rows):
             hessian, scale, across = self.model.hessian[k] / self.weight, self.curvature[k], 0.0
             down, some = slope[k, :-1], curvatures[:, k] > 0
@@ -534,8 +534,8 @@ class _Near:
         linear = (self.slope * step).sum() + (self._times_hessian(move) * step).sum()
         quadratic = 0.5 * (self._times_hessian(step) * step).sum()
         there, inner = self.x + move, slice(None, -1)
-        penalties = [_penalty_within(there[:, inner] + t * step[:, inner], self.problem) for t in lengths]
-        values = _line_values(self.model.extremes, z, dz, lengths, self.problem) / self.weight
+        penalties = [penalty_within(there[:, inner] + t * step[:, inner], self.problem) for t in lengths]
+        values = line_values(self.model.extremes, z, dz, lengths, self.problem) / self.weight
         values = values + lengths * linear + lengths**2 * quadratic + np.array(penalties)
         values[~np.isfinite(values)] = np.inf
         best = int(np.argmin(values))
@@ -551,16 +551,16 @@ class _Near:
         move[:, -1] -= (self.mean * move[:, :-1]).sum(axis=1)
         if isinstance(self.problem.loss, MultinomialLogLoss):
             common = move.mean(axis=0)
-            common[:-1] *= _is_smooth(self.problem.penalty)
+            common[:-1] *= is_smooth(self.problem.penalty)
             move -= common
         return move
 
 
-def _is_smooth(penalty: Any) -> bool:
+def is_smooth(penalty: Any) -> bool:
     return isinstance(penalty, ElasticNet) and penalty.rotates
 
 
-def _smooth_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, float]:
+def smooth_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, float]:
     l2 = problem.penalty.l2
     slope = slope + l2 * x
     if hessian.ndim == 1:
@@ -586,11 +586,11 @@ def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.where(known, right / units**2, 0.0)
 
 
-def _proximal_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, float]:
+def proximal_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, float]:
     penalty, descend = problem.penalty, kernels_for(problem.loss, problem.penalty).coordinate_descent
     if hessian.ndim == 1:  # no coordinate depends on another
         hessian = hessian[:, None]
-        parts = [_proximal_step(hessian[j : j + 1], slope[j : j + 1], x[j : j + 1], problem) for j in range(len(x))]
+        parts = [proximal_step(hessian[j : j + 1], slope[j : j + 1], x[j : j + 1], problem) for j in range(len(x))]
         return np.concatenate([move for move, _ in parts]), sum(gain for _, gain in parts)
 
     def left(move: np.ndarray) -> float:
@@ -652,7 +652,7 @@ def sample_decrease(sample: Any, x: np.ndarray, gradient: np.ndarray, problem: P
 
 def chunk_values(chunk: Chunk, x: np.ndarray, move: np.ndarray, lengths: np.ndarray, problem: Problem) -> np.ndarray:
     """Sums of the weighted losses of a chunk at ``x + length * move``, for each of the lengths."""
-    return _line_values(chunk, _predictions(chunk.rows, x), _predictions(chunk.rows, move), lengths, problem)
+    return line_values(chunk, predictions(chunk.rows, x), predictions(chunk.rows, move), lengths, problem)
 
 
 def rising_rows(chunk: Chunk, x: np.ndarray, move: np.ndarray, problem: Problem, count: int, least: float) -> Extremes:
@@ -660,14 +660,14 @@ def rising_rows(chunk: Chunk, x: np.ndarray, move: np.ndarray, problem: Problem,
 
     Along the move they have more curvature than at x.
     """
-    z = _predictions(chunk.rows, x)
-    rises = _row_values(chunk, z + _predictions(chunk.rows, move), problem) - _row_values(chunk, z, problem)
+    z = predictions(chunk.rows, x)
+    rises = row_values(chunk, z + predictions(chunk.rows, move), problem) - row_values(chunk, z, problem)
     found = np.flatnonzero(~(rises < least))
     most = np.argsort(-np.nan_to_num(rises[found], nan=np.inf), kind="stable")[:count]
-    return _extremes(chunk, np.sort(found[most]))
+    return take_extremes(chunk, np.sort(found[most]))
 
 
-def _row_values(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) -> np.ndarray:
+def row_values(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) -> np.ndarray:
     """The weighted loss of each row at its predictions."""
     kernel, values = kernels_for(problem.loss, problem.penalty).row_values, np.empty(len(z))
     with np.errstate(all="ignore"):
@@ -675,7 +675,7 @@ def _row_values(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) -> np.
     return values
 
 
-def _line_values(
+def line_values(
     chunk: Chunk | Extremes, z: np.ndarray, dz: np.ndarray, steps: np.ndarray, problem: Problem
 ) -> np.ndarray:
     values, kernel = np.zeros(len(steps)), kernels_for(problem.loss, problem.penalty).values_on_line
@@ -690,14 +690,14 @@ def best_on_line(
 ) -> tuple[np.ndarray, float]:
     """The best of the points of ``chunk_values``, and by how much F is less there than at x, of length zero."""
     points = [x + length * move for length in lengths]
-    penalties = [_penalty_within(point[:, :-1], problem) for point in points]
+    penalties = [penalty_within(point[:, :-1], problem) for point in points]
     values = sums / weight + np.array(penalties)
     values[~np.isfinite(values)] = np.inf
     best = int(np.argmin(values))
     return frozen(points[best]), float(values[0] - values[best])
 
 
-def _penalty_within(coefficients: np.ndarray, problem: Problem) -> float:
+def penalty_within(coefficients: np.ndarray, problem: Problem) -> float:
     """The penalty, infinite out of bounds."""
     penalty = problem.penalty
     if isinstance(penalty, ElasticNet) and (
