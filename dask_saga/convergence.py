@@ -43,13 +43,15 @@ KNOWN = 1e-6
 ROUNDING, LEAST_DECREASE = 1e-14, 1e-13
 # Models that one task merges.
 MERGED = 8
-# Passes are slow that leave more than this share of the norm, of so many passes.
-SLOW_PASSES, SLOW = 3, 1 / 3
+# Passes are slow if so many of them leave more than this share of the norm; the second one where outputs are coupled.
+SLOW_PASSES, SLOW, SLOW_COUPLED = 3, 1 / 3, 0.7
 # A Hessian may take so many seconds where columns have extreme entries, as passes of steps may then not get there. Else
 # it may take the time of so many passes where it is but a safeguard, and that of all passes made where these are slow.
 EXTREME_SECONDS, SAFEGUARD_PASSES = 0.5, 5
 # Seconds of a multiplication, of one of sparse rows, of an entry's visit, and of a pass apart from these.
 BLAS_SECONDS, SPARSE_SECONDS, VISIT_SECONDS, PASS_SECONDS = 1e-10, 3e-9, 2e-9, 3e-4
+# Newton steps go on where each promises so much of what the one before did.
+HALVED = 0.5
 # The share of the promised decrease that a step must achieve. Else rows whose losses rise by such a share of it are
 # added to the model as they are, so often at most.
 ACHIEVED, LEAST_RISE, ROUNDS = 0.1, 1e-3, 6
@@ -143,9 +145,11 @@ def may_step(problem: Problem) -> bool:
 def is_slow(fit: Fit, place: Place) -> bool:
     """Whether passes of steps gain so little that a Newton step is tried, if its Hessian is cheap enough."""
     norms = [row["gradient_norm"] for row in place.history]
+    # The Hessian leaves out what couples several outputs: its steps gain less.
+    slow = SLOW_COUPLED if hasattr(fit.problem.loss, "outputs") else SLOW
     return bool(
         len(norms) >= max(place.newton_check, SLOW_PASSES + 1)
-        and norms[-1] > SLOW * norms[-1 - SLOW_PASSES]
+        and norms[-1] > slow * norms[-1 - SLOW_PASSES]
         and may_step(fit.problem)
         and _plan(fit, len(fit.prepared.groups), len(norms)).full
     )
@@ -154,7 +158,7 @@ def is_slow(fit: Fit, place: Place) -> bool:
 def newton_pass(fit: Fit, place: Place) -> Place:
     """The place after a Newton step, if F is smaller there; else where it was.
 
-    Steps go on as long as F falls and the Hessian is a matrix. With its diagonal a pass of steps follows.
+    Steps go on as long as the decrease that they promise halves and the Hessian is a matrix. Passes of steps follow.
     """
     passes = place.newton
     step = place.step or _examine(fit, place.summary.x, passes)
@@ -162,12 +166,19 @@ def newton_pass(fit: Fit, place: Place) -> Place:
     there = None if step.better is None else moved(fit, place, step.better)
     gained = -np.inf if there is None else step.value - there.summary.objective
     if not gained > LEAST_DECREASE * abs(step.value):
-        wait = place.newton_wait
-        return place._replace(
-            in_vain=place.in_vain + 1, newton_check=len(place.history) + 1 + wait, newton_wait=2 * wait
-        )
+        return _waits(place._replace(in_vain=place.in_vain + 1))
     full = _plan(fit, len(fit.prepared.groups), passes).full
-    return there._replace(newton=passes if full else 0)
+    if full and step.decrease <= HALVED * place.newton_decrease:
+        return there._replace(newton=passes, newton_decrease=step.decrease)
+    return _waits(there)
+
+
+def _waits(place: Place) -> Place:
+    """The place where passes of steps follow, before Newton steps are tried again: twice as many each time."""
+    wait = place.newton_wait
+    return place._replace(
+        newton=0, newton_decrease=np.inf, newton_check=len(place.history) + 1 + wait, newton_wait=2 * wait
+    )
 
 
 def _plan(fit: Fit, chunks: int, passes: float = SAFEGUARD_PASSES) -> ModelPlan:

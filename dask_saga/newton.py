@@ -59,8 +59,8 @@ APART, MOST_APART, LEAST_APART = 1 / 250, 256, 4
 FREE_ROUNDS = 6
 # Columns whose extreme rows are tried apart from the others, at most.
 FREE_COLUMNS = 16
-# Columns are looked at where an entry makes up such a share of their squares, if that is so many times their mean.
-EXTREME_SHARE, LEAST_EXTREME = 0.1, 16.0
+# An entry is extreme whose square is such a share of the column's squares, if that is so many times their mean.
+EXTREME_SHARE, LEAST_EXTREME = 0.1, 40.0
 # Where they have such a share of one column together, more are looked for.
 RULES = 0.2
 # In each of so many rounds, those whose share is so much of the largest one.
@@ -76,8 +76,8 @@ SWEEPS, SUPPORT_ROUNDS = 50, 30
 # What coordinate descent may leave of the decrease.
 LEFT = 1e-6
 # Newton steps on the model with extreme rows, at least and at most, the multiplications that they may take in all, and
-# what the last one may gain of the decrease. A step is as long as it
-# comes where it achieves this share of what it promises; else its length is refined so often.
+# what the last one may gain of the decrease. A step keeps its length where it achieves this share of what it promises;
+# else the length is refined so often.
 INNER_STEPS, INNER_WORK, INNER_LEFT, KEPT_WORD, REFINED = (20, 100), 2**33, 1e-2, 0.25, 3
 
 
@@ -177,7 +177,7 @@ def has_extreme_columns(stats: ColumnStats) -> bool:
     if stats.sparse:  # of columns that not every row stores, the mean square of what is stored
         stored = (usual + stats.mean**2) * stats.rows / np.maximum(stats.counts, 1)
         far, usual = np.where(stats.full, far, stats.high**2), np.where(stats.full, usual, stored)
-    limits = np.clip(stats.counts * EXTREME_SHARE, LEAST_EXTREME, LARGEST_ENTRY)
+    limits = np.clip(stats.counts * EXTREME_SHARE, np.minimum(LEAST_EXTREME, 0.5 * stats.counts), LARGEST_ENTRY)
     return bool((far > limits * usual).any())
 
 

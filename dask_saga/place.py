@@ -6,6 +6,7 @@ It holds references to heads and memories that an executor hands out: values in 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,6 +108,7 @@ class Place(NamedTuple):
     newton: int = 0  # if not zero, the next pass takes a Newton step, whose Hessian may cost as much as so many passes
     newton_check: int = 0  # the epoch from which slow passes may be followed by one, and how long to wait after it
     newton_wait: int = 1
+    newton_decrease: float = math.inf  # that the last Newton step promised, if it was one
     step: Any = None  # the Newton step, where it is known already
 
 
@@ -115,7 +117,7 @@ TRAVELS, MOST_TRAVELS = 0.05, 2**25
 # What a checkpoint keeps of a place beside head and memories.
 FACTS = (
     "window", "count", "text", "history", "next_check", "wait", "converged", "refines", "in_vain", "newton",
-    "newton_check", "newton_wait",
+    "newton_check", "newton_wait", "newton_decrease",
 )  # fmt: skip
 
 
@@ -188,7 +190,7 @@ def moved(fit: Fit, place: Place, x: np.ndarray) -> Place:
     """The place at an x that no visit led to, with the exact gradient there."""
     [head] = fit.source.executor.gather([_head(fit, place)])
     text = digest(place.text, "moved", x.tobytes())
-    return _filled(fit, place._replace(text=text), restarted(head, x, min(head.cut, 1.0)))
+    return _filled(fit, place._replace(text=text), restarted(head, x, head.cut))
 
 
 def _filled(fit: Fit, place: Place, head: Head) -> Place:
