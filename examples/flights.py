@@ -173,13 +173,8 @@ def main(picture: str) -> None:
             scoring="neg_log_loss",
             random_state=0,
         )
-        search.fit(
-            X.to_dask_array(lengths=True),
-            y.to_dask_array(lengths=True),
-            classes=[False, True],
-        )
+        search.fit(X, y, classes=[False, True])
         seconds, winner = time.perf_counter() - began, search.best_estimator_
-        winner.feature_names_in_ = model.feature_names_in_  # it used arrays
         report("3. in Hyperband, its winner", winner.n_iter_, seconds, winner, test)
         scale = search.best_params_["step_size_scale"]
         print(
