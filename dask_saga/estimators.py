@@ -76,7 +76,8 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
     max_iter : int, default=100
         Passes of `fit` at most.
     tol : float, default=1e-4
-        `fit` stops where the proximal gradient's norm is below `tol` times that at zero.
+        `fit` stops where two measures are at most `tol`: the norm of the proximal gradient relative to that at zero,
+        and the decrease of the objective that a Newton step promises relative to what was gained so far.
     class_weight : dict, "balanced" or None, default=None
         Multiplies the weights of the rows of each class. "balanced" makes all classes weigh the same;
         it needs all data and so is for `fit` only.
@@ -368,7 +369,8 @@ class SAGARegressor(RegressorMixin, SAGABase):
     max_iter : int, default=100
         Passes of `fit` at most.
     tol : float, default=1e-4
-        `fit` stops where the proximal gradient's norm is below `tol` times that at zero.
+        `fit` stops where two measures are at most `tol`: the norm of the proximal gradient relative to that at zero,
+        and the decrease of the objective that a Newton step promises relative to what was gained so far.
     n_parallel : int or "auto", default=1
         Chunks that `fit` visits at a time, from the same coefficients; these then become the mean of theirs. Each gives
         bits of its own, whatever it runs on. "auto": one for each thread of the cluster, or of this

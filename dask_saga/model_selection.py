@@ -152,11 +152,13 @@ class IncrementalSearchCV(_OnAnyDask, dask_ml.IncrementalSearchCV):
         What is searched for; never changed itself.
     parameters : dict
         For each parameter's name a list, or a distribution with ``rvs``.
-    n_initial_parameters, test_size, patience, tol, fits_per_score, max_iter : object
+    n_initial_parameters : int or "grid"
         As in ``dask_ml.model_selection.IncrementalSearchCV``.
     decay_rate : None
         No candidates are given up. Use ``InverseDecaySearchCV`` to give up more of them with every call; dask-ml
         ignores a number here, with a warning.
+    test_size, patience, tol, fits_per_score, max_iter : object
+        As in ``dask_ml.model_selection.IncrementalSearchCV``.
     random_state, scoring, verbose, prefix, scores_per_fit, predict_meta, predict_proba_meta, transform_meta : object
         As in ``dask_ml.model_selection.IncrementalSearchCV``.
     """

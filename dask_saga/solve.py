@@ -97,7 +97,8 @@ def saga(
     max_iter : int, default=100
         Passes over all chunks at most.
     tol : float, default=0.0
-        Stop where the proximal gradient's norm is below `tol` times that at zero.
+        Stop where two measures are at most `tol`: the norm of the proximal gradient relative to that at zero, and the
+        decrease of the objective that a Newton step promises relative to what was gained so far.
     shuffle : bool, default=True
         Whether each pass takes the chunks in a new random order; the post's is fixed.
     average : bool, default=True
