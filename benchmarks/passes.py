@@ -31,15 +31,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from dask_saga import SAGAClassifier, chunk_saga
-from dask_saga._intrinsics import FASTMATH
-from dask_saga.columns import column_stats
-from dask_saga.inputs import read_chunk
+from dask_saga.data.statistics import column_stats
+from dask_saga.data.validation import read_chunk
+from dask_saga.kernels.jit import FASTMATH
 from dask_saga.losses import LogLoss
-from dask_saga.metric import choose_metric, row_norms
 from dask_saga.penalties import ElasticNet
-from dask_saga.problem import Problem
-from dask_saga.state import new_head
-from dask_saga.steps import row_order
+from dask_saga.solver.preconditioner import row_norms
+from dask_saga.solver.preconditioner_choice import choose_preconditioner
+from dask_saga.solver.problem import Problem
+from dask_saga.solver.state import new_solver_state
+from dask_saga.solver.visit_plan import row_order
 
 ALPHA, PASSES = 1e-4, 4
 DENSE = ((500_000, 20), (200_000, 100), (50_000, 500))
@@ -89,9 +90,9 @@ class Passes:
         penalty = ElasticNet(l1=self.alpha) if l1 else ElasticNet(l2=self.alpha)
         self.problem = Problem(LogLoss(), penalty, fit_intercept=True)
         self.chunk = read_chunk(A, np.where(b > 0, 1.0, -1.0))
-        self.metric = choose_metric(column_stats(self.chunk, self.problem), self.problem)
+        self.metric = choose_preconditioner(column_stats(self.chunk, self.problem), self.problem)
         self.norms = row_norms(self.chunk, self.metric, self.problem)  # which a fit keeps
-        self.head, self.memory = new_head(A.shape[1], 1), None
+        self.head, self.memory = new_solver_state(A.shape[1], 1), None
         self.one_visit()
 
     def one_visit(self) -> float:

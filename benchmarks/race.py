@@ -32,7 +32,7 @@ from typing import Any
 import joblib
 import numpy as np
 from passes import sparse
-from race_peers import PEERS, Fit, Task
+from race_peers import PEERS, FitSetup, Task
 from report import print_header
 from trust_optimum import ALPHA, Objective, Optimum, l1_gap, objective, optimum
 from trust_sets import SETS, DataSet
@@ -140,7 +140,7 @@ class Race:
                 gains.append(CORES * (alone - began) / (time.perf_counter() - alone))
         return statistics.median(gains)
 
-    def peer(self, fit: Fit, limit: float) -> dict[float, float]:
+    def peer(self, fit: FitSetup, limit: float) -> dict[float, float]:
         """Seconds of the shortest fit, of doubling effort, that reached each level."""
         found = {}
         for effort in (2**k for k in itertools.count()):

@@ -24,14 +24,14 @@ class Task(NamedTuple):
     l1: bool
 
 
-Fit = Callable[[Task, int], tuple[np.ndarray, np.ndarray]]
+FitSetup = Callable[[Task, int], tuple[np.ndarray, np.ndarray]]
 
 
 class Peer(NamedTuple):
     """One solver: its package, the penalties it knows, the most columns that it takes, and whether it compiles."""
 
     package: str
-    fit: Fit
+    fit: FitSetup
     penalties: tuple[str, ...] = ("l1", "l2")
     most_columns: float = np.inf
     compiles: bool = False
@@ -48,7 +48,7 @@ def installed(package: str) -> bool:
         return False
 
 
-def scikit_learn(solver: str) -> Fit:
+def scikit_learn(solver: str) -> FitSetup:
     def fit(task, effort):
         C = 1 / (task.alpha * len(task.y))
         model = LogisticRegression(solver=solver, C=C, l1_ratio=float(task.l1), max_iter=effort, tol=0.0)
@@ -67,7 +67,7 @@ def sgd(task, effort):
     return model.coef_, model.intercept_
 
 
-def cyanure(solver: str) -> Fit:
+def cyanure(solver: str) -> FitSetup:
     def fit(task, effort):
         classifier = importlib.import_module("cyanure.estimators").Classifier
         model = classifier(

@@ -1,6 +1,7 @@
 """Where rotating dense columns to their principal axes saves time: seconds of a pass, and seconds to 1e-6.
 
-A rotated pass multiplies the rows by a p x p matrix. ``metric.ROTATES_FREELY`` is fitted to the first table, which
+A rotated pass multiplies the rows by a p x p matrix. ``ROTATES_FREELY`` of
+``solver.preconditioner_choice`` is fitted to the first table, which
 compares its cost to a pass with scaling only. The second table checks the choice between the two, on strongly
 correlated and on independent columns. The third (--large) uses the subsample step: 1.6 GB of correlated columns in 20
 chunks, passes and seconds to relative gradient norms, without and with rotation, for a subsample of 16 MB and of 1/32
@@ -21,11 +22,13 @@ from sklearn.exceptions import ConvergenceWarning
 from trust_optimum import ALPHA, objective, optimum
 from trust_sets import DataSet
 
-from dask_saga import SAGAClassifier, columns, metric, saga, start
+from dask_saga import SAGAClassifier, saga
+from dask_saga.data import statistics
 from dask_saga.penalties import ElasticNet
+from dask_saga.solver import preconditioner_choice, subsample
 
 ROWS = 20_000
-FREELY = {"scaled": 1e9, "rotated": 1e9, "chosen": metric.ROTATES_FREELY}
+FREELY = {"scaled": 1e9, "rotated": 1e9, "chosen": preconditioner_choice.ROTATES_FREELY}
 
 
 def rows(p: int, correlated: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -38,15 +41,15 @@ def rows(p: int, correlated: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(A: np.ndarray, b: np.ndarray, kind: str, passes: int, callback=None):
-    metric.ROTATES_FREELY = FREELY[kind]
-    most, columns.MOST_ROTATED = columns.MOST_ROTATED, 1 if kind == "scaled" else columns.MOST_ROTATED
+    preconditioner_choice.ROTATES_FREELY = FREELY[kind]
+    most, statistics.MOST_ROTATED = statistics.MOST_ROTATED, 1 if kind == "scaled" else statistics.MOST_ROTATED
     try:
         return saga(
             [(A, b)], penalty=ElasticNet(l2=ALPHA), fit_intercept=True, max_iter=passes, random_state=0,
             callback=callback,
         )  # fmt: skip
     finally:
-        columns.MOST_ROTATED = most
+        statistics.MOST_ROTATED = most
 
 
 def seconds_of_a_pass(A: np.ndarray, b: np.ndarray, kind: str) -> float:
@@ -76,7 +79,7 @@ def to_level(A: np.ndarray, b: np.ndarray, kind: str, level: float = 1e-6) -> st
 
 
 def large() -> None:
-    n, p, parts = 2_000_000, 100, {"16 MB": start.LEAST_BYTES, "a 32nd": start.MOST_BYTES}
+    n, p, parts = 2_000_000, 100, {"16 MB": subsample.LEAST_BYTES, "a 32nd": subsample.MOST_BYTES}
     rng = np.random.default_rng(0)
     mix, x = 0.3 * rng.standard_normal((p, p)) + np.eye(p), rng.standard_normal(p) / 6
     A = np.concatenate([rng.standard_normal((n // 20, p)) @ mix for _ in range(20)])
@@ -84,9 +87,9 @@ def large() -> None:
     A = A * np.logspace(0, 3, p) + 10
     X, y = da.from_array(A, chunks=(n // 20, p)), da.from_array(b, chunks=n // 20)
     print("| columns | sample | 1e-4 | 1e-6 |\n|---|---|---|---|")
-    for kind, most in (("scaled", 1), ("as chosen", columns.MOST_ROTATED)):
-        for part, start.MOST_BYTES in parts.items():
-            columns.MOST_ROTATED = most
+    for kind, most in (("scaled", 1), ("as chosen", statistics.MOST_ROTATED)):
+        for part, subsample.MOST_BYTES in parts.items():
+            statistics.MOST_ROTATED = most
             began = time.perf_counter()
             history = SAGAClassifier(tol=1e-6, max_iter=40, random_state=0).fit(X, y).history_
             prepared = time.perf_counter() - began - history[-1]["seconds"]

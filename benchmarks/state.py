@@ -16,7 +16,7 @@ from report import print_header
 from sklearn.linear_model import SGDClassifier
 
 from dask_saga import SAGAClassifier
-from dask_saga.inputs import content_hash
+from dask_saga.data.validation import content_hash
 
 
 def milliseconds(function, repeat: int = 20) -> float:

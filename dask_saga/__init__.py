@@ -1,9 +1,9 @@
 """SAGA for data in chunks: linear models that converge, on Dask and scikit-learn."""
 
-from .chunk import chunk_saga
 from .estimators import SAGAClassifier, SAGARegressor
-from .solve import SAGAResult, saga
-from .state import SAGAState
+from .functional import SAGAResult, saga
+from .solver.state import SAGAState
+from .solver.visit import chunk_saga
 
 __version__ = "0.1.0.dev0"
 

@@ -11,20 +11,24 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 
-from .chunk import chunk_gradient
-from .driver import join_x
-from .rounds import penalty_value
+from .fitting.loop import join_x
+from .solver.optimality import chunk_gradient, penalty_value
 
 __all__ = ["ConvergenceDisplay"]
 
+
 AGAINST = {"passes": ("epoch", "passes over the rows"), "seconds": ("seconds", "seconds")}
+
 QUANTITIES = {
     "gradient_norm": "norm of the proximal gradient, relative to zero",
     "suboptimality": r"$(F - F^*) \,/\, (F(0) - F^*)$",
 }
+
 _CONSTRAINTS = {"against": [StrOptions(set(AGAINST))], "quantity": [StrOptions(set(QUANTITIES))]}
+
 # What rounding leaves of a difference of two objectives.
 LEAST = 1e-16
+
 # How far the fit goes that finds the optimum, where none is given.
 OPTIMUM_TOL, OPTIMUM_PASSES = 1e-7, 1000
 

@@ -22,9 +22,9 @@ from dask import delayed, is_dask_collection
 from dask.distributed import default_client
 from sklearn.utils.validation import _get_feature_names
 
-from .blocks import column_names, dask_blocks
-from .inputs import blame, check_containers, in_order, read_rows
-from .targets import NO_TARGET
+from .data.dask_blocks import column_names, dask_blocks
+from .data.targets import NO_TARGET
+from .data.validation import align_columns, blame, check_containers, read_rows
 
 __all__ = ["HyperbandSearchCV", "IncrementalSearchCV", "InverseDecaySearchCV", "SuccessiveHalvingSearchCV"]
 
@@ -130,7 +130,7 @@ def _count_rows(X: Any, y: Any) -> tuple[int, int]:
 def _join_rows(parts: list, names: list | None) -> Any:
     if names is not None:
         with blame("X"):
-            parts = [read_rows(in_order(part, names), finite=False) for part in parts]
+            parts = [read_rows(align_columns(part, names), finite=False) for part in parts]
         parts = [part.toarray() if sp.issparse(part) else part for part in parts]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

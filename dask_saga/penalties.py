@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from ._intrinsics import overloaded
-
-__all__ = ["PENALTIES", "ElasticNet", "penalty_values", "prox", "resolve_penalty"]
+__all__ = ["PENALTIES", "ElasticNet", "penalty_values", "resolve_penalty"]
 
 
 @register_jitable
@@ -130,45 +128,3 @@ def penalty_values(penalty: Any, values: np.ndarray) -> np.ndarray:
     if isinstance(penalty, ElasticNet):
         return penalty.value(values)
     return np.array([penalty.value(float(one)) for one in values.ravel()]).reshape(values.shape)
-
-
-# What compiled code calls. ElasticNet gets its ``shrink(step)`` back in ``prox``, so that a loop
-# over rows divides once a column and not once an entry.
-
-
-def shrink(penalty, step):
-    return penalty.shrink(step) if isinstance(penalty, ElasticNet) else 1.0
-
-
-def prox(penalty, v, step, shrink):
-    """The penalty's proximal operator at one coefficient."""
-    return penalty.prox(v, step, shrink) if isinstance(penalty, ElasticNet) else penalty.prox(v, step)
-
-
-def prox_of_move(penalty, x, move, step):
-    """The same at x - move, where ``shrink(step)`` has multiplied `move` and `step` already: no division is left.
-
-    What it leaves of x is 1 / (1 + s l2), which is 1 - l2 s / (1 + s l2).
-    """
-    return penalty.prox_of_move(x, move, step) if isinstance(penalty, ElasticNet) else penalty.prox(x - move, step)
-
-
-@overloaded(shrink)
-def _shrink(penalty, step):
-    return ElasticNet.shrink if penalty.instance_class is ElasticNet else lambda penalty, step: 1.0
-
-
-@overloaded(prox)
-def _prox(penalty, v, step, shrink):
-    if penalty.instance_class is ElasticNet:
-        return ElasticNet.prox
-    own = register_jitable(penalty.instance_class.prox)
-    return lambda penalty, v, step, shrink: own(penalty, v, step)
-
-
-@overloaded(prox_of_move)
-def _prox_of_move(penalty, x, move, step):
-    if penalty.instance_class is ElasticNet:
-        return ElasticNet.prox_of_move
-    own = register_jitable(penalty.instance_class.prox)
-    return lambda penalty, x, move, step: own(penalty, x - move, step)

@@ -26,7 +26,8 @@ import psutil
 from distributed import Client, LocalCluster
 from fsspec.implementations.local import LocalFileSystem
 
-from dask_saga import SAGAClassifier, checkpoint, prepare
+from dask_saga import SAGAClassifier
+from dask_saga.fitting import checkpoint, preparation
 
 # What is done to a fit.
 EVENTS = (
@@ -101,8 +102,8 @@ class Chaos:
         self.lost_times: list[threading.Timer] = []
 
     def __enter__(self) -> Chaos:
-        self.saved = checkpoint.SECONDS, checkpoint.LEAST_RATIO, prepare.JOINED_BYTES
-        checkpoint.SECONDS = checkpoint.LEAST_RATIO = prepare.JOINED_BYTES = 0
+        self.saved = checkpoint.SECONDS, checkpoint.LEAST_RATIO, preparation.JOINED_BYTES
+        checkpoint.SECONDS = checkpoint.LEAST_RATIO = preparation.JOINED_BYTES = 0
         self.before = {process.pid for process in psutil.Process().children(recursive=True)}
         self.config = dask.config.set({
             "distributed.scheduler.worker-ttl": f"{WORKER_TTL}s", "distributed.scheduler.allowed-failures": 10,
@@ -118,7 +119,7 @@ class Chaos:
         self.free()
         self.cluster.close()
         self.config.__exit__(*error)
-        checkpoint.SECONDS, checkpoint.LEAST_RATIO, prepare.JOINED_BYTES = self.saved
+        checkpoint.SECONDS, checkpoint.LEAST_RATIO, preparation.JOINED_BYTES = self.saved
         deadline = time.monotonic() + 20
         while left := self.orphans():
             if time.monotonic() > deadline:

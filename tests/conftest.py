@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dask_saga import prepare
+from dask_saga.fitting import preparation
 
 
 def make_rows(n=600, p=8, seed=0, classes=True):
@@ -18,7 +18,7 @@ def make_rows(n=600, p=8, seed=0, classes=True):
 def chunks_stay_apart(request, monkeypatch):
     """The tests' chunks are so small that fit would visit them together."""
     if "joins" not in request.keywords:
-        monkeypatch.setattr(prepare, "JOINED_BYTES", 0)
+        monkeypatch.setattr(preparation, "JOINED_BYTES", 0)
 
 
 @pytest.fixture

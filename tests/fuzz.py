@@ -624,7 +624,7 @@ def check_estimator(estimator: Any) -> None:
             raise Broken(f"{name} is not finite")
     state = getattr(estimator, "state_", None)
     if state is not None:
-        for name in ("x", "gradient_sum", "weight", "rows", "cut"):
+        for name in ("x", "gradient_sum", "weight", "rows", "step_multiplier"):
             if not np.isfinite(getattr(state.head, name)).all():
                 raise Broken(f"state_.head.{name} is not finite")
         for memory in state.chunks.values():

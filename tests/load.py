@@ -16,7 +16,8 @@ import psutil
 import scipy.sparse as sp
 from distributed import Client, LocalCluster, get_client
 
-from dask_saga import SAGAClassifier, SAGARegressor, prepare
+from dask_saga import SAGAClassifier, SAGARegressor
+from dask_saga.fitting import preparation
 
 
 def small(k: int) -> tuple:
@@ -35,7 +36,7 @@ def _inside(k: int) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         get_client()  # the worker's own, which fit then finds
-        prepare.JOINED_BYTES = 0
+        preparation.JOINED_BYTES = 0
         return one_small_fit(k)
 
 
@@ -151,7 +152,7 @@ def run(names: list[str], long: bool) -> list[dict]:
     rows = []
     for name in names:
         function, short_size, long_size = CASES[name]
-        joined, prepare.JOINED_BYTES = prepare.JOINED_BYTES, 0
+        joined, preparation.JOINED_BYTES = preparation.JOINED_BYTES, 0
         others = {process.pid for process in psutil.Process().children(recursive=True)}
         with (
             LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit="4GiB") as cluster,
@@ -165,7 +166,7 @@ def run(names: list[str], long: bool) -> list[dict]:
             try:
                 text = function(long_size if long else short_size)
             finally:
-                prepare.JOINED_BYTES = joined
+                preparation.JOINED_BYTES = joined
             seconds = time.perf_counter() - began
             watch.ended.set()
             watch.join()

@@ -6,7 +6,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logsumexp, softmax
 from threadpoolctl import threadpool_limits
 
-from dask_saga.losses import row_derivative
+from dask_saga.kernels.dispatch import row_derivative
 
 
 def post_pass(A, b, n, loss, x, memory_gradient, gradient_average, step_size, order):
@@ -67,11 +67,11 @@ def saga_pass(
             if sp.issparse(A):
                 support = A[[i]].indices
                 row = A[[i]].toarray().ravel().astype(float) - metric.shift
-                rarity = metric.rarity
+                inverse_density = metric.inverse_density
             else:
                 row = A[i].astype(float) - metric.shift
-                row = row if metric.basis is None else row @ metric.basis
-                support, rarity = np.arange(len(row)), np.ones(len(row))
+                row = row if metric.rotation is None else row @ metric.rotation
+                support, inverse_density = np.arange(len(row)), np.ones(len(row))
             z = x[:, support] @ row[support] + x[:, -1]
             m = np.empty(len(z))
             row_derivative(loss, z, b[i], m)
@@ -93,8 +93,8 @@ def saga_pass(
                 for at, j in enumerate(support):
                     s = step * metric.scale[j]
                     pull_j = sum(pulled[k] * row[at] for _, row, pulled, _ in part)
-                    v = x[k, j] - s * (pull_j + len(part) * rarity[j] * before[k, j] / weight)
-                    x[k, j] = penalty.prox(v, s * len(part) * rarity[j])
+                    v = x[k, j] - s * (pull_j + len(part) * inverse_density[j] * before[k, j] / weight)
+                    x[k, j] = penalty.prox(v, s * len(part) * inverse_density[j])
                 if problem.fit_intercept:
                     pull_c = sum(pulled[k] for _, _, pulled, _ in part)
                     x[k, -1] -= step * (pull_c + len(part) * before[k, -1] / weight)

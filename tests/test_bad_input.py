@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse as sp
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
-from dask_saga.inputs import read_rows
+from dask_saga.data.validation import read_rows
 from dask_saga.penalties import ElasticNet
 
 from .conftest import make_rows

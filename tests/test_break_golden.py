@@ -10,7 +10,7 @@ import pytest
 from sklearn.base import clone
 
 import dask_saga
-from dask_saga import prepare
+from dask_saga.fitting import preparation
 
 from .golden import write
 
@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _apart(monkeypatch):
-    monkeypatch.setattr(prepare, "JOINED_BYTES", 2**22)  # as the files were written
+    monkeypatch.setattr(preparation, "JOINED_BYTES", 2**22)  # as the files were written
 
 
 def known(version):

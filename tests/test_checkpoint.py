@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 
-from dask_saga import SAGAClassifier, SAGARegressor, checkpoint, driver
+from dask_saga import SAGAClassifier, SAGARegressor
+from dask_saga.fitting import checkpoint, loop
 
 from .conftest import make_rows
 
@@ -92,7 +93,8 @@ def test_joined_chunks_several_outputs_and_a_start_beyond_zero(tmp_path):
 SCRIPT = """
 import os, sys
 import numpy as np
-from dask_saga import SAGAClassifier, checkpoint
+from dask_saga import SAGAClassifier
+from dask_saga.fitting import checkpoint
 checkpoint.SECONDS = checkpoint.LEAST_RATIO = 0.0
 A, y = np.load(sys.argv[1] + "/A.npy"), np.load(sys.argv[1] + "/y.npy")
 SAGAClassifier(max_iter=8, tol=0.0).fit(
@@ -107,7 +109,7 @@ def test_a_process_that_died_and_no_random_state(tmp_path, monkeypatch):
     died = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], env=env, capture_output=True, timeout=120)
     assert died.returncode == 9, died.stderr
     model = SAGAClassifier(**{**SETTINGS, "random_state": None}).fit(A, y, checkpoint=tmp_path / "saved")
-    monkeypatch.setattr(driver, "draw_seed", lambda random_state: model.state_.seed)
+    monkeypatch.setattr(loop, "draw_seed", lambda random_state: model.state_.seed)
     assert_same(model, SAGAClassifier(**{**SETTINGS, "random_state": None}).fit(A, y))
 
 

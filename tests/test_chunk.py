@@ -9,16 +9,19 @@ import scipy.sparse as sp
 from threadpoolctl import threadpool_info
 
 from dask_saga import chunk_saga
-from dask_saga import metric as metric_module
-from dask_saga.chunk import chunk_gradient, fresh_memory
-from dask_saga.columns import column_stats, merge
-from dask_saga.inputs import read_chunk
+from dask_saga.data.statistics import column_stats, merge
+from dask_saga.data.validation import read_chunk
+from dask_saga.execution.threads import one_blas_thread
 from dask_saga.losses import LOSSES, MultinomialLogLoss
-from dask_saga.metric import choose_metric, row_norms, sum_to_solver, sum_to_user, x_to_solver, x_to_user
 from dask_saga.penalties import PENALTIES
-from dask_saga.state import Problem, new_head
-from dask_saga.steps import plan_visit, row_order
-from dask_saga.threads import one_blas_thread
+from dask_saga.solver import preconditioner_choice as metric_module
+from dask_saga.solver.optimality import chunk_gradient
+from dask_saga.solver.preconditioner import row_norms, sum_to_solver, sum_to_user, x_to_solver, x_to_user
+from dask_saga.solver.preconditioner_choice import choose_preconditioner
+from dask_saga.solver.problem import Problem
+from dask_saga.solver.state import new_solver_state
+from dask_saga.solver.visit import fresh_memory
+from dask_saga.solver.visit_plan import plan_visit, row_order
 
 from . import oracles
 from .conftest import make_rows
@@ -83,15 +86,15 @@ def test_two_passes_equal_plain_python(kind, name, steps, weighted, memory_dtype
     problem = problem._replace(outputs=getattr(loss, "outputs", 1))
     monkeypatch.setattr(metric_module, "ROTATES_FREELY", 1e9)
     chunk = read_chunk(A, b, weights, loss=loss)
-    metric = choose_metric(column_stats(chunk, problem), problem)
-    assert (metric.basis is not None) == (steps == "rotated" and not sp.issparse(A))
+    metric = choose_preconditioner(column_stats(chunk, problem), problem)
+    assert (metric.rotation is not None) == (steps == "rotated" and not sp.issparse(A))
     k = 2 if name.endswith("of 2") else problem.outputs
-    head, memory = new_head(5, k), None
+    head, memory = new_solver_state(5, k), None
     w = np.ones(40) if weights is None else weights
     x, gradient_sum, gradients = np.zeros((k, 6)), np.zeros((k, 6)), np.zeros((40, k), memory_dtype)
     rows = sp.csr_array(A) if sp.issparse(A) else np.asarray(A)
     turned = (rows.toarray() - metric.shift) * (rows.toarray() != 0) if sp.issparse(A) else rows - metric.shift
-    turned = turned if metric.basis is None else turned @ metric.basis
+    turned = turned if metric.rotation is None else turned @ metric.rotation
     norms = ((turned**2 * metric.scale).sum(axis=1) + 1).astype(np.float32)
     used, ratio = np.flatnonzero(w), np.count_nonzero(w) / w.sum()
     times = np.clip(np.ceil(norms * w * ratio / (2 * metric.mean_square)), 1, len(used)).astype(int)
@@ -101,8 +104,8 @@ def test_two_passes_equal_plain_python(kind, name, steps, weighted, memory_dtype
         assert times.max() > 1
     more, plain = times[used].sum() / len(used), steps == "given" or loss.curvature is None
     for seed in (3, 4):
-        pace = metric._replace(pace=min(metric.pace, 1.0 if seed == 3 else np.inf))
-        hardest = 2 * metric.mean_square * problem.step(pace, head.cut) * (loss.curvature or np.inf)
+        step_factor = metric._replace(step_factor=min(metric.step_factor, 1.0 if seed == 3 else np.inf))
+        hardest = 2 * metric.mean_square * problem.step(step_factor, head.step_multiplier) * (loss.curvature or np.inf)
         together = 4 if steps != "given" and hardest <= 1 else 1
         assert steps != "short" or together == 4 or loss.curvature is None
         head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
@@ -110,7 +113,7 @@ def test_two_passes_equal_plain_python(kind, name, steps, weighted, memory_dtype
         turned_x, turned_sum = x_to_solver(x, metric), sum_to_solver(gradient_sum, metric)
         x, gradient_sum, gradients = oracles.saga_pass(
             rows, chunk.targets, w, order, ratio * more / times, norms, turned_x, turned_sum, gradients, metric,
-            problem.step(pace, head.cut) / more, w.sum(), problem,
+            problem.step(step_factor, head.step_multiplier) / more, w.sum(), problem,
             left=None if plain else shares_left(1.0, 0.0, len(order)), together=1 if sp.issparse(A) else together,
         )  # fmt: skip
         x, gradient_sum = x_to_user(x, metric), sum_to_user(gradient_sum, metric)
@@ -133,15 +136,15 @@ def test_the_second_chunk_of_a_pass_equals_plain_python(kind, name, rotated, mon
     problem = problem._replace(outputs=getattr(loss, "outputs", 1), precondition=rotated or kind != "C float64")
     monkeypatch.setattr(metric_module, "ROTATES_FREELY", 1e9)
     chunks = [read_chunk(KINDS[kind](A[part]), b[part], loss=loss) for part in (slice(0, 24), slice(24, 40))]
-    metric = choose_metric(merge(*(column_stats(chunk, problem) for chunk in chunks)), problem)
-    assert (metric.basis is not None) == (rotated and kind == "C float64")
-    metric = metric._replace(pace=min(metric.pace, 1.0))
-    head = new_head(5, problem.outputs, weight=40.0, rows=40)
+    metric = choose_preconditioner(merge(*(column_stats(chunk, problem) for chunk in chunks)), problem)
+    assert (metric.rotation is not None) == (rotated and kind == "C float64")
+    metric = metric._replace(step_factor=min(metric.step_factor, 1.0))
+    head = new_solver_state(5, problem.outputs, weight=40.0, rows=40)
     first, memory = chunk_saga(chunks[0], head, fresh_memory(chunks[0], problem), problem, metric, 3)
-    assert first.past_weight == 24
-    assert np.any(first.past_sum != 24 * first.x)  # it is x on the way
+    assert first.visited_weight == 24
+    assert np.any(first.visited_sum != 24 * first.x)  # it is x on the way
     second, memory = chunk_saga(chunks[1], first, fresh_memory(chunks[1], problem), problem, metric, 4)
-    x, anchor = (x_to_solver(v, metric) for v in (first.x, first.past_sum / 24))
+    x, anchor = (x_to_solver(v, metric) for v in (first.x, first.visited_sum / 24))
     total = sum_to_solver(first.gradient_sum, metric)
     plan = plan_visit(chunks[1], first, memory, problem, metric, 4)
     [order], norms = plan.orders, row_norms(chunks[1], metric, problem)
@@ -163,8 +166,8 @@ def test_chunks_that_come_one_by_one_remember_where_x_was(kind):
     b = A @ np.arange(5.0)
     problem = problem_for("squared_error", None)
     chunks = [read_chunk(KINDS[kind](A[part]), b[part]) for part in (slice(0, 3000), slice(3000, 6000))]
-    metric = choose_metric(merge(*(column_stats(chunk, problem) for chunk in chunks)), problem)
-    head = new_head(5)
+    metric = choose_preconditioner(merge(*(column_stats(chunk, problem) for chunk in chunks)), problem)
+    head = new_solver_state(5)
     for chunk in chunks:  # the first is all that its visit knows of
         head, _ = chunk_saga(chunk, head, None, problem, metric, 0)
         np.testing.assert_allclose(head.x[0], np.append(np.arange(5.0), 0.0), atol=0.3)  # else it would be 1
@@ -186,8 +189,8 @@ def test_inputs_are_never_written_and_results_repeat(kind, binary):
     for array in (A, b) if not sp.issparse(A) else (A.data, A.indices, A.indptr, b):
         array.flags.writeable = False
     chunk = read_chunk(A, b)
-    metric = choose_metric(column_stats(chunk, problem), problem)
-    head, memory = chunk_saga(chunk, new_head(8), None, problem, metric, 0)
+    metric = choose_preconditioner(column_stats(chunk, problem), problem)
+    head, memory = chunk_saga(chunk, new_solver_state(8), None, problem, metric, 0)
     for field in (head.x, head.gradient_sum, head.window_sum, memory.gradients):
         assert not field.flags.writeable
     before = bytes_of((chunk, head, memory, metric))
@@ -232,7 +235,7 @@ def test_gradient_and_lengths(binary):
         np.testing.assert_allclose(gradient[0], np.append(m @ A, m.sum()))
         assert value == pytest.approx(sum(w * [problem.loss.value(u, v) for u, v in zip(z, b, strict=True)]))
         stats = column_stats(chunk, problem)
-        metric = choose_metric(stats, problem)
+        metric = choose_preconditioner(stats, problem)
         norms = row_norms(chunk, metric, problem)
         np.testing.assert_allclose(norms, ((A - metric.shift) ** 2 * metric.scale).sum(axis=1) + 1)
 
@@ -292,27 +295,27 @@ def test_constant_and_empty_columns_keep_unit_scale():
     A[:, 1], A[:, 2] = 0.1, 0.0
     problem = problem_for("squared_error")
     for rows in (A, sp.csr_array(A)):
-        metric = choose_metric(column_stats(read_chunk(rows, np.ones(50)), problem), problem)
+        metric = choose_preconditioner(column_stats(read_chunk(rows, np.ones(50)), problem), problem)
         assert metric.scale[2] == 1.0
         assert np.isfinite(metric.scale).all()
-    assert choose_metric(column_stats(read_chunk(A, np.ones(50)), problem), problem).scale[1] == 1.0
+    assert choose_preconditioner(column_stats(read_chunk(A, np.ones(50)), problem), problem).scale[1] == 1.0
 
 
 def test_memory_of_other_content_is_refused(binary):
     A, b = binary
     problem = problem_for("log_loss")
     one, other = read_chunk(A[:300], b[:300]), read_chunk(A[300:], b[300:])
-    metric = choose_metric(column_stats(one, problem), problem)
+    metric = choose_preconditioner(column_stats(one, problem), problem)
     with pytest.raises(ValueError, match="other content"):
-        chunk_saga(other, new_head(8), fresh_memory(one, problem), problem, metric, 0)
+        chunk_saga(other, new_solver_state(8), fresh_memory(one, problem), problem, metric, 0)
 
 
 def test_a_divergent_step_freezes_finite_values(numbers):
     A, b = numbers
     problem = problem_for("squared_error", step_size=1e6)
     chunk = read_chunk(A, b)
-    metric = choose_metric(column_stats(chunk, problem), problem)
-    head, memory = chunk_saga(chunk, new_head(8), None, problem, metric, 0)
+    metric = choose_preconditioner(column_stats(chunk, problem), problem)
+    head, memory = chunk_saga(chunk, new_solver_state(8), None, problem, metric, 0)
     assert head.diverged
     assert not head.x.any()
     assert not memory.gradients.any()

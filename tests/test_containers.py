@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
-from dask_saga.inputs import check_containers
+from dask_saga.data.validation import check_containers
 
 from .conftest import make_rows
 

@@ -11,24 +11,17 @@ from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from dask_saga import SAGAClassifier, SAGARegressor, convergence
-from dask_saga.columns import column_stats
-from dask_saga.inputs import read_chunk
+from dask_saga import SAGAClassifier, SAGARegressor
+from dask_saga.data.statistics import column_stats
+from dask_saga.data.validation import read_chunk
+from dask_saga.fitting import convergence
 from dask_saga.losses import LOSSES, LogLoss, MultinomialLogLoss, SquaredError, SquaredHinge
-from dask_saga.metric import choose_metric
-from dask_saga.newton import (
-    STEPS,
-    best_on_line,
-    chunk_values,
-    has_extreme_columns,
-    local_model,
-    merge_models,
-    newton_direction,
-    plan_model,
-    rising_rows,
-)
 from dask_saga.penalties import ElasticNet, penalty_values
-from dask_saga.problem import Problem
+from dask_saga.solver.line_search import STEPS, best_on_line, chunk_values, rising_rows
+from dask_saga.solver.local_model import has_extreme_columns, local_model, merge_models, plan_model
+from dask_saga.solver.newton import newton_direction
+from dask_saga.solver.preconditioner_choice import choose_preconditioner
+from dask_saga.solver.problem import Problem
 
 from .conftest import make_rows
 from .test_saga import SmoothAbsolute
@@ -206,7 +199,7 @@ def test_the_model_has_the_derivatives_of_the_loss(loss, fit_intercept, sparse, 
     x = 0.1 * np.random.default_rng(1).standard_normal((problem.outputs, 6))
     x[:, -1] *= fit_intercept
     stats = column_stats(chunk, problem)
-    metric, plan = choose_metric(stats, problem), plan_model(stats, problem.outputs, 1)
+    metric, plan = choose_preconditioner(stats, problem), plan_model(stats, problem.outputs, 1)
     model = local_model(chunk, x, problem, metric, plan)
     gradient, hessians = exact_model(problem, chunk, x)
     np.testing.assert_allclose(model.gradient[:, :-1], gradient[:, :-1], rtol=1e-9, atol=1e-9)
@@ -222,7 +215,7 @@ def test_the_model_has_the_derivatives_of_the_loss(loss, fit_intercept, sparse, 
 def test_models_of_chunks_merge_to_that_of_all(sparse):
     problem, chunk = problem_and_chunk(LogLoss(), sparse=sparse, n=900)
     x, stats = np.full((1, 6), 0.1), column_stats(chunk, problem)
-    metric, plan = choose_metric(stats, problem), plan_model(stats, 1, 1)
+    metric, plan = choose_preconditioner(stats, problem), plan_model(stats, 1, 1)
     parts = [
         chunk._replace(rows=chunk.rows[part], targets=chunk.targets[part])
         for part in (slice(0, 100), slice(100, 101), slice(101, 900))
@@ -236,7 +229,7 @@ def test_models_of_chunks_merge_to_that_of_all(sparse):
 def test_few_rows_stand_for_all():
     problem, chunk = problem_and_chunk(LogLoss(), n=60_000)
     x, stats = np.full((1, 6), 0.1), column_stats(chunk, problem)
-    metric, plan = choose_metric(stats, problem), plan_model(stats, 1, 1)
+    metric, plan = choose_preconditioner(stats, problem), plan_model(stats, 1, 1)
     assert plan.rows < 10_000
     some, every = (local_model(chunk, x, problem, metric, plan._replace(rows=rows)) for rows in (plan.rows, 10**6))
     for name in ("curvature", "hessian"):
@@ -254,7 +247,7 @@ def test_the_direction_leads_to_the_minimum_of_the_model(penalty, fit_intercept)
     problem, chunk = problem_and_chunk(LogLoss(), fit_intercept, penalty=penalty)
     x = np.zeros((1, 6))
     stats = column_stats(chunk, problem)
-    model = local_model(chunk, x, problem, choose_metric(stats, problem), plan_model(stats, 1, 1))
+    model = local_model(chunk, x, problem, choose_preconditioner(stats, problem), plan_model(stats, 1, 1))
     found = newton_direction(model, x, 400.0, problem)
     gradient, [hessian] = exact_model(problem, chunk, x)
     gradient, hessian = gradient[0] / 400, hessian / 400
@@ -283,7 +276,7 @@ def test_a_row_that_is_not_yet_saturated_hides_no_decrease():
     )
     x, stats = np.array([[1e-5, -1.724, 0.452, 0.006, 0.0]]), column_stats(chunk, problem)
     assert has_extreme_columns(stats)
-    plan, metric = plan_model(stats, 1, 1), choose_metric(stats, problem)
+    plan, metric = plan_model(stats, 1, 1), choose_preconditioner(stats, problem)
     blind = newton_direction(local_model(chunk, x, problem, metric, plan._replace(extreme=False)), x, len(y), problem)
     seeing = newton_direction(local_model(chunk, x, problem, metric, plan), x, len(y), problem)
     assert blind.decrease < 2e-3 < 2e-2 < seeing.decrease

@@ -17,7 +17,8 @@ from distributed.client import futures_of
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from dask_saga import SAGAClassifier, SAGARegressor, driver, saga
+from dask_saga import SAGAClassifier, SAGARegressor, saga
+from dask_saga.fitting import loop
 
 from .conftest import make_rows
 
@@ -426,7 +427,7 @@ def test_the_same_bits_where_passes_are_undone(client, monkeypatch, tmp_path, n_
     def is_third_or_seventh(place, ended, at_zero):
         return len(place.history) in (2, 6)
 
-    monkeypatch.setattr(driver, "_is_astray", is_third_or_seventh)
+    monkeypatch.setattr(loop, "_is_diverging", is_third_or_seventh)
     settings = {"random_state": 0, "tol": 0.0, "max_iter": 12, "n_parallel": n_parallel}
     on_cluster = SAGAClassifier(**settings).fit(*small_blocks)
     norms = [row["gradient_norm"] for row in on_cluster.history_]

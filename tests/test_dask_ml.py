@@ -266,7 +266,7 @@ def test_incremental_predicts_without_the_memory_where_it_is_told_so(client):
 
 
 def test_no_dispatcher_is_in_a_graph(client, monkeypatch):
-    from dask_saga.cluster import ClientExecutor
+    from dask_saga.execution.cluster import ClientExecutor
 
     sent, submit = [], ClientExecutor.submit
 

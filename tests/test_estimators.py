@@ -23,7 +23,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.fixes import parse_version
 
 from dask_saga import SAGAClassifier, SAGARegressor
-from dask_saga.targets import count_labels
+from dask_saga.data.targets import count_labels
 
 from .conftest import make_rows
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from dask_saga import SAGAClassifier, SAGARegressor, prepare
+from dask_saga import SAGAClassifier, SAGARegressor
+from dask_saga.fitting import preparation
 
 from . import oracles
 
@@ -51,7 +52,7 @@ def test_the_optimum_is_that_of_chunks_visited_apart(numbers, monkeypatch):
     A, b = numbers
     weights = da.from_array(np.random.default_rng(0).integers(0, 3, len(b)).astype(float), chunks=(ROWS,))
     together = SAGARegressor(loss="huber", **TIGHT).fit(*lazily(A, b), weights)
-    monkeypatch.setattr(prepare, "JOINED_BYTES", 0)
+    monkeypatch.setattr(preparation, "JOINED_BYTES", 0)
     apart = SAGARegressor(loss="huber", **TIGHT).fit(*lazily(A, b), weights)
     assert apart.history_[0]["visits"] == len(ROWS)
     assert together.converged_
@@ -67,17 +68,17 @@ def test_neither_large_nor_mixed_chunks_join(binary, monkeypatch):
     with pytest.warns(match="max_iter=2"):
         assert [row["visits"] for row in fit(X, da.from_array(y, chunks=(ROWS,))).history_] == [5, 10]
     for limit, visits in ((A.nbytes, 1), (A.nbytes - 1, 5)):
-        monkeypatch.setattr(prepare, "JOINED_BYTES", limit)
+        monkeypatch.setattr(preparation, "JOINED_BYTES", limit)
         with pytest.warns(match="max_iter=2"):
             assert fit(*lazily(A, y)).history_[0]["visits"] == visits
 
 
 def test_what_was_found_for_one_chunk_is_not_carried_to_its_parts(binary, monkeypatch):
     together = SAGAClassifier(**TIGHT).fit(*lazily(*binary)).state_.head
-    monkeypatch.setattr(prepare, "JOINED_BYTES", 0)
+    monkeypatch.setattr(preparation, "JOINED_BYTES", 0)
     apart = SAGAClassifier(**TIGHT).fit(*lazily(*binary)).state_.head
     np.testing.assert_allclose(together.limits, apart.limits)
-    assert together.cut <= 1.0
+    assert together.step_multiplier <= 1.0
 
 
 def test_an_error_names_the_chunk_that_was_given(binary):

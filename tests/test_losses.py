@@ -7,13 +7,14 @@ import pytest
 import scipy.sparse as sp
 
 from dask_saga import chunk_saga
-from dask_saga.columns import column_stats
-from dask_saga.inputs import read_chunk
+from dask_saga.data.statistics import column_stats
+from dask_saga.data.validation import read_chunk
+from dask_saga.kernels.dispatch import prox_of_move
 from dask_saga.losses import LOSSES, Huber, LogLoss, SmoothHinge, resolve_loss
-from dask_saga.metric import choose_metric
-from dask_saga.penalties import PENALTIES, ElasticNet, prox_of_move, resolve_penalty
-from dask_saga.problem import Problem
-from dask_saga.state import new_head
+from dask_saga.penalties import PENALTIES, ElasticNet, resolve_penalty
+from dask_saga.solver.preconditioner_choice import choose_preconditioner
+from dask_saga.solver.problem import Problem
+from dask_saga.solver.state import new_solver_state
 
 from .conftest import make_rows
 
@@ -101,8 +102,8 @@ def test_sparse_coefficients_go_to_zero_under_any_penalty(l2):
     A, y = make_rows(n=50)
     problem = Problem(LogLoss(), ElasticNet(l2=l2), True)
     chunk = read_chunk(sp.csr_matrix(A * 1e-3), y)
-    metric = choose_metric(column_stats(chunk, problem), problem)
-    head = new_head(8, 1)._replace(x=np.ones((1, 9)))
+    metric = choose_preconditioner(column_stats(chunk, problem), problem)
+    head = new_solver_state(8, 1)._replace(x=np.ones((1, 9)))
     after, _ = chunk_saga(chunk, head, None, problem, metric, seed=0)
     assert np.abs(after.x[0, :8]).max() < 1e-9
 

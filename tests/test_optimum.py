@@ -349,7 +349,7 @@ def test_one_column_in_other_units_than_the_rest(loss, exponent):
     B = A * np.array([10.0**exponent, 1, 1, 1])
     settings = {**TIGHT, "penalty": None, "tol": 1e-10}
     one, other = (SAGARegressor(loss, **settings).fit(rows, y) for rows in (A, B))
-    assert other.state_.metric.basis is not None
+    assert other.state_.metric.rotation is not None
     assert other.converged_
     np.testing.assert_allclose(other.coef_ * [10.0**exponent, 1, 1, 1], one.coef_, rtol=1e-6)
 

@@ -18,18 +18,18 @@ from dask.distributed import Client, LocalCluster, get_task_stream, get_worker
 from dask.utils import key_split
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
-from dask_saga.blocks import dask_blocks, most_bytes
-from dask_saga.chunk import chunk_gradient
-from dask_saga.cluster import TASKS_AHEAD, ClientExecutor
-from dask_saga.columns import measure
-from dask_saga.executors import LocalExecutor
-from dask_saga.inputs import read_chunk
+from dask_saga.data.dask_blocks import dask_blocks, most_bytes
+from dask_saga.data.statistics import measure
+from dask_saga.data.validation import read_chunk
+from dask_saga.execution.cluster import TASKS_AHEAD, ClientExecutor
+from dask_saga.execution.deferred import DeferredCall, block_recipes
+from dask_saga.execution.executor import LocalExecutor
+from dask_saga.fitting.chunk_source import HELD_SHARE, Source
 from dask_saga.losses import LOSSES, LogLoss
 from dask_saga.penalties import PENALTIES
-from dask_saga.problem import Problem
-from dask_saga.recipes import Recipe, block_recipes
-from dask_saga.source import HELD_SHARE, Source
-from dask_saga.start import sample_rows
+from dask_saga.solver.optimality import chunk_gradient
+from dask_saga.solver.problem import Problem
+from dask_saga.solver.subsample import sample_rows
 
 from .conftest import make_rows
 
@@ -169,7 +169,7 @@ def test_squared_error_starts_at_its_optimum_there_too():
     b = A @ np.arange(8) + np.random.default_rng(0).standard_normal(600)
     rows, targets = da.from_array(A @ np.triu(np.ones((8, 8))), chunks=(100, 8)), da.from_array(b, chunks=100)
     held, loaded = (SAGARegressor(random_state=0).fit(rows, targets, persist=p) for p in (True, False))
-    assert held.state_.metric.basis is not None
+    assert held.state_.metric.rotation is not None
     assert held.n_iter_ == 1
     assert loaded.coef_.tobytes() == held.coef_.tobytes()
 
@@ -270,10 +270,10 @@ def work(rows, k):
 @pytest.mark.parametrize("has_room", [True, False])
 def test_a_task_reads_the_next_block_while_it_works_if_there_is_room(has_room, client_of_threads, monkeypatch):
     BEGUN.clear()
-    monkeypatch.setattr("dask_saga.cluster.ROOM_SHARE", 100.0)  # of a small worker this process takes much
+    monkeypatch.setattr("dask_saga.execution.cluster.ROOM_SHARE", 100.0)  # of a small worker this process takes much
     monkeypatch.setitem(PATIENCE, "seconds", 60.0 if has_room else 0.2)
     executor = ClientExecutor(client_of_threads)
-    calls = [(Recipe(np.asarray, Recipe(load_block, k)), k) for k in range(4)]
+    calls = [(DeferredCall(np.asarray, DeferredCall(load_block, k)), k) for k in range(4)]
     size = 1.0 if has_room else 100 * executor.memory()
     ahead, sizes = zip(*executor.gather(executor.in_turn(work, calls, name="saga-test", size=size)), strict=True)
     assert ahead == (has_room,) * 3 + (False,)
@@ -296,7 +296,7 @@ def fail_to_work(rows, k):
 @pytest.mark.parametrize(("function", "error"), [(fail_to_work, ZeroDivisionError), (np.add, OSError)])
 def test_the_error_of_the_first_chunk_that_fails(function, error, client_of_threads):
     executor = ClientExecutor(client_of_threads)
-    calls = [(Recipe(np.asarray, Recipe(fail_to_load, k)), k) for k in range(4)]
+    calls = [(DeferredCall(np.asarray, DeferredCall(fail_to_load, k)), k) for k in range(4)]
     with pytest.raises(error):
         executor.gather(executor.in_turn(function, calls, name="saga-test", size=1.0))
     assert not [t for t in threading.enumerate() if t.name.startswith("saga-ahead")]
@@ -413,7 +413,7 @@ def test_persist_is_checked():
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("loss", ["log_loss", "squared_error"])
 def test_rows_that_are_read_once_stay_as_they_lie(loss, weighted, layout, monkeypatch):
-    monkeypatch.setattr("dask_saga.inputs.BLOCK_BYTES", 1000)  # so that there are many blocks
+    monkeypatch.setattr("dask_saga.data.chunk.BLOCK_BYTES", 1000)  # so that there are many blocks
     B, b = make_rows(n=203, classes=loss == "log_loss")
     lies = np.asfortranarray(B) if layout == "F" else np.repeat(B, 2, axis=1)[:, ::2]
     weights = np.random.default_rng(0).random(203) * (np.arange(203) % 7 > 0) if weighted else None
@@ -447,7 +447,7 @@ def test_a_pass_over_rows_that_lie_by_columns_copies_little_of_them():
 def test_memory_for_which_there_is_no_room_stays_on_the_cluster(client, monkeypatch, tmp_path):
     X, labels = da.from_array(A, chunks=(150, 8)), da.from_array(y, chunks=150)
     whole = SAGAClassifier(random_state=0).fit(X, labels)
-    monkeypatch.setattr("dask_saga.cluster.GATHERED_SHARE", 0.0)
+    monkeypatch.setattr("dask_saga.execution.cluster.GATHERED_SHARE", 0.0)
     model = SAGAClassifier(random_state=0, warm_start=True)
     with pytest.warns(UserWarning, match=r"600 rows is too large .* begins a fit with warm_start=True"):
         model.fit(X, labels)

@@ -13,7 +13,7 @@ import dask_saga
 from dask_saga import SAGARegressor
 from dask_saga.losses import Huber, LogLoss, SquaredError
 from dask_saga.penalties import ElasticNet
-from dask_saga.problem import Problem
+from dask_saga.solver.problem import Problem
 
 from .conftest import make_rows
 
@@ -67,7 +67,7 @@ def test_the_same_in_another_process():
     script = SOURCE.format(curvature=1.0, function="math.tanh", factor=2.0)
     script += textwrap.dedent("""
         from dask_saga.penalties import ElasticNet
-        from dask_saga.problem import Problem
+        from dask_saga.solver.problem import Problem
         print(Problem(Own(), ElasticNet()).token())
     """)
     script = 'WEIGHT, __name__ = 1.0, "somewhere"' + script

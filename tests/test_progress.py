@@ -16,12 +16,12 @@ from dask import delayed
 from sklearn.exceptions import ConvergenceWarning
 
 from dask_saga import SAGAClassifier, saga
-from dask_saga.columns import column_stats
-from dask_saga.inputs import read_chunk
+from dask_saga.data.statistics import column_stats
+from dask_saga.data.validation import read_chunk
+from dask_saga.estimators.messages import Ending, unconverged_advice
 from dask_saga.losses import LogLoss
 from dask_saga.penalties import ElasticNet
-from dask_saga.problem import Problem
-from dask_saga.progress import Ending, unconverged_advice
+from dask_saga.solver.problem import Problem
 
 from .conftest import make_rows
 from .oracles import exact_objective

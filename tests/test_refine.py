@@ -10,16 +10,18 @@ import scipy.sparse as sp
 from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
-from dask_saga import SAGAClassifier, SAGARegressor, convergence, driver, place, start
-from dask_saga.chunk import chunk_gradient, factors_at_zero
-from dask_saga.columns import measure
-from dask_saga.inputs import read_chunk
+from dask_saga import SAGAClassifier, SAGARegressor
+from dask_saga.data.statistics import measure
+from dask_saga.data.validation import read_chunk
+from dask_saga.fitting import convergence, fit_state, loop
+from dask_saga.fitting.preparation import _examine
 from dask_saga.losses import Huber, LogLoss, MultinomialLogLoss, SquaredError
-from dask_saga.metric import choose_metric
 from dask_saga.penalties import ElasticNet
-from dask_saga.prepare import _examine
-from dask_saga.problem import Problem
-from dask_saga.start import make_sample, refine, sample_rows
+from dask_saga.solver import subsample
+from dask_saga.solver.optimality import chunk_gradient, factors_at_zero
+from dask_saga.solver.preconditioner_choice import choose_preconditioner
+from dask_saga.solver.problem import Problem
+from dask_saga.solver.subsample import make_sample, sample_rows, subsample_step
 
 from .conftest import make_rows
 
@@ -81,13 +83,13 @@ def test_it_brings_the_optimum_much_nearer(sparse, l1, l2):
     A, y = make_rows(ROWS, 6)
     problem = Problem(LogLoss(), ElasticNet(l1, l2), True)
     chunk = read_chunk(sp.csr_array(A) if sparse else A, y)
-    sample = make_sample(sample_rows(chunk, 1), choose_metric(measure(chunk, problem)[0], problem), problem)
-    x = refine(sample, np.zeros((1, 7)), None, problem, 0)
+    sample = make_sample(sample_rows(chunk, 1), choose_preconditioner(measure(chunk, problem)[0], problem), problem)
+    x = subsample_step(sample, np.zeros((1, 7)), None, problem, 0)
     model = SAGAClassifier(penalty=problem.penalty, tol=1e-9, max_iter=1000, memory_dtype="float64").fit(chunk.rows, y)
     best, size = np.append(model.coef_, model.intercept_), np.append(A.std(axis=0), 1.0)
     away = [np.linalg.norm((x - best) * size)]
     for turn in (1, 2):
-        x = refine(sample, x, chunk_gradient(chunk, x, problem)[1] / chunk.weight, problem, turn)
+        x = subsample_step(sample, x, chunk_gradient(chunk, x, problem)[1] / chunk.weight, problem, turn)
         away.append(np.linalg.norm((x - best) * size))
     assert away[1] < 0.3 * away[0]
     assert away[2] < 0.3 * away[1]
@@ -97,12 +99,12 @@ def test_newtons_step_is_exact_for_a_quadratic_loss():
     A, y = make_rows(ROWS, 6, classes=False)
     A = A @ (np.random.default_rng(1).standard_normal((6, 6)) * np.logspace(0, -3, 6)[:, None])
     problem, chunk = Problem(SquaredError(), ElasticNet(l2=1e-2), True), read_chunk(A, y)
-    axes = choose_metric(measure(chunk, problem)[0], problem)
-    assert axes.basis is not None
+    axes = choose_preconditioner(measure(chunk, problem)[0], problem)
+    assert axes.rotation is not None
     rows = np.column_stack([A, np.ones(ROWS)])
     exact = np.linalg.solve(rows.T @ rows / ROWS + np.diag([1e-2] * 6 + [0.0]), rows.T @ y / ROWS)
     x = np.random.default_rng(0).standard_normal((1, 7))
-    stepped = refine(axes, x, chunk_gradient(chunk, x, problem)[1] / ROWS, problem, 1)
+    stepped = subsample_step(axes, x, chunk_gradient(chunk, x, problem)[1] / ROWS, problem, 1)
     np.testing.assert_allclose(stepped[0], exact, rtol=1e-6)
     model = SAGARegressor(alpha=1e-2, random_state=0).fit(A, y)
     assert model.n_iter_ == 1
@@ -123,13 +125,13 @@ def test_chunks_and_loads_do_not_change_it(held):
 def test_a_sample_that_leads_nowhere_is_left(monkeypatch):
     """Where refinements gain nothing, the fit goes on from the best place, by steps, with its memory and objective."""
     A, y = make_rows(ROWS, 6)
-    true, calls = start.refine, []
+    true, calls = subsample.subsample_step, []
 
     def astray(sample, x, gradient, problem, turn):
         calls.append(turn)
         return true(sample, x, gradient, problem, turn) if turn < 2 else x + 1.0
 
-    monkeypatch.setattr(driver, "refine", astray)
+    monkeypatch.setattr(loop, "subsample_step", astray)
     model = SAGAClassifier(alpha=1e-3, tol=1e-7, max_iter=40, memory_dtype="float64", random_state=0)
     seen, both = infos(model, A, y), objective(A, y, 1e-3)
     assert calls == [1, 2]
@@ -149,8 +151,8 @@ def test_a_sample_that_leads_nowhere_is_left(monkeypatch):
 @pytest.mark.parametrize("leads", [True, False])
 def test_it_resumes_with_the_same_bits(tmp_path, stop, leads, monkeypatch):
     if not leads:
-        true = start.refine
-        monkeypatch.setattr(driver, "refine", lambda *given: true(*given) if given[-1] < 2 else given[1] + 1.0)
+        true = subsample.subsample_step
+        monkeypatch.setattr(loop, "subsample_step", lambda *given: true(*given) if given[-1] < 2 else given[1] + 1.0)
     data = blocks(*make_rows(ROWS, 6))
 
     def model(passes):
@@ -199,7 +201,7 @@ def test_a_tolerance_that_float32_does_not_tell_is_confirmed(monkeypatch):
 def test_memories_may_travel_or_not(monkeypatch):
     data = blocks(*make_rows(ROWS, 6))
     model = SAGAClassifier(alpha=1e-3, random_state=0).fit(*data)
-    monkeypatch.setattr(place, "MOST_TRAVELS", 0)
+    monkeypatch.setattr(fit_state, "MOST_TRAVELS", 0)
     other = SAGAClassifier(alpha=1e-3, random_state=0).fit(*data)
     np.testing.assert_array_equal(model.coef_, other.coef_)
 

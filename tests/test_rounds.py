@@ -15,19 +15,20 @@ import scipy.sparse as sp
 from dask.distributed import Client, LocalCluster, WorkerPlugin
 from sklearn.exceptions import ConvergenceWarning
 
-from dask_saga import SAGAClassifier, SAGARegressor, checkpoint, driver, saga
-from dask_saga.chunk import chunk_saga, fresh_memory
-from dask_saga.cluster import ClientExecutor
-from dask_saga.columns import column_stats
-from dask_saga.executors import LocalExecutor
-from dask_saga.inputs import read_chunk
+from dask_saga import SAGAClassifier, SAGARegressor, saga
+from dask_saga.data.statistics import column_stats
+from dask_saga.data.validation import read_chunk
+from dask_saga.execution.cluster import ClientExecutor
+from dask_saga.execution.executor import LocalExecutor
+from dask_saga.fitting import checkpoint, loop
+from dask_saga.fitting.chunk_source import Source, lanes
+from dask_saga.fitting.rounds import FURTHER, VisitResult, VisitSpec, draw_rounds, merge_round, visit_chunk
 from dask_saga.losses import LogLoss
-from dask_saga.metric import choose_metric
 from dask_saga.penalties import ElasticNet
-from dask_saga.problem import Problem
-from dask_saga.rounds import FURTHER, Turn, Visited, draw_rounds, merge_round, visit_chunk
-from dask_saga.source import Source, lanes
-from dask_saga.state import new_head
+from dask_saga.solver.preconditioner_choice import choose_preconditioner
+from dask_saga.solver.problem import Problem
+from dask_saga.solver.state import new_solver_state
+from dask_saga.solver.visit import chunk_saga, fresh_memory
 
 from .conftest import make_rows
 
@@ -81,9 +82,9 @@ def test_the_optimum_is_that_of_one_chunk_at_a_time(case):
 def test_the_head_after_a_round():
     problem = Problem(LogLoss(), ElasticNet(), precondition=False)
     chunks = [read_chunk(A[i:j], y[i:j], loss=problem.loss) for i, j in ((0, 100), (100, 400))]
-    metric = choose_metric(column_stats(read_chunk(A, y, loss=problem.loss), problem), problem)
-    start = new_head(8, weight=400.0, rows=400, geometry=problem.geometry)
-    turn, before = Turn(7, False, True, False), Visited(start, None)
+    metric = choose_preconditioner(column_stats(read_chunk(A, y, loss=problem.loss), problem), problem)
+    start = new_solver_state(8, weight=400.0, rows=400, preconditioner_key=problem.preconditioner_key)
+    turn, before = VisitSpec(7, False, True, False), VisitResult(start, None)
     visits = [visit_chunk(problem, metric, turn, chunk, None, None, before) for chunk in chunks]
     ends = [chunk_saga(chunk, start, fresh_memory(chunk, problem), problem, metric, 7)[0] for chunk in chunks]
     head = merge_round(problem, metric, *visits)
@@ -119,7 +120,7 @@ def test_the_chunks_of_a_round_run_at_the_same_time(monkeypatch):
         met.wait()
         return visit_chunk(*args)
 
-    monkeypatch.setattr(driver, "visit_chunk", wait)
+    monkeypatch.setattr(loop, "visit_chunk", wait)
     with dask.config.set(scheduler="threads"), pytest.warns(ConvergenceWarning):
         SAGAClassifier(n_parallel=2, random_state=0, max_iter=2, tol=0.0).fit(X, labels)
 
@@ -268,7 +269,7 @@ def test_a_pass_that_is_interrupted_never_was(monkeypatch):
         return visit_chunk(*args)
 
     expected = SAGAClassifier(n_parallel=2, **LONG).fit(X, labels, callback=lambda info: info.epoch == 3)
-    monkeypatch.setattr(driver, "visit_chunk", interrupted)
+    monkeypatch.setattr(loop, "visit_chunk", interrupted)
     model = SAGAClassifier(n_parallel=2, **LONG)
     with pytest.raises(KeyboardInterrupt):
         model.fit(X, labels)

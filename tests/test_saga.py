@@ -11,8 +11,8 @@ import scipy.sparse as sp
 from dask_saga import saga
 from dask_saga.losses import LogLoss
 from dask_saga.penalties import ElasticNet
-from dask_saga.state import visit_seed
-from dask_saga.steps import row_order
+from dask_saga.solver.identity import visit_seed
+from dask_saga.solver.visit_plan import row_order
 
 from . import oracles
 from .conftest import make_rows

@@ -5,15 +5,24 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from dask_saga import SAGAClassifier, start
-from dask_saga.chunk import chunk_gradient
-from dask_saga.columns import column_stats, merge
-from dask_saga.inputs import join_chunks, read_chunk
+from dask_saga import SAGAClassifier
+from dask_saga.data.chunk import join_chunks
+from dask_saga.data.statistics import column_stats, merge
+from dask_saga.data.validation import read_chunk
 from dask_saga.losses import LogLoss, SquaredError
-from dask_saga.metric import choose_metric
 from dask_saga.penalties import ElasticNet
-from dask_saga.problem import Problem
-from dask_saga.start import ROWS_A_COLUMN, SAMPLE_SHARE, leading_rows, make_sample, refine, sample_rows
+from dask_saga.solver import subsample
+from dask_saga.solver.optimality import chunk_gradient
+from dask_saga.solver.preconditioner_choice import choose_preconditioner
+from dask_saga.solver.problem import Problem
+from dask_saga.solver.subsample import (
+    ROWS_A_COLUMN,
+    SAMPLE_SHARE,
+    effective_rows,
+    make_sample,
+    sample_rows,
+    subsample_step,
+)
 
 from .conftest import make_rows
 
@@ -27,7 +36,7 @@ def norm_at(chunk, x, problem=PROBLEM):
 
 def started(sample, stats, problem=PROBLEM):
     zero = np.zeros((1, sample.rows.shape[1] + 1))
-    return refine(make_sample(sample, choose_metric(stats, problem), problem), zero, None, problem, 0)
+    return subsample_step(make_sample(sample, choose_preconditioner(stats, problem), problem), zero, None, problem, 0)
 
 
 def test_a_sample_weighs_as_much_as_its_chunk_and_repeats():
@@ -50,14 +59,14 @@ def test_a_sample_weighs_as_much_as_its_chunk_and_repeats():
         assert len(sample_rows(short, 2).targets) == 500
     nothing = sample_rows(read_chunk(A, b, np.zeros(n)), 1)
     assert nothing.weight == 0
-    assert not leading_rows([nothing])
-    assert not leading_rows([])
+    assert not effective_rows([nothing])
+    assert not effective_rows([])
 
 
 def test_the_sample_of_large_data_is_a_share_of_them(monkeypatch):
     A, b = make_rows(64000, 5)
-    monkeypatch.setattr(start, "LEAST_BYTES", 40 * 1000)  # five columns of eight bytes
-    monkeypatch.setattr(start, "MOST_BYTES", 40 * 3000)
+    monkeypatch.setattr(subsample, "LEAST_BYTES", 40 * 1000)  # five columns of eight bytes
+    monkeypatch.setattr(subsample, "MOST_BYTES", 40 * 3000)
     chunk, part = read_chunk(A, b), read_chunk(A[:8000], b[:8000])
     assert len(sample_rows(chunk, 1).targets) == 2000, "a 32nd"
     assert len(sample_rows(chunk, 2).targets) == 1500, "half of the most"
@@ -96,11 +105,11 @@ def test_too_few_rows_are_no_start():
     A, b = make_rows(2500, 200)
     chunk = read_chunk(A, b, np.ones(2500))
     assert ROWS_A_COLUMN * 200 > 2500
-    assert not leading_rows([chunk])
+    assert not effective_rows([chunk])
     A, b = make_rows(4000, 5)
     few = np.where(np.arange(4000) < 10, 1e6, 1.0)  # ten rows have all the weight
-    assert not leading_rows([read_chunk(A, b, few)])
-    assert leading_rows([read_chunk(A, b, np.ones(4000))]) == pytest.approx(4000)
+    assert not effective_rows([read_chunk(A, b, few)])
+    assert effective_rows([read_chunk(A, b, np.ones(4000))]) == pytest.approx(4000)
 
 
 @pytest.mark.parametrize("sort", [False, True])

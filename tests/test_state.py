@@ -19,8 +19,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from dask_saga import SAGAClassifier, SAGARegressor
-from dask_saga._base import SAGABase
-from dask_saga.mapping import SharedMap
+from dask_saga.data.immutable_map import ImmutableMap
+from dask_saga.estimators.base import SAGABase
 
 from . import oracles
 from .conftest import make_rows
@@ -311,5 +311,5 @@ def test_a_light_tokenize_does_not_read_the_memory(binary):
     A, y = binary
     estimator = Fresh("squared_error", random_state=0).partial_fit(A, y)
     small = tokenize(estimator)
-    estimator.state_ = estimator.state_._replace(chunks=SharedMap())
+    estimator.state_ = estimator.state_._replace(chunks=ImmutableMap())
     assert tokenize(estimator) == small

@@ -15,13 +15,13 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from dask_saga import SAGAClassifier, SAGARegressor
-from dask_saga.columns import column_stats, merge, typical, without
-from dask_saga.inputs import read_chunk
+from dask_saga.data.immutable_map import ImmutableMap
+from dask_saga.data.statistics import column_stats, merge, typical, without
+from dask_saga.data.validation import read_chunk
 from dask_saga.losses import LogLoss, SquaredError
-from dask_saga.mapping import SharedMap
-from dask_saga.metric import choose_metric
 from dask_saga.penalties import ElasticNet
-from dask_saga.problem import Problem
+from dask_saga.solver.preconditioner_choice import choose_preconditioner
+from dask_saga.solver.problem import Problem
 from dask_saga.streams import replay
 
 from . import oracles
@@ -257,10 +257,10 @@ def test_a_stream_of_small_batches_takes_less_than_a_kilobyte_each():
 
 
 def test_coordinates_are_chosen_anew_only_for_new_data(monkeypatch):
-    from dask_saga import chunk
+    from dask_saga.solver import incremental
 
-    chosen, choose = [], chunk.choose_metric
-    monkeypatch.setattr(chunk, "choose_metric", lambda *given_: chosen.append(1) or choose(*given_))
+    chosen, choose = [], incremental.choose_preconditioner
+    monkeypatch.setattr(incremental, "choose_preconditioner", lambda *given_: chosen.append(1) or choose(*given_))
     A, y = make_rows(n=4000, p=5)
     model = classifier()
     for k in range(100):
@@ -287,11 +287,11 @@ def test_tokens_tell_what_was_forgotten(binary):
 
 
 def test_content_that_is_promised_is_not_hashed(binary, monkeypatch):
-    from dask_saga import inputs
+    from dask_saga.data import validation
 
     A, y = binary
     expected = classifier().partial_fit(A, y, classes=CLASSES, chunk_id=0).partial_fit(A, y, chunk_id=0)
-    monkeypatch.setattr(inputs, "content_hash", None)
+    monkeypatch.setattr(validation, "content_hash", None)
     model = classifier().partial_fit(A, y, classes=CLASSES, chunk_id=0, check_content=False)
     model.partial_fit(A, y, chunk_id=0, check_content=False)
     np.testing.assert_array_equal(model.coef_, expected.coef_)
@@ -384,16 +384,16 @@ def test_steps_follow_a_window_over_columns_that_drift():
 def test_a_shared_map_is_an_immutable_dict(changes):
     from dask_saga import mapping
 
-    expected, model, seen = {}, SharedMap(), []
+    expected, model, seen = {}, ImmutableMap(), []
     before, mapping.LEAST_RECENT = mapping.LEAST_RECENT, 3
     try:
         for number, (adds, key) in enumerate(changes):
             if adds:
                 expected = {**expected, key: number}
-                model = model.having(key, number)
+                model = model.set(key, number)
             else:
                 expected = {k: v for k, v in expected.items() if k != key}
-                model = model.lacking(key)
+                model = model.without(key)
             seen.append((model, expected))
         for one, other in seen:
             assert isinstance(one, Mapping)
@@ -439,13 +439,13 @@ def test_replacing_a_chunk_of_few_rows_asks_for_its_old_data(binary):
 
 def test_products_of_which_too_much_left_are_not_rotated(monkeypatch):
     # Differences of large sums may leave products that belong to no columns.
-    monkeypatch.setattr("dask_saga.metric.ROTATES_FREELY", 1e9)
+    monkeypatch.setattr("dask_saga.solver.preconditioner_choice.ROTATES_FREELY", 1e9)
     A, b = make_rows(200, 3)
     problem = Problem(LogLoss(), ElasticNet(l2=1e-4), True)
     stats = column_stats(read_chunk(A @ np.triu(np.ones((3, 3))), b, loss=problem.loss), problem)
-    assert choose_metric(stats, problem).basis is not None
+    assert choose_preconditioner(stats, problem).rotation is not None
     size = np.sqrt(stats.squares)
     impossible = np.array([[1.0, 0.99, -0.99], [0.99, 1.0, 0.99], [-0.99, 0.99, 1.0]]) * np.outer(size, size)
-    metric = choose_metric(stats._replace(products=impossible), problem)
-    assert metric.basis is None
+    metric = choose_preconditioner(stats._replace(products=impossible), problem)
+    assert metric.rotation is None
     assert np.isfinite(metric.scale).all()

@@ -17,20 +17,23 @@ import scipy.sparse as sp
 from numba import njit
 from sklearn.exceptions import ConvergenceWarning
 
-from dask_saga import SAGAClassifier, SAGARegressor, chunk_saga, columns
-from dask_saga import metric as metric_module
-from dask_saga import threads as threads_module
-from dask_saga._tables import wait
-from dask_saga.chunk import chunk_gradient, fresh_memory
-from dask_saga.columns import column_stats
-from dask_saga.inputs import read_chunk
+from dask_saga import SAGAClassifier, SAGARegressor, chunk_saga
+from dask_saga.data import statistics
+from dask_saga.data.statistics import column_stats
+from dask_saga.data.validation import read_chunk
+from dask_saga.execution import threads as threads_module
+from dask_saga.kernels.table_merge import wait
 from dask_saga.losses import LOSSES, LogLoss
-from dask_saga.metric import choose_metric, row_norms, sum_to_solver, sum_to_user, x_to_solver, x_to_user
 from dask_saga.penalties import PENALTIES, ElasticNet
-from dask_saga.problem import Problem
-from dask_saga.sharing import ROUNDS, SPARSE_ROUNDS
-from dask_saga.state import new_head
-from dask_saga.steps import plan_visit
+from dask_saga.solver import preconditioner_choice as metric_module
+from dask_saga.solver.optimality import chunk_gradient
+from dask_saga.solver.preconditioner import row_norms, sum_to_solver, sum_to_user, x_to_solver, x_to_user
+from dask_saga.solver.preconditioner_choice import choose_preconditioner
+from dask_saga.solver.problem import Problem
+from dask_saga.solver.state import new_solver_state
+from dask_saga.solver.threaded_visit import ROUNDS, SPARSE_ROUNDS
+from dask_saga.solver.visit import fresh_memory
+from dask_saga.solver.visit_plan import plan_visit
 
 from . import oracles
 from .conftest import make_rows
@@ -38,10 +41,10 @@ from .conftest import make_rows
 
 @pytest.fixture(autouse=True)
 def _shares_small_chunks(monkeypatch):
-    for module in ("steps", "metric", "columns", "chunk"):
+    for module in ("solver.visit_plan", "solver.preconditioner", "data.statistics", "solver.optimality"):
         monkeypatch.setattr(f"dask_saga.{module}.sharers", lambda n_threads, entries: n_threads)
-    monkeypatch.setattr("dask_saga.sharing.ROUND_ENTRIES", 1)
-    monkeypatch.setattr("dask_saga.sharing.SPARSE_ROUND_ENTRIES", 1)
+    monkeypatch.setattr("dask_saga.solver.threaded_visit.ROUND_ENTRIES", 1)
+    monkeypatch.setattr("dask_saga.solver.threaded_visit.SPARSE_ROUND_ENTRIES", 1)
 
 
 def rows_of(kind, n=1600, p=6):
@@ -64,8 +67,8 @@ def test_rows_are_shared_only_where_copies_of_x_are_small_beside_them(p, shared)
     A = sp.csr_array((np.ones(n * each), columns.ravel(), np.arange(0, n * each + 1, each)), shape=(n, p))
     problem = Problem(LogLoss(), ElasticNet(l2=1e-3), n_threads=2)
     chunk = read_chunk(A, np.where(rng.random(n) < 0.5, 1, -1), loss=problem.loss)
-    head, memory = new_head(p, weight=float(n), rows=n), fresh_memory(chunk, problem)
-    metric = choose_metric(column_stats(chunk, problem), problem)
+    head, memory = new_solver_state(p, weight=float(n), rows=n), fresh_memory(chunk, problem)
+    metric = choose_preconditioner(column_stats(chunk, problem), problem)
     assert len(plan_visit(chunk, head, memory, problem, metric, 0).orders) == shared
 
 
@@ -81,11 +84,11 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
     weights = np.random.default_rng(1).random(n) * (np.arange(n) % 5 > 0) if weighted else None
     problem = problem_for(kind, n_threads, step_size=step_size)
     chunk = read_chunk(A, b, weights, loss=problem.loss)
-    metric = choose_metric(column_stats(chunk, problem), problem)
-    assert (metric.basis is not None) == (kind == "rotated")
+    metric = choose_preconditioner(column_stats(chunk, problem), problem)
+    assert (metric.rotation is not None) == (kind == "rotated")
     norms = row_norms(chunk, metric, problem) if step_size == "auto" else None
     w = np.ones(n) if weights is None else weights
-    head, memory = new_head(p), None
+    head, memory = new_solver_state(p), None
     x, gradient_sum, gradients = np.zeros((1, p + 1)), np.zeros((1, p + 1)), np.zeros((n, 1), np.float32)
     sparse = kind == "sparse"
     most, each = (SPARSE_ROUNDS, 8) if sparse else (ROUNDS, 32)
@@ -96,15 +99,15 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
         if memory is None:
             memory = chunk_saga(chunk, counted._replace(diverged=True), None, problem, metric, 0)[1]
         plan = plan_visit(chunk, counted, memory, problem, metric, seed)
-        visits = sum(map(len, plan.orders)) / (2 * rounds * n_threads) / metric.rarity
+        visits = sum(map(len, plan.orders)) / (2 * rounds * n_threads) / metric.inverse_density
         limit = np.median(visits) if rare else 1.0
-        monkeypatch.setattr("dask_saga.sharing.OFTEN", limit)
+        monkeypatch.setattr("dask_saga.solver.threaded_visit.OFTEN", limit)
         visited = [set(order.tolist()) for order in plan.orders]
         assert sum(map(len, visited)) == len(set.union(*visited)) == np.count_nonzero(w)
         head, memory = chunk_saga(chunk, head, None if seed == 3 else memory, problem, metric, seed)
         x, gradient_sum = x_to_solver(x, metric), sum_to_solver(gradient_sum, metric)
-        pace = metric._replace(pace=min(metric.pace, 1.0 if seed == 3 else np.inf))
-        step = problem.step(pace) * plan.step * (np.sqrt(n_threads) if problem.automatic else 1.0)
+        step_factor = metric._replace(step_factor=min(metric.step_factor, 1.0 if seed == 3 else np.inf))
+        step = problem.step(step_factor) * plan.step * (np.sqrt(n_threads) if problem.automatic else 1.0)
         short = problem.automatic and kind != "sparse" and step * plan.pull * plan.often * problem.loss.curvature <= 1
         often = np.full(p + 1, True)
         if sparse:
@@ -113,7 +116,7 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
         # Of a distance a column's steps between meetings leave the share r, r**n_threads if one followed another.
         steps = sum(map(len, plan.orders)) / n_threads / np.where(often, 2 * rounds, 2)
         scaled = step * metric.scale
-        scaled = scaled / (1.0 + scaled * metric.rarity * problem.penalty.l2)  # as the penalty shrinks it
+        scaled = scaled / (1.0 + scaled * metric.inverse_density * problem.penalty.l2)  # as the penalty shrinks it
         left_by_round = np.exp(-0.25 * steps * metric.curvature * np.append(metric.spread * scaled, step))
         further = np.minimum((1 - left_by_round**n_threads) / (1 - left_by_round), 1.5)
         bounds = [[len(order) * k // (2 * rounds) for k in range(2 * rounds + 1)] for order in plan.orders]
@@ -160,14 +163,14 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
 @pytest.mark.parametrize("kind", ["dense", "sparse", "rotated"])
 def test_what_is_known_of_the_rows_does_not_depend_on_threads(kind, monkeypatch):
     monkeypatch.setattr(metric_module, "ROTATES_FREELY", 1e9)
-    monkeypatch.setattr("dask_saga.inputs.BLOCK_BYTES", 2048)  # so that there are many blocks
+    monkeypatch.setattr("dask_saga.data.chunk.BLOCK_BYTES", 2048)  # so that there are many blocks
     A, b = rows_of(kind)
     found = []
     for n_threads in (1, 3):
         problem = problem_for(kind, n_threads)
         chunk = read_chunk(A, b, loss=problem.loss)
         stats = column_stats(chunk, problem)
-        metric = choose_metric(stats, problem)
+        metric = choose_preconditioner(stats, problem)
         gradients = np.zeros((len(b), 1))
         value, gradient = chunk_gradient(chunk, np.ones((1, A.shape[1] + 1)), problem, gradients)
         found.append([*stats, *metric, row_norms(chunk, metric, problem), value, gradient, gradients])
@@ -237,12 +240,12 @@ def test_rare_columns_that_come_together(n_threads):
 
 
 def test_an_intercept_far_from_zero_and_several_outputs(monkeypatch):
-    monkeypatch.setattr(columns, "MOST_ROTATED", 1)  # rotated, it would start at the optimum
+    monkeypatch.setattr(statistics, "MOST_ROTATED", 1)  # rotated, it would start at the optimum
     A, _ = rows_of("dense")
     Y = np.c_[A @ np.arange(6.0) + 50.0, A[:, 0] - 30.0]
     model = SAGARegressor(alpha=1e-3, tol=1e-9, max_iter=2000, memory_dtype="float64", n_threads=2, random_state=0)
     model.fit(A, Y)
-    assert model.state_.metric.basis is None
+    assert model.state_.metric.rotation is None
     centred = A - A.mean(axis=0)
     best = np.linalg.solve(centred.T @ centred / len(A) + 1e-3 * np.eye(6), centred.T @ Y / len(A)).T
     np.testing.assert_allclose(model.coef_, best, rtol=1e-6, atol=1e-7)
@@ -279,14 +282,14 @@ def test_a_block_without_weight_leaves_x_where_it_is():
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 @pytest.mark.parametrize("n", [5, 9])
 def test_fewer_rows_than_rounds_lose_nothing_of_the_sum(n, kind, monkeypatch):
-    monkeypatch.setattr("dask_saga.steps.ENTRIES_A_COEFFICIENT", 0.0)
-    monkeypatch.setattr("dask_saga.sharing.ENTRIES_A_COEFFICIENT", 0.0)
+    monkeypatch.setattr("dask_saga.solver.visit_plan.ENTRIES_A_COEFFICIENT", 0.0)
+    monkeypatch.setattr("dask_saga.solver.threaded_visit.ENTRIES_A_COEFFICIENT", 0.0)
     A, b = make_rows(n, 40)
     A[np.arange(40) % n != np.arange(n)[:, None]] = 0.0  # each column is one row's, and so one thread's
     problem = problem_for(kind, 2, memory_dtype="float64")
     chunk = read_chunk(sp.csr_array(A) if kind == "sparse" else A, b, loss=problem.loss)
-    metric = choose_metric(column_stats(chunk, problem), problem)
-    head, memory = new_head(40), None
+    metric = choose_preconditioner(column_stats(chunk, problem), problem)
+    head, memory = new_solver_state(40), None
     for seed in range(4):
         head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
     assert len(plan_visit(chunk, head, memory, problem, metric, 0).orders) == 2
@@ -323,7 +326,7 @@ def count_together(t, found, arrived, failed, turns, failing):
 @pytest.mark.parametrize("count", [2, 3, 5])  # more than there are cores, too
 def test_threads_that_meet_see_what_the_others_did(count):
     found, unseen = np.zeros(count, int), []
-    threads_module.meet(count, lambda t, *meeting: unseen.append(count_together(t, found, *meeting, 200, -1)))
+    threads_module.run_together(count, lambda t, *meeting: unseen.append(count_together(t, found, *meeting, 200, -1)))
     assert unseen == [0] * count
 
 
@@ -331,7 +334,7 @@ def test_threads_that_meet_see_what_the_others_did(count):
 def test_a_thread_that_fails_lets_the_others_go(failing):
     found, ends = np.zeros(3, int), []
     with pytest.raises(OSError, match="failing"):
-        threads_module.meet(3, lambda t, *meeting: ends.append(count_together(t, found, *meeting, 9, failing)))
+        threads_module.run_together(3, lambda t, *meeting: ends.append(count_together(t, found, *meeting, 9, failing)))
     assert set(ends) <= {-1}  # some may not have begun
 
 
@@ -367,8 +370,8 @@ def test_one_that_leaves_does_not_free_blas_for_the_others():
 
 def test_small_chunks_are_not_shared(monkeypatch):
     monkeypatch.undo()
-    assert threads_module.sharers(4, 1000) == 1
-    assert threads_module.sharers(4, 3 * threads_module.LEAST_ENTRIES) == 3
+    assert threads_module.thread_count(4, 1000) == 1
+    assert threads_module.thread_count(4, 3 * threads_module.LEAST_ENTRIES) == 3
     A, b = rows_of("dense")
     one, four = (SAGAClassifier(n_threads=k, random_state=0).fit(A, b) for k in (1, 4))
     assert one.coef_.tobytes() == four.coef_.tobytes()
@@ -465,7 +468,7 @@ def test_an_interrupt_before_a_thread_meets_the_others_lets_them_go(monkeypatch)
         return True
 
     with pytest.raises(KeyboardInterrupt):
-        threads_module.meet(2, run)
+        threads_module.run_together(2, run)
     assert begun.is_set()
     assert not late.is_set()
 

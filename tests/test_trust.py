@@ -11,16 +11,17 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso, LinearRegression, PoissonRegressor, Ridge
 from threadpoolctl import threadpool_limits
 
-from dask_saga import SAGAClassifier, SAGARegressor, driver, saga
-from dask_saga import metric as metric_module
-from dask_saga.columns import column_stats
-from dask_saga.inputs import read_chunk
+from dask_saga import SAGAClassifier, SAGARegressor, saga
+from dask_saga.data.statistics import column_stats
+from dask_saga.data.validation import read_chunk
+from dask_saga.fitting import loop
 from dask_saga.losses import LogLoss, SquaredError
-from dask_saga.metric import axis_limits, choose_metric, limit_axes
 from dask_saga.penalties import ElasticNet
-from dask_saga.problem import Problem
-from dask_saga.state import new_head
-from dask_saga.windows import next_cut
+from dask_saga.solver import preconditioner_choice as metric_module
+from dask_saga.solver.preconditioner_choice import axis_limits, choose_preconditioner, limit_axes
+from dask_saga.solver.problem import Problem
+from dask_saga.solver.state import new_solver_state
+from dask_saga.solver.step_control import next_step_multiplier
 
 from . import oracles
 from .conftest import make_rows
@@ -84,13 +85,13 @@ def test_many_rows_take_shorter_steps_and_few_passes(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(A, b)
-    assert model.state_.metric.pace < 1
+    assert model.state_.metric.step_factor < 1
     assert gap(A, b, model, 1e-4) < 1e-6
     slow = A @ (rng.standard_normal((5, 5)) * np.logspace(0, -2, 5)[:, None])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(slow, b)
-    assert model.state_.metric.pace == 1
+    assert model.state_.metric.step_factor == 1
 
 
 @pytest.mark.parametrize("k", [1, 40])
@@ -158,7 +159,7 @@ def test_rotation_is_chosen_where_columns_are_correlated_only():
     ):
         z = np.sign(np.asarray(A @ (np.ones(40) / np.abs(plain).mean(axis=0))))
         result = saga([(A, np.where(z > 0, 1.0, -1.0))], penalty=penalty, fit_intercept=True, max_iter=1)
-        assert (result.state.metric.basis is not None) == rotated
+        assert (result.state.metric.rotation is not None) == rotated
 
 
 def test_rotation_is_chosen_where_a_sample_is_turned_once():
@@ -172,7 +173,7 @@ def test_rotation_is_chosen_where_a_sample_is_turned_once():
         rotates = {}
         for name, A in (("plain", plain), ("like", like)):
             stats = column_stats(read_chunk(A, b, loss=loss), problem)._replace(rows=2_000_000)
-            rotates[name] = [choose_metric(stats, problem, n).basis is not None for n in (None, 0, 50_000)]
+            rotates[name] = [choose_preconditioner(stats, problem, n).rotation is not None for n in (None, 0, 50_000)]
         newton = bool(getattr(loss, "quadratic", False))
         assert rotates["plain"] == [False, newton, newton]
         assert rotates["like"] == [False, newton, True]
@@ -182,9 +183,9 @@ def test_rotated_metric_whitens_columns_of_any_units():
     A, b, _ = awkward(3000)
     A = A[:, [0, 1, 2, 4, 5, 6, 7]] * np.logspace(-6, 6, 7)
     problem = Problem(LogLoss(), ElasticNet(l2=1e-12), True)
-    metric = choose_metric(column_stats(read_chunk(A, b), problem), problem)
-    assert metric.basis is not None
-    u = (A - A.mean(axis=0)) @ metric.basis * np.sqrt(metric.scale)
+    metric = choose_preconditioner(column_stats(read_chunk(A, b), problem), problem)
+    assert metric.rotation is not None
+    u = (A - A.mean(axis=0)) @ metric.rotation * np.sqrt(metric.scale)
     np.testing.assert_allclose(u.T @ u / len(A), np.eye(7), atol=1e-3)
 
 
@@ -196,7 +197,7 @@ def test_the_same_bits_with_one_blas_thread_and_two(monkeypatch):
     for threads in (1, 2):
         with threadpool_limits(threads):
             result = saga(split(A, b, 3), penalty=ElasticNet(l2=1e-3), fit_intercept=True, max_iter=3, random_state=0)
-        assert result.state.metric.basis is not None
+        assert result.state.metric.rotation is not None
         bits.append(result.x.tobytes())
     assert bits[0] == bits[1]
 
@@ -204,7 +205,7 @@ def test_the_same_bits_with_one_blas_thread_and_two(monkeypatch):
 def head_after(**fields):
     """A head at the end of a window of two visits that moved x."""
     ones = np.ones((1, 3))
-    head = new_head(2, weight=10.0, rows=10)
+    head = new_solver_state(2, weight=10.0, rows=10)
     defaults = {"x": ones, "window_sum": 2 * ones, "window_count": 2, "window_energy": 1.0, "last_energy": 1.0}
     return head._replace(**{**defaults, **fields})
 
@@ -213,22 +214,28 @@ def test_the_step_follows_what_visits_do():
     problem = Problem(LogLoss(), ElasticNet(), True)
     rng = np.random.default_rng(0)
     chunk = read_chunk(rng.standard_normal((50, 2)), np.tile([-1.0, 1.0], 25))
-    metric = choose_metric(column_stats(chunk, problem), problem)
-    for fields, circles, cut in (
+    metric = choose_preconditioner(column_stats(chunk, problem), problem)
+    for fields, circles, step_multiplier in (
         ({"window_ratio": 2 * 5.0}, False, 0.1),  # visits settle
         ({"window_ratio": 2 * 2.0}, False, 0.25),
         ({"window_ratio": 0.0, "window_energy": 5.0}, False, 1 / 3),  # moves grow
         ({"window_ratio": 0.0, "window_energy": 0.9}, True, 1 / 3),  # x circles and does not calm
         ({"window_ratio": 0.0, "window_energy": 0.1}, True, 1.0),
-        ({"window_ratio": 0.0, "cut": 0.1, "last_cut": 0.1}, False, 0.2),  # nothing in the way
-        ({"window_ratio": 2 * 0.5, "cut": 0.1, "last_cut": 0.1}, False, 0.1),
+        ({"window_ratio": 0.0, "step_multiplier": 0.1, "last_step_multiplier": 0.1}, False, 0.2),  # nothing in the way
+        ({"window_ratio": 2 * 0.5, "step_multiplier": 0.1, "last_step_multiplier": 0.1}, False, 0.1),
         ({"window_ratio": 0.0, "last_move": np.ones((1, 3))}, False, 1.5),  # two windows the same way
-        ({"window_ratio": 0.0, "last_move": -np.ones((1, 3)), "cut": 3.0, "last_cut": 3.0}, False, 2.0),
+        (
+            {"window_ratio": 0.0, "last_move": -np.ones((1, 3)), "step_multiplier": 3.0, "last_step_multiplier": 3.0},
+            False,
+            2.0,
+        ),
     ):
         head = head_after(**fields)
-        assert next_cut(head, head.x - head.window_start, problem, metric, circles) == pytest.approx(cut), fields
+        assert next_step_multiplier(head, head.x - head.window_start, problem, metric, circles) == pytest.approx(
+            step_multiplier
+        ), fields
     for other in (problem._replace(average=False), problem._replace(step_size=0.1)):
-        assert next_cut(head_after(window_ratio=10.0), np.ones((1, 3)), other, metric, True) == 1.0
+        assert next_step_multiplier(head_after(window_ratio=10.0), np.ones((1, 3)), other, metric, True) == 1.0
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -238,7 +245,7 @@ def test_axes_of_which_a_chunk_knows_little_get_shorter_steps(sparse):
     problem = Problem(LogLoss(), ElasticNet(l1=1e-3), True)
     b = np.tile([-1.0, 1.0], 2000)
     read = (lambda rows: sp.csr_array(rows)) if sparse else np.asarray
-    metric = choose_metric(column_stats(read_chunk(read(A), b), problem), problem)
+    metric = choose_preconditioner(column_stats(read_chunk(read(A), b), problem), problem)
 
     def limited(rows, **how):
         stats = column_stats(read_chunk(read(rows), b[: len(rows)]), problem)
@@ -248,7 +255,7 @@ def test_axes_of_which_a_chunk_knows_little_get_shorter_steps(sparse):
     np.testing.assert_array_equal(limited(part), 1.0)
     part[:, 2] = 7.0  # it cannot be told from the intercept
     few = metric_module.ACTUAL / (problem.step(metric) * metric.scale[2] * 1000 * metric.curvature)
-    few = few / (metric.spread[2] * (metric.rarity[2] if sparse else 1.0))
+    few = few / (metric.spread[2] * (metric.inverse_density[2] if sparse else 1.0))
     np.testing.assert_allclose(limited(part), [1, 1, few], rtol=0.01)
     np.testing.assert_array_equal(limited(part, step_size=0.1), 1.0)
     part[:, 2] = 0.0  # not stored, it does not move; else as if constant
@@ -302,7 +309,7 @@ def test_squared_error_starts_at_its_optimum_where_the_axes_are_known(fit_interc
     X, y = da.from_array(A, chunks=(300, -1)), da.from_array(b, chunks=300 if outputs == 1 else (300, -1))
     settings = {"alpha": 0.1, "fit_intercept": fit_intercept, "random_state": 0, "memory_dtype": "float64"}
     model = SAGARegressor(tol=1e-6, **settings).fit(X, y, None if w is None else da.from_array(w, chunks=300))
-    assert model.state_.metric.basis is not None
+    assert model.state_.metric.rotation is not None
     assert model.converged_
     assert model.n_iter_ == 1
     total = 900 if w is None else w.sum()
@@ -402,11 +409,11 @@ def correlated(n=2000, p=10):
 def test_a_penalty_of_another_kind_ends_the_rotation():
     A, b = correlated()
     model = SAGARegressor(random_state=0).partial_fit(A, b)
-    assert model.state_.metric.basis is not None
+    assert model.state_.metric.rotation is not None
     model.set_params(penalty=ElasticNet(lower=0.0))
     for _ in range(50):
         model.partial_fit(A, b)
-    assert model.state_.metric.basis is None
+    assert model.state_.metric.rotation is None
     assert (model.coef_ >= 0).all()
 
 
@@ -418,7 +425,7 @@ def test_blocks_without_rows_or_weight_take_part_in_a_rotation():
     weights = da.from_array(np.repeat([1.0, 0.0], 1000), chunks=500)
     for data in (empty, (*weightless, weights)):
         model = SAGARegressor(tol=1e-7, max_iter=500, random_state=0).fit(*data)
-        assert model.state_.metric.basis is not None
+        assert model.state_.metric.rotation is not None
         np.testing.assert_allclose(model.coef_, best.coef_, rtol=1e-3, atol=1e-3)
 
 
@@ -547,8 +554,8 @@ def test_steps_that_are_raised_lead_nowhere_far(kind, seed):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_steps_of_the_user_are_not_undone(monkeypatch):
     """They would be no shorter the next time."""
-    monkeypatch.setattr(driver, "_is_astray", lambda *passes: True)
-    monkeypatch.setattr(driver, "undone", lambda *passes: 1 / 0)
+    monkeypatch.setattr(loop, "_is_diverging", lambda *passes: True)
+    monkeypatch.setattr(loop, "roll_back", lambda *passes: 1 / 0)
     A, b = make_rows()
     for plain in ({"step_size": 1e-3}, {"average": False}):
         SAGAClassifier(penalty="l1", max_iter=3, tol=0.0, **plain).fit(A, b)

@@ -1,0 +1,403 @@
+"""What the classifier and the regressor share: parameters and their problem, `fit`, what a fit leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dask import is_dask_collection
+from dask.base import normalize_token
+from dask.sizeof import sizeof
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted
+
+from ..data.dask_blocks import column_names, dask_blocks, known_length, most_bytes
+from ..data.validation import blame, check_containers, read_chunk, read_rows
+from ..execution.executor import LocalExecutor, find_executor
+from ..fitting.checkpoint import Checkpoint
+from ..fitting.chunk_source import Source
+from ..fitting.loop import join_x, run
+from ..fitting.preparation import prepare
+from ..losses import LOSSES, resolve_loss
+from ..penalties import PENALTIES, ElasticNet, resolve_penalty
+from ..solver.identity import draw_seed
+from ..solver.optimality import chunk_gradient
+from ..solver.problem import CONSTRAINTS, Problem, problem_for, to_float
+from ..solver.state import SAGAState
+from .messages import Ending, diverged_advice, showing_progress, unconverged_advice
+from .partial_fit import ONLY_PREDICTS, LearnsByChunk
+from .prediction import linear
+
+if TYPE_CHECKING:
+    from ..fitting.fit_state import Result
+    from ..fitting.loop import Info
+
+__all__ = ["SAGABase", "loss_constraint"]
+
+
+def loss_constraint(labelled: bool) -> list:
+    """What a classifier, or a regressor, takes as `loss`."""
+    names = {name for name, loss in LOSSES.items() if bool(loss.labels) == labelled}
+    return [StrOptions(names), *CONSTRAINTS["loss"][1:]]
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _problem_of(kind: type, *parameters: Any) -> Problem:
+    return kind(**dict(zip(kind._parameter_constraints, parameters, strict=True)))._checked_problem()
+
+
+class SAGABase(LearnsByChunk, BaseEstimator):
+    """What the classifier and the regressor share."""
+
+    _parameter_constraints: dict = {
+        **CONSTRAINTS,
+        "penalty": [StrOptions({name for name in PENALTIES if name}), None, tuple, HasMethods(["value", "prox"])],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "l1_ratio": [Interval(Real, 0, 1, closed="both")],
+        "warm_start": ["boolean"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        loss: Any = "squared_error",
+        *,
+        penalty: Any = "l2",
+        alpha: float = 1e-4,
+        l1_ratio: float = 0.15,
+        fit_intercept: bool = True,
+        step_size: str | float = "auto",
+        step_size_scale: float = 0.3,
+        precondition: bool = True,
+        average: bool = True,
+        max_iter: int = 100,
+        tol: float = 1e-4,
+        n_parallel: int | str = 1,
+        n_threads: int = 1,
+        memory_dtype: str = "float32",
+        warm_start: bool = False,
+        random_state: Any = None,
+        verbose: int = 0,
+    ):
+        self.loss = loss
+        self.penalty = penalty
+        self.alpha = alpha
+        self.l1_ratio = l1_ratio
+        self.fit_intercept = fit_intercept
+        self.step_size = step_size
+        self.step_size_scale = step_size_scale
+        self.precondition = precondition
+        self.average = average
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_parallel = n_parallel
+        self.n_threads = n_threads
+        self.memory_dtype = memory_dtype
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __setstate__(self, state: dict) -> None:
+        """What an earlier version pickled lacks later parameters: they have their defaults."""
+        super().__setstate__({**type(self)().get_params(deep=False), **state})
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def __dask_tokenize__(self) -> tuple:
+        state = getattr(self, "state_", None)
+        parameters = normalize_token(self.get_params(deep=False))
+        learnt = None
+        if hasattr(self, "coef_"):  # without memory there are only these to tell
+            learnt = (state.digest, state.seed) if state else (self.coef_.tolist(), self.intercept_.tolist())
+        return type(self).__qualname__, parameters, learnt, np.ravel(getattr(self, "classes_", [])).tolist()
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Whatever fails inside leaves the estimator as it was; its values are never written, only replaced."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    def _problem(self) -> Problem:
+        """The problem of the parameters, which are checked; once for equal ones, as that takes a small chunk's time."""
+        parameters = tuple(getattr(self, name) for name in self._parameter_constraints)
+        try:
+            hash(parameters)
+        except TypeError:
+            return self._checked_problem()
+        return _problem_of(type(self), *parameters)
+
+    def _checked_problem(self) -> Problem:
+        self._validate_params()
+        loss, alpha = resolve_loss(self.loss), to_float("alpha", self.alpha)
+        penalty = resolve_penalty(self.penalty, alpha, self.l1_ratio)
+        if bool(getattr(loss, "labels", None)) != self._labelled:
+            wanted = "labels = (-1.0, 1.0)" if self._labelled else "no labels"
+            raise ValueError(f"loss={self.loss!r} is not for {type(self).__name__}, whose losses have {wanted}")
+        return Problem(
+            loss,
+            penalty,
+            bool(self.fit_intercept),
+            self.step_size if self.step_size == "auto" else to_float("step_size", self.step_size),
+            to_float("step_size_scale", self.step_size_scale),
+            bool(self.average),
+            bool(self.precondition),
+            str(self.memory_dtype),
+            n_threads=int(self.n_threads),
+        )
+
+    def _find_classes(self, source: Source) -> tuple:
+        """All classes, and the weights of their rows or None; no classes where y is empty."""
+        return None, None
+
+    def _check_columns(self, X: Any, reset: bool) -> None:
+        """Names and number of columns, of Dask collections as of arrays."""
+        # An empty frame of the collection's type knows its column names.
+        _check_feature_names(self, getattr(X, "_meta", X) if is_dask_collection(X) else X, reset=reset)
+        if reset and is_dask_collection(X) and np.isnan(X.shape[1]):
+            raise ValueError("X has an unknown number of columns; call X.compute_chunk_sizes() first")
+        _check_n_features(self, X, reset=reset)
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        persist: bool | str = "auto",
+        checkpoint: Any = None,
+        callback: Callable[[Info], Any] | None = None,
+    ) -> Any:
+        """Fit anew: passes over all chunks until `tol` or `max_iter`.
+
+        It goes on from the coefficients that there are with `warm_start`, else from none.
+
+        Parameters
+        ----------
+        X : array-like, scipy.sparse, DataFrame, dask array or dask dataframe of shape (n, p)
+            In memory it is one chunk. On Dask its blocks are the chunks.
+        y : array-like, dask array or series of shape (n,)
+            Blocked like X.
+        sample_weight : array-like or dask array of shape (n,), default=None
+            Weights of the rows, at least zero.
+        persist : bool or "auto", default="auto"
+            Whether Dask's blocks are held in the memory of the client's cluster, or of this process
+            without one, or loaded again for each visit, a few at a time. "auto" holds them where they take
+            less than 40 % of that memory.
+        checkpoint : str or path, default=None
+            Folder, or URL that fsspec knows, to save to every half minute or so and at the end. If it holds a
+            checkpoint of a fit of the same data and parameters, whatever became of its process, this one
+            goes on from it, with the same bits; `max_iter` and `tol` may differ.
+        callback : callable, default=None
+            ``callback(info)`` after each pass, where info has epoch, x, intercept, objective (estimated),
+            gradient_norm, step_size, seconds, visits and bytes_read; True stops.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For bad parameters or data, naming the argument and the chunk. The
+            estimator is then as it was.
+
+        KeyboardInterrupt
+            Ctrl-C: the estimator is then fitted by the passes before, if there was one.
+
+        Warns
+        -----
+        UserWarning
+            If the gradient memory, which is on a cluster, takes more than half of the memory that this process
+            may have: it is then not gathered, and `state_` is None.
+
+        ConvergenceWarning
+            If `max_iter` passes did not reach `tol`, or the steps diverged.
+        """
+        with self._all_or_nothing():
+            problem = self._problem()
+            goes_on = bool(self.warm_start) and hasattr(self, "coef_")
+            start = join_x(self.coef_, self.intercept_) if goes_on else None
+            source, problem, classes = self._read(X, y, sample_weight, problem, persist, goes_on=goes_on)
+            with source, showing_progress(self.verbose, self.max_iter, callback) as noted:
+                result = self._run(source, problem, callback=noted, given=X, checkpoint=checkpoint, start=start)
+            self._commit(result.state, result.x, problem, classes)
+            if not result.has_memory:
+                self.state_ = None
+                rows = result.state.head.rows
+                warnings.warn(
+                    f"The gradient memory of {rows:,} rows is too large for this process. {ONLY_PREDICTS}", stacklevel=2
+                )
+            self.n_iter_ = len(result.history)
+            self.history_ = result.history
+            self.converged_ = result.converged
+            if not result.converged:
+                self._warn(result)
+        if result.interrupted:
+            raise KeyboardInterrupt
+        return self
+
+    def _run(
+        self, source: Source, problem: Problem, *, checkpoint: Any, start: np.ndarray | None, **watching: Any
+    ) -> Result:
+        prepared = prepare(source, problem, estimator=type(self).__name__)
+        if not any(fact.rows for fact in prepared.facts):
+            raise ValueError("sample_weight is zero for every row" if sum(prepared.lengths) else "X has no rows")
+        if len(prepared.stats.mean) != self.n_features_in_:
+            raise ValueError(f"X has {len(prepared.stats.mean)} features, not the {self.n_features_in_} announced")
+        if start is not None and len(start) != len(prepared.zero):
+            raise ValueError(
+                f"y has {len(prepared.zero)} columns, but coef_, where warm_start=True begins, is of {len(start)}; "
+                "fit with warm_start=False"
+            )
+        return run(
+            source, prepared, problem,
+            seed=None if self.random_state is None else draw_seed(self.random_state),
+            max_iter=self.max_iter, tol=self.tol, start=start,
+            checkpoint=None if checkpoint is None else Checkpoint(checkpoint), **watching,
+        )  # fmt: skip
+
+    def _read(
+        self, X: Any, y: Any, sample_weight: Any, problem: Problem, persist: bool | str, *, fits: bool = True,
+        goes_on: bool = False,
+    ) -> tuple:  # fmt: skip
+        """The source of chunks, the problem of their classes, and these: found, or those fitted."""
+        check_containers(X=X, y=y, sample_weight=sample_weight)
+        lazy = any(map(is_dask_collection, (X, y, sample_weight)))
+        if lazy:
+            blocks = dask_blocks(X, y, sample_weight)
+            self._check_columns(X, reset=fits and not goes_on)
+            source = Source(
+                find_executor(), blocks,
+                nbytes=most_bytes(X), rows=known_length(X, 0), columns=known_length(X, 1), persist=persist,
+                n_parallel=self.n_parallel,
+            )  # fmt: skip
+        else:
+            source = Source(LocalExecutor(), [(X, y, sample_weight)], persist=persist or True)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(source)  # to be closed if it fails
+            classes, class_weights = getattr(self, "classes_", None), None
+            if fits:
+                before, (classes, class_weights) = classes, self._find_classes(source)
+                if goes_on and classes is not None and not np.array_equal(before, classes):
+                    raise ValueError(
+                        f"y has the classes {classes.tolist()}, but coef_, where warm_start=True begins, is of "
+                        f"{before.tolist()}; fit with warm_start=False"
+                    )
+            if classes is not None or not self._labelled:  # else X has no rows, or more than y, which is said later
+                problem = problem_for(problem, classes)
+            source.begin(functools.partial(
+                _read_block, columns=column_names(X),
+                classes=classes, class_weights=class_weights, loss=problem.loss,
+                estimator=type(self).__name__, finite=not fits,
+            ))  # fmt: skip
+            if not lazy:
+                source.chunk(0)  # what is wrong with its values is told before what is with its columns
+                self._check_columns(X, reset=fits and not goes_on)
+            stack.pop_all()
+        return source, problem, classes
+
+    def duality_gap(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """A bound of ``F(coef_) - F*`` that needs no knowledge of the optimum, by one pass over the data.
+
+        The derivatives at ``coef_`` are the dual point, so the gap is R(x) + R*(-g) + g'x with g the
+        mean gradient and R* the penalty's conjugate. With many columns in large units it is far above
+        the true distance.
+
+        Parameters
+        ----------
+        X, y, sample_weight : as in ``fit``
+            The data of the fit; with a `class_weight`, give the product of both weights.
+
+        Returns
+        -------
+        float
+            In units of the mean loss.
+
+        Raises
+        ------
+        ValueError
+            Where there is no bound: with an intercept, as that is not penalised, or without an L2 part
+            in a built-in penalty.
+        """
+        check_is_fitted(self)
+        problem = self._problem()
+        if problem.fit_intercept or not isinstance(problem.penalty, ElasticNet) or problem.penalty.l2 == 0:
+            raise ValueError("duality_gap needs fit_intercept=False and a built-in penalty with an L2 part")
+        source, problem, _ = self._read(X, y, sample_weight, problem, False, fits=False)
+        x = join_x(self.coef_, self.intercept_)
+        with source:
+            told = source.map(_gradient_and_weight, x, problem, name="saga-gap", nbytes=x.nbytes)
+            sums = source.executor.gather(told)
+        gradient, weight = (sum(part) for part in zip(*sums, strict=True))
+        if not weight > 0:
+            raise ValueError("X has no rows of positive weight")
+        x, g = x[:, :-1], gradient[:, :-1] / weight
+        return float((problem.penalty.value(x) + problem.penalty.conjugate(-g) + g * x).sum())
+
+    def _warn(self, result: Result) -> None:
+        if result.diverged:
+            advice = diverged_advice(self)
+        elif len(result.history) < self.max_iter:
+            return  # a callback stopped it, or Ctrl-C
+        else:
+            norms = [row["gradient_norm"] for row in result.history]
+            head, stats, names = result.state.head, result.state.stats, getattr(self, "feature_names_in_", None)
+            ending = Ending(norms, result.n_chunks, head.step_multiplier, stats, names, result.needs_float64)
+            advice = unconverged_advice(self, ending)
+        warnings.warn(advice, ConvergenceWarning, stacklevel=3)
+
+    def _class_weights(self, classes: np.ndarray) -> np.ndarray | None:
+        return None
+
+    def _commit(self, state: SAGAState, x: np.ndarray, problem: Problem, classes: np.ndarray | None) -> None:
+        self.state_ = state
+        self.coef_ = x[:, :-1].copy() if self._labelled or len(x) > 1 else x[0, :-1].copy()
+        self.intercept_ = x[:, -1].copy()
+        self.step_size_ = problem.step(state.metric, state.head.step_multiplier)
+        self.diverged_ = state.head.diverged
+        if classes is not None:
+            self.classes_ = classes
+
+    def _linear(self, X: Any) -> Any:
+        """Linear predictions, as ``linear`` gives them: lazy for Dask input."""
+        check_is_fitted(self)
+        check_containers(X=X)
+        with blame("X"):
+            rows = X if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
+        self._check_columns(X, reset=False)
+        return linear(rows, np.atleast_2d(self.coef_), self.intercept_)
+
+
+def _read_block(block, name, **how):
+    return read_chunk(*block, name=name, **how)
+
+
+def _gradient_and_weight(chunk, x, problem):
+    return chunk_gradient(chunk, x, problem)[1], chunk.weight
+
+
+# dask-ml registers a way for all of scikit-learn's estimators, which would read the whole memory.
+@normalize_token.register(SAGABase)
+def _normalize_estimator(estimator: SAGABase) -> tuple:
+    return estimator.__dask_tokenize__()
+
+
+@sizeof.register(SAGABase)
+def _sizeof_estimator(estimator: SAGABase) -> int:
+    return 1000 + sum(sizeof(v) for v in vars(estimator).values() if isinstance(v, (SAGAState, np.ndarray)))

@@ -1,0 +1,327 @@
+"""Where a fit stands between two passes, and how that gets to the executor and back.
+
+It holds references to heads and memories that an executor hands out: values in memory, futures on a cluster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..data.chunk import frozen
+from ..data.immutable_map import ImmutableMap
+from ..solver.identity import digest
+from ..solver.optimality import chunk_gradient, penalty_value
+from ..solver.preconditioner import row_norms
+from ..solver.state import SAGAState, adapt, new_solver_state
+from ..solver.step_control import restarted, shortened
+from ..solver.subsample import subsample_step
+from ..solver.visit import split_memory
+from .checkpoint import Saved
+from .preparation import gradients_at
+from .rounds import VisitResult, merge_round, round_summary
+
+if TYPE_CHECKING:
+    from ..solver.preconditioner import Preconditioner
+    from ..solver.problem import Problem
+    from ..solver.state import ChunkMemory, SolverState
+    from .chunk_source import Source
+    from .preparation import ChunkGradients, Prepared
+    from .rounds import EpochSummary
+
+__all__ = [
+    "FitSetup",
+    "FitState",
+    "Result",
+    "arrived",
+    "initial_state",
+    "moved",
+    "result",
+    "resume",
+    "roll_back",
+    "to_checkpoint",
+    "without_lineage",
+]
+
+
+class Result(NamedTuple):
+    """What a fit comes to."""
+
+    state: SAGAState  # without chunks where there is no room for their memory
+    has_memory: bool
+    x: np.ndarray
+    step_size: float
+    converged: bool
+    diverged: bool
+    interrupted: bool
+    history: list[dict]
+    n_chunks: int  # that are visited apart
+    needs_float64: bool = False  # whether float32 gradient memory is too coarse for `tol`
+
+
+class FitSetup(NamedTuple):
+    """What is the same in every pass."""
+
+    source: Source
+    prepared: Prepared
+    problem: Problem
+    ids: list
+    weight: float
+    seed: int
+    parts: list[range]
+    norms: list  # as ``row_norms`` gives them
+
+    def memory_bytes(self, rows: int) -> int:
+        """Size of the memory gradients of so many rows."""
+        return rows * len(self.prepared.zero) * np.dtype(self.problem.memory_dtype).itemsize
+
+    def has_room(self) -> bool:
+        """Whether the memory of all chunks may come to this process."""
+        return self.source.executor.has_room(self.memory_bytes(sum(self.prepared.lengths)))
+
+    def remembered_bytes(self) -> int:
+        """Size of what the largest chunk tells at one x: its memory, and the sum of its gradients."""
+        return self.memory_bytes(max(self.prepared.lengths)) + self.prepared.zero.nbytes
+
+    def row_norms(self) -> list:
+        """Of each group a reference to its rows' norms, or None where chunks are not held; once visits ask for them."""
+        if not self.norms:
+            held, asked = self.source.holds, (self.prepared.metric, self.problem)
+            there = (
+                self.source.map(row_norms, *asked, name="saga-norms") if held else [None] * len(self.prepared.groups)
+            )
+            self.norms.extend(there)
+        return self.norms
+
+
+class FitState(NamedTuple):
+    """Where a fit stands after a whole pass: references to what is on the executor, and what is known here."""
+
+    visits: list  # of the last round
+    own: list  # of each group, its own last
+    summary: EpochSummary
+    window: frozenset
+    count: int
+    text: str
+    history: tuple = ()
+    next_check: int = 1  # the epoch from which a stop may be confirmed, and how long to wait after one that was not
+    wait: int = 1
+    converged: bool = False
+    refines: bool = False  # whether the next pass is to tell the exact gradient where the sample leads
+    in_vain: int = 0  # passes that found no better place, and left no trace
+    is_new: bool = False  # whether the first pass has told the exact gradient here, and is not yet noted
+    newton: int = 0  # if not zero, the next pass takes a Newton step, whose Hessian may cost as much as so many passes
+    newton_check: int = 0  # the epoch from which slow passes may be followed by one, and how long to wait after it
+    newton_wait: int = 1
+    newton_decrease: float = math.inf  # that the last Newton step promised, if it was one
+    step: Any = None  # the Newton step, where it is known already
+
+
+# Memories up to this share of the rows, and this size, go to where their sums are added up: a task less for each chunk.
+TRAVELS, MOST_TRAVELS = 0.05, 2**25
+
+# What a checkpoint keeps of a place beside head and memories.
+FACTS = (
+    "window", "count", "text", "history", "next_check", "wait", "converged", "refines", "in_vain", "newton",
+    "newton_check", "newton_wait", "newton_decrease",
+)  # fmt: skip
+
+
+def initial_state(fit: FitSetup, at_zero: float, start: np.ndarray | None = None) -> FitState:
+    """Before the first pass: at the optimum of the sample; or after it, at the start that is given.
+
+    Unless zero, or what is nearest within bounds, is better.
+    """
+    prepared, problem, executor = fit.prepared, fit.problem, fit.source.executor
+    rows = sum(fact.rows for fact in prepared.facts)
+    head = adapt(new_solver_state(len(prepared.stats.mean), len(prepared.zero), weight=fit.weight, rows=rows), problem)
+    text = digest("fit", fit.ids, problem.token(), len(fit.parts))
+    limited = executor.submit(_limited, head, *prepared.limits, name="saga-head")
+    there = FitState([limited], [None] * len(prepared.groups), None, frozenset(), 0, text)
+    prepared.limits.clear()  # the cluster would else remember the tasks before
+    if at_zero and start is not None:
+        x = adapt(head._replace(x=start, preconditioner_key=""), problem).x
+        text = digest(text, x.tobytes())
+        led = _at_point(fit, there._replace(text=text, is_new=True), x, 1)
+        if led.summary.objective <= _objective(fit, head.x):
+            return led
+    if at_zero and prepared.sample:
+        x = executor.submit(
+            subsample_step, prepared.sample[0], head.x, prepared.gradient, problem, 0, name="saga-start"
+        )
+        led = _at_point(fit, there, x, 0)
+        if led.summary.objective <= _objective(fit, head.x):
+            return led
+        prepared.sample.clear()
+    # Where zero is the optimum there is no pass, and nothing to remember.
+    visits = executor.gather([limited])
+    summary = round_summary(problem, prepared.axes, *visits)
+    return there._replace(visits=visits, summary=summary, converged=at_zero == 0)
+
+
+def _at_point(fit: FitSetup, place: FitState, x: Any, visits: int) -> FitState:
+    """The place at an x, a reference, where one pass over all rows has filled the memory, as after so many visits."""
+    own = fit.source.map(gradients_at, x, fit.problem, visits, name="saga-memory", nbytes=fit.remembered_bytes())
+    return arrived(fit, place._replace(own=own, refines=bool(fit.prepared.sample)), x)
+
+
+def _objective(fit: FitSetup, x: np.ndarray) -> float:
+    """F at the start without a sample: zero, unless that is out of bounds."""
+    value = fit.prepared.value
+    if x.any():
+        told = fit.source.map(chunk_gradient, x, fit.problem, name="saga-confirm", nbytes=x.nbytes)
+        sums = fit.source.executor.gather(told)
+        value = sum(value for value, _ in sums)
+    return value / fit.weight + penalty_value(x, fit.problem)
+
+
+def arrived(fit: FitSetup, place: FitState, x: Any) -> FitState:
+    """The place with the head and the summary of an x, a reference, of which all chunks' own tell the gradient."""
+    executor, told, [before] = fit.source.executor, place.own, place.visits
+    memory = fit.memory_bytes(sum(fit.prepared.lengths))
+    if memory > min(TRAVELS * sum(fit.source.sizes), MOST_TRAVELS):
+        told = executor.map(_told, [(one,) for one in told], name="saga-sum")
+    # The head as a value: the cluster would else remember all tasks that led to it.
+    calls = (fit.problem, fit.prepared.metric, before, x, *told)
+    [(head, summary)] = executor.gather([executor.submit(_arrived, *calls, name="saga-head")])
+    return place._replace(visits=[head], summary=summary)
+
+
+def roll_back(fit: FitSetup, place: FitState, ended: FitState) -> FitState:
+    """The place before a pass that led far astray, with the exact gradient there, and shorter steps to come."""
+    [head] = fit.source.executor.gather([_head(fit, ended)])
+    text = digest(ended.text, "roll_back")
+    return _filled(fit, ended._replace(text=text), shortened(head, place.summary.x))
+
+
+def moved(fit: FitSetup, place: FitState, x: np.ndarray) -> FitState:
+    """The place at an x that no visit led to, with the exact gradient there."""
+    [head] = fit.source.executor.gather([_head(fit, place)])
+    text = digest(place.text, "moved", x.tobytes())
+    return _filled(fit, place._replace(text=text), restarted(head, x, head.step_multiplier))
+
+
+def _filled(fit: FitSetup, place: FitState, head: SolverState) -> FitState:
+    """The place at a head's x, where one pass over all rows has filled the memory."""
+    there = place._replace(visits=[VisitResult(head, None)], window=frozenset(), count=0)
+    return _at_point(fit, there, head.x, len(place.history) + 1)
+
+
+def resume(fit: FitSetup, saved: Saved, tol: float) -> FitState:
+    """Where a checkpoint was written."""
+    start = VisitResult(saved.head, None)
+    own = fit.source.executor.put([VisitResult(None, memory) for memory in saved.memories])
+    facts = {name: saved.facts.get(name, FitState._field_defaults.get(name)) for name in FACTS}
+    facts["window"], facts["history"] = frozenset(facts["window"]), tuple(facts["history"])
+    if facts["converged"] and facts["history"][-1]["gradient_norm"] > tol:  # which was larger then
+        facts |= {"converged": False, "next_check": 1, "wait": 1}
+    if not facts["refines"]:
+        fit.prepared.sample.clear()
+    summary = round_summary(fit.problem, fit.prepared.axes, start)
+    summary = summary._replace(objective=facts["history"][-1]["objective"])
+    return FitState([start], own, summary, **facts)
+
+
+def to_checkpoint(fit: FitSetup, place: FitState) -> Saved:
+    """The place as values."""
+    executor = fit.source.executor
+    memories = executor.map(_second, [(pair,) for pair in place.own], name="saga-gather")
+    head, *memories = executor.gather([_head(fit, place), *memories])
+    facts = {name: getattr(place, name) for name in FACTS}
+    facts["window"] = sorted(place.window)
+    return Saved(head, memories, {**facts, "epoch": len(place.history), "seed": fit.seed, "n_parallel": len(fit.parts)})
+
+
+def _head(fit: FitSetup, place: FitState) -> Any:
+    if isinstance(place.visits[0], VisitResult):  # it is here
+        return merge_round(fit.problem, fit.prepared.axes, *place.visits)
+    return fit.source.executor.submit(merge_round, fit.problem, fit.prepared.metric, *place.visits, name="saga-head")
+
+
+def without_lineage(fit: FitSetup, place: FitState) -> FitState:
+    """The place put anew on the executor, where it keeps the tasks that made it and has room for the values."""
+    if not fit.source.executor.forget_lineage(fit.memory_bytes(sum(fit.prepared.lengths))):
+        return place
+    head, memories, _ = to_checkpoint(fit, place)
+    own = fit.source.executor.put([VisitResult(None, memory) for memory in memories])
+    return place._replace(visits=[VisitResult(head, None)], own=own)
+
+
+def result(fit: FitSetup, place: FitState, interrupted: bool) -> Result:
+    """The result, with the memory of each chunk, joined or not, if there is room for it."""
+    prepared, problem = fit.prepared, fit.problem
+    head, memories = _with_memories(fit, place)
+    if len(prepared.groups) < len(fit.ids):  # what was found for one chunk does not hold for its parts
+        head = head._replace(step_multiplier=min(head.step_multiplier, 1.0))
+    # A refinement is a pass, too: the next chunk to return begins another.
+    window = place.window or (range(len(prepared.groups)) if place.history else ())
+    state = SAGAState(
+        head,
+        prepared.stats,
+        prepared.axes,
+        (problem.preconditioner_key, 0.0),
+        ImmutableMap(() if memories is None else zip(fit.ids, memories, strict=True)),
+        ImmutableMap((fit.ids[k], False) for g in window for k in prepared.groups[g]),
+        place.text,
+        fit.seed,
+    )
+    x, *_, step_size, diverged = place.summary
+    return Result(
+        state, memories is not None, x, step_size, place.converged, diverged, interrupted, list(place.history),
+        len(prepared.groups),
+    )  # fmt: skip
+
+
+def _with_memories(fit: FitSetup, place: FitState) -> tuple[SolverState, list[ChunkMemory] | None]:
+    """The head, and the memory of each chunk or None."""
+    executor, prepared, problem = fit.source.executor, fit.prepared, fit.problem
+    if not fit.has_room():
+        return executor.gather([_head(fit, place)])[0], None
+    calls, apart = [], len(prepared.groups) == len(fit.ids)
+    alone = apart and not place.window  # memories without heads are asked for as they are
+    there = executor.gather(place.own) if alone else place.own
+    for g, group in enumerate(prepared.groups):
+        facts, lengths = ([known[k] for k in group] for known in (prepared.facts, prepared.lengths))
+        calls.append((None if apart else fit.source.held[g], there[g], facts, lengths, problem))
+    if alone:
+        head, memories = _head(fit, place), [_memories(*call) for call in calls]
+    else:
+        head, *memories = executor.gather([_head(fit, place), *executor.map(_memories, calls, name="saga-gather")])
+    return head, list(itertools.chain(*memories))
+
+
+# Tasks beside those of the rounds.
+
+
+def _limited(head: SolverState, *limits: np.ndarray) -> VisitResult:
+    return VisitResult(head._replace(limits=frozen(np.min(limits, axis=0))), None)
+
+
+def _told(one: ChunkGradients) -> ChunkGradients:
+    return one._replace(memory=None)
+
+
+def _arrived(
+    problem: Problem, metric: Preconditioner, before: VisitResult, x: np.ndarray, *told: ChunkGradients
+) -> tuple[VisitResult, EpochSummary]:
+    with np.errstate(over="ignore", invalid="ignore"):  # where a start or a refinement went astray
+        total = sum(one.total for one in told)
+    head = before.head._replace(x=x, gradient_sum=frozen(total), window_start=x)
+    there = VisitResult(head, None, earlier=sum(one.value for one in told))
+    return there, round_summary(problem, metric, there)
+
+
+def _second(pair: tuple) -> Any:
+    return pair[1]
+
+
+def _memories(chunk, own, facts, lengths, problem) -> list[ChunkMemory]:
+    if own is None:  # there was no pass
+        zeros = [
+            np.zeros((n, fact.gradients.shape[1]), problem.memory_dtype) for n, fact in zip(lengths, facts, strict=True)
+        ]
+        return [fact._replace(gradients=frozen(zero)) for fact, zero in zip(facts, zeros, strict=True)]
+    return split_memory(chunk, own[1], facts, lengths, problem)

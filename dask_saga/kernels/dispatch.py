@@ -1,0 +1,215 @@
+"""What compiled code calls of a loss or a penalty.
+
+Free functions that numba inlines. Each is compiled for the type of its first argument, so a user's own loss runs at
+the speed of a built-in one.
+"""
+
+from __future__ import annotations
+
+from numba.extending import register_jitable
+
+from ..penalties import ElasticNet
+from .jit import overloaded
+
+__all__ = [
+    "curvature",
+    "gives_curvature",
+    "prox",
+    "prox_of_move",
+    "row_curvatures",
+    "row_derivative",
+    "row_value_and_derivative",
+    "shrink",
+    "target",
+]
+
+
+# What compiled code calls. ElasticNet gets its ``shrink(step)`` back in ``prox``, so that a loop
+# over rows divides once a column and not once an entry.
+
+
+def shrink(penalty, step):
+    return penalty.shrink(step) if isinstance(penalty, ElasticNet) else 1.0
+
+
+def prox(penalty, v, step, shrink):
+    """The penalty's proximal operator at one coefficient."""
+    return penalty.prox(v, step, shrink) if isinstance(penalty, ElasticNet) else penalty.prox(v, step)
+
+
+def prox_of_move(penalty, x, move, step):
+    """The same at x - move, where ``shrink(step)`` has multiplied `move` and `step` already: no division is left.
+
+    What it leaves of x is 1 / (1 + s l2), which is 1 - l2 s / (1 + s l2).
+    """
+    return penalty.prox_of_move(x, move, step) if isinstance(penalty, ElasticNet) else penalty.prox(x - move, step)
+
+
+@overloaded(shrink)
+def _shrink(penalty, step):
+    return ElasticNet.shrink if penalty.instance_class is ElasticNet else lambda penalty, step: 1.0
+
+
+@overloaded(prox)
+def _prox(penalty, v, step, shrink):
+    if penalty.instance_class is ElasticNet:
+        return ElasticNet.prox
+    own = register_jitable(penalty.instance_class.prox)
+    return lambda penalty, v, step, shrink: own(penalty, v, step)
+
+
+@overloaded(prox_of_move)
+def _prox_of_move(penalty, x, move, step):
+    if penalty.instance_class is ElasticNet:
+        return ElasticNet.prox_of_move
+    own = register_jitable(penalty.instance_class.prox)
+    return lambda penalty, x, move, step: own(penalty, x - move, step)
+
+
+# What compiled code calls: a row's k linear predictions z against its targets y, which are
+# k numbers, or one. One for several outputs is a class: -1 or 1 for each, one against the rest.
+
+
+def value(loss, z, y):
+    return loss.value(z, y)
+
+
+def derivative(loss, z, y):
+    return loss.derivative(z, y)
+
+
+def curvature(loss, z, y, bound):
+    """The second derivative where the loss gives it, else the bound."""
+    return loss.curvature_at(z, y) if hasattr(loss, "curvature_at") else bound
+
+
+def gives_curvature(loss):
+    return hasattr(loss, "curvature_at")
+
+
+def target(y, k, outputs):
+    if y.size == outputs:
+        return y[k]
+    return 1.0 if y[0] == k else -1.0
+
+
+def row_derivative(loss, z, y, out):
+    """Write the loss's derivatives in the k linear predictions of one row."""
+    if hasattr(loss, "outputs"):
+        loss.derivative(z, y[0], out)
+    else:
+        out[:] = [loss.derivative(z[k], target(y, k, z.size)) for k in range(z.size)]
+
+
+def row_curvatures(loss, z, y, out):
+    """Write the second derivatives in the k linear predictions of one row, each in itself; return whether it was done.
+
+    Of a loss of several outputs by ``second_derivatives(z, y, out)``, of others by ``second_derivative(z, y)``, or
+    ``curvature_at``, if it has one of them.
+    """
+    if hasattr(loss, "outputs"):
+        if not hasattr(loss, "second_derivatives"):
+            return False
+        loss.second_derivatives(z, y[0], out)
+        return True
+    second = getattr(loss, "second_derivative", getattr(loss, "curvature_at", None))
+    if second is not None:
+        out[:] = [second(z[k], target(y, k, z.size)) for k in range(z.size)]
+    return second is not None
+
+
+def row_value_and_derivative(loss, z, y, out):
+    """As ``row_derivative``, and return the loss of the row, summed over its outputs: an exponential serves both."""
+    row_derivative(loss, z, y, out)
+    if hasattr(loss, "outputs"):
+        return loss.value(z, y[0])
+    return sum(loss.value(z[k], target(y, k, z.size)) for k in range(z.size))
+
+
+@overloaded(value)
+def _value(loss, z, y):
+    return loss.instance_class.value
+
+
+@overloaded(derivative)
+def _derivative(loss, z, y):
+    return loss.instance_class.derivative
+
+
+@overloaded(curvature)
+def _curvature(loss, z, y, bound):
+    if hasattr(loss.instance_class, "curvature_at"):
+        at = register_jitable(loss.instance_class.curvature_at)
+        return lambda loss, z, y, bound: at(loss, z, y)
+    return lambda loss, z, y, bound: bound
+
+
+@overloaded(gives_curvature)
+def _gives_curvature(loss):
+    given = hasattr(loss.instance_class, "curvature_at")
+    return lambda loss: given
+
+
+@overloaded(target)
+def _target(y, k, outputs):
+    return target
+
+
+@overloaded(row_derivative)
+def _row_derivative(loss, z, y, out):
+    if hasattr(loss.instance_class, "outputs"):
+        write = register_jitable(loss.instance_class.derivative)
+        return lambda loss, z, y, out: write(loss, z, y[0], out)
+
+    def over_outputs(loss, z, y, out):
+        for k in range(z.size):
+            out[k] = derivative(loss, z[k], target(y, k, z.size))
+
+    return over_outputs
+
+
+@overloaded(row_curvatures)
+def _row_curvatures(loss, z, y, out):
+    kind = loss.instance_class
+    if hasattr(kind, "outputs"):
+        if not hasattr(kind, "second_derivatives"):
+            return lambda loss, z, y, out: False
+        write = register_jitable(kind.second_derivatives)
+
+        def of_all(loss, z, y, out):
+            write(loss, z, y[0], out)
+            return True
+
+        return of_all
+    second = getattr(kind, "second_derivative", getattr(kind, "curvature_at", None))
+    if second is None:
+        return lambda loss, z, y, out: False
+    at = register_jitable(second)
+
+    def over_outputs(loss, z, y, out):
+        for k in range(z.size):
+            out[k] = at(loss, z[k], target(y, k, z.size))
+        return True
+
+    return over_outputs
+
+
+@overloaded(row_value_and_derivative)
+def _row_value_and_derivative(loss, z, y, out):
+    if hasattr(loss.instance_class, "outputs"):
+        write = register_jitable(loss.instance_class.derivative)
+
+        def of_all(loss, z, y, out):
+            write(loss, z, y[0], out)
+            return value(loss, z, y[0])
+
+        return of_all
+
+    def over_outputs(loss, z, y, out):
+        total = 0.0
+        for k in range(z.size):
+            out[k] = derivative(loss, z[k], target(y, k, z.size))
+            total += value(loss, z[k], target(y, k, z.size))
+        return total
+
+    return over_outputs

@@ -1,0 +1,454 @@
+"""The epoch loops, dense and sparse, and nothing else.
+
+Shapes: ``x`` and ``gradient_sum`` are (k, p + 1) for k outputs, the intercept last. They are in
+the solver's coordinates, where a row is ``a_i - shift`` and column j takes steps ``step * scale_j``.
+``gradients`` is (n, k), ``b`` (n, 1) or (n, k). ``weights`` has one entry a row, or none for all
+ones; ``lengths`` each row's squared length, or none. ``room`` is that for a row's numbers. What is written is named
+so; ``middle`` gets x as it is at the visit ``half``. Of sparse rows x and the sum are kept in a ``table`` of the
+columns and ``ends`` (_tables.py).
+
+Rows come without replacement. The change of a row's gradient from its memory speaks for rows still to come, of
+which there are ``left - t * less`` at the t-th visit, as a share of all; that from ``anchor`` for those of chunks
+visited before, a share of ``past``; nothing is to be said of those just visited (docs/algorithm.md, "Without
+replacement").
+
+With a length, derivatives are implicit: taken not at the prediction z before the step but near the
+one after it, u = z - h (f'(u) - m) with h = step * pull * length, as in Point-SAGA (Defazio 2016,
+section 2). No row can then be overshot, and at the optimum u = z. Without, the steps are those of
+SAGA (Defazio, Bach, Lacoste-Julien 2014, equations 1 and 2). Sparse SAGA: Leblond, Pedregosa,
+Lacoste-Julien 2017, section 2.2; there ``shift`` is nonzero only for columns that every row stores.
+
+Numbers of rows and entries are unsigned, as numba would look at signed ones twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import losses, penalties
+from . import dispatch, intrinsics, jit, row_order, row_update
+from .dispatch import prox, prox_of_move, row_curvatures, row_derivative, row_value_and_derivative, shrink
+from .intrinsics import (
+    AHEAD,
+    CACHE_LINE,
+    DOUBLES,
+    GROUP,
+    NEAR_BYTES,
+    borrowed,
+    numbers_of,
+    on_lines,
+    outputs_of,
+    prefetch,
+    scratch,
+    whole_lines,
+)
+from .jit import compiled
+from .row_update import (
+    add_four,
+    ask,
+    four,
+    four_rows,
+    predict_four,
+    predicted,
+    proximal_point,
+    renew,
+    step_of_four,
+    step_of_one,
+    stored,
+)
+
+__all__ = ["Kernels", "Pass", "kernels_for"]
+
+
+# Rows that are asked for ahead take no more: they would else push each other out of the cache.
+AHEAD_BYTES = 2**15
+
+# Half the width of a difference of derivatives, relative to the prediction where that is above one.
+DIFFERENCE = 1e-4
+
+U = np.uint64
+
+
+class Pass(NamedTuple):
+    """What is the same for all rows that a kernel visits.
+
+    Parameters
+    ----------
+    step, intercept_step : float
+        In units of x per unit of mean gradient; the latter zero where no intercept is fitted.
+    inverse_weight : float
+        Of all rows.
+    left, less, past : float
+        Shares of all rows, as above.
+    pull, often, most : float
+        What the change of a row's gradient is multiplied by; of a row that is visited several times (``visits_of``)
+        each visit gets its part, so that visits are an unbiased sample of the mean.
+    bound : float
+        Of the second derivative of the loss; 0 where there is none.
+    together : int
+        Rows that share the x at which their derivatives are taken, up to GROUP: their steps are one, of their sum.
+    half : int
+    """
+
+    step: float
+    intercept_step: float
+    inverse_weight: float
+    left: float
+    less: float
+    past: float
+    pull: float
+    often: float
+    most: float
+    bound: float
+    together: int
+    half: int
+
+
+class Kernels(NamedTuple):
+    """The compiled loops for one kind of caller."""
+
+    dense_pass: Callable
+    sparse_pass: Callable
+    dense_gradient: Callable
+    sparse_gradient: Callable
+    proximal_step: Callable
+    squared_mapping: Callable
+    derivatives: Callable
+    row_values: Callable
+    values_on_line: Callable
+    coordinate_descent: Callable
+
+
+def _build(sources: int, cache: bool) -> Kernels:
+    kernel = functools.partial(compiled, cache=cache)
+    # numba's on-disk cache follows edits of this file only. Naming `sources`, which the
+    # loops close over, makes an edited loss or penalty a cache miss as well.
+
+    @kernel
+    def dense_pass(A, gathered, b, weights, order, lengths, x, middle, anchor, gradient_sum, gradients, shift, scale,
+                   do, room, loss, penalty):  # fmt: skip
+        """``gathered`` tells that A holds the rows in the order of their visits."""
+        sources  # noqa: B018
+        A, b, weights, order, lengths = borrowed(A), borrowed(b), borrowed(weights), borrowed(order), borrowed(lengths)
+        anchor, gradients, p, outputs = borrowed(anchor), borrowed(gradients), A.shape[1], outputs_of(room)
+        numbers, deltas, pulls = numbers_of(room), scratch(room, 5), scratch(room, 6)
+        z, u, zs, us = numbers[0], numbers[1], scratch(room, 7), scratch(room, 8)
+        width = whole_lines(p + 1)
+        owner = np.empty((2 * outputs + 4) * width + DOUBLES)
+        table = on_lines(owner)[: (2 * outputs + 4) * width].reshape(2 * outputs + 4, width)
+        columns = shifts, steps, alone, grouped = table[0], table[1], table[2], table[3]
+        xs, sums = table[4 : 4 + outputs], table[4 + outputs :]
+        for j in range(p):
+            shifts[j], steps[j] = shift[j], do.step * scale[j]
+            alone[j], grouped[j] = shrink(penalty, steps[j]), shrink(penalty, GROUP * steps[j])
+        for k in range(outputs):
+            xs[k, : p + 1], sums[k, : p + 1] = x[k], gradient_sum[k]
+
+        entries, targets, memory, wide = A.reshape(-1), b.reshape(-1), gradients.reshape(-1), U(p)
+        ahead, line = U(min(AHEAD, 2 + AHEAD_BYTES // (p * A.itemsize))), U(CACHE_LINE // A.itemsize)
+        third = U(max(1, (p * A.itemsize // CACHE_LINE + 2) // 3)) * line
+        visits, together, halfway = U(order.size), U(do.together), U(do.half)
+        for first in range(U(0), visits, together):
+            last = min(first + together, visits)
+            if first <= halfway < last:
+                for k in range(outputs):
+                    middle[k] = xs[k, : p + 1]
+            for t in range(first, last):
+                if t + ahead < visits:
+                    q = U(order[t + ahead])
+                    if not gathered:
+                        prefetch(entries, q * wide + wide - U(1))
+                        ask(entries, q * wide, q * wide + min(wide, third), line)
+                    prefetch(lengths, q)
+                    prefetch(targets, q * U(b.shape[1]))
+                    prefetch(memory, q * U(outputs))
+            if last - first == U(GROUP):
+                rows = four_rows(A, order, gathered, first)
+                for k in range(outputs):
+                    predict_four(rows, shifts, xs[k], p, zs, k, outputs)
+                    if do.past > 0.0:
+                        predict_four(rows, shifts, anchor[k], p, us, k, outputs)
+            else:
+                for t in range(first, last):
+                    row, at = A[t] if gathered else A[U(order[t])], (t - first) * U(outputs)
+                    for k in range(outputs):
+                        zs[at + U(k)] = predicted(row, shifts, xs[k], p)
+                        if do.past > 0.0:
+                            us[at + U(k)] = predicted(row, shifts, anchor[k], p)
+            for t in range(first, last):
+                i, coming, end = U(order[t]), U(0), U(0)
+                if t + ahead < visits and not gathered:
+                    coming = U(order[t + ahead]) * wide
+                    end = coming + wide
+                ask(entries, coming + third, min(end, coming + third + third), line)
+                w, length = weights[i] if weights.size else 1.0, lengths[i] if lengths.size else 0.0
+                own, at = do.left - t * do.less, (t - first) * U(outputs)
+                for k in range(outputs):
+                    z[k], u[k] = zs[at + U(k)], us[at + U(k)]
+                renew(loss, numbers, gradients, i, b[i], w, length, own, do, at, deltas, pulls)
+                ask(entries, coming + third + third, end, line)
+            if last - first == U(GROUP):
+                rows = four_rows(A, order, gathered, first)
+                for k in range(outputs):
+                    pull, delta = four(pulls, k, outputs), four(deltas, k, outputs)
+                    step_of_four(rows, pull, delta, p, xs[k], sums[k], columns, do, penalty)
+            else:
+                for t in range(first, last):
+                    row, at = A[t] if gathered else A[U(order[t])], (t - first) * U(outputs)
+                    for k in range(outputs):
+                        pull, delta = pulls[at + U(k)], deltas[at + U(k)]
+                        step_of_one(row, pull, delta, p, xs[k], sums[k], columns, do, penalty)
+        for k in range(outputs):
+            x[k], gradient_sum[k] = xs[k, : p + 1], sums[k, : p + 1]
+        owner[0] = 0.0  # no longer borrowed
+
+    @kernel
+    def sparse_pass(data, indices, indptr, b, weights, order, lengths, gradients, table, shifted, ends, do, room, loss,
+                    penalty):  # fmt: skip
+        """Each row takes a step of its own, on its support."""
+        sources  # noqa: B018
+        data, indices, indptr, b = borrowed(data), borrowed(indices), borrowed(indptr), borrowed(b)
+        weights, order, lengths, gradients = borrowed(weights), borrowed(order), borrowed(lengths), borrowed(gradients)
+        outputs, visits, ends = outputs_of(room), U(order.size), borrowed(ends)
+        numbers, deltas, pulls = numbers_of(room), scratch(room, 5), scratch(room, 6)
+        z, u, x, sums, anchor = numbers[0], numbers[1], ends[0], ends[1], ends[2]
+        at_sum, at_step, at_rare, at_shift = U(outputs), U(2 * outputs), U(2 * outputs + 1), U(2 * outputs + 2)
+        at_anchor, columns, near = U(2 * outputs + 3), borrowed(table).reshape(-1), table.nbytes <= NEAR_BYTES
+        targets, memory, width = b.reshape(-1), gradients.reshape(-1), U(table.shape[1])
+        for t in range(visits):
+            if t + U(3 * AHEAD) < visits:
+                prefetch(indptr, U(order[t + U(3 * AHEAD)]))
+            if t + U(2 * AHEAD) < visits:
+                q = U(order[t + U(2 * AHEAD)])
+                prefetch(lengths, q)
+                prefetch(targets, q * U(b.shape[1]))
+                prefetch(memory, q * U(outputs))
+                ask(data, U(indptr[q]), U(indptr[q + U(1)]), U(DOUBLES))
+                ask(indices, U(indptr[q]), U(indptr[q + U(1)]), U(DOUBLES))
+            coming, last = U(0), U(0)  # entries whose columns are asked for one by one, as this row's move
+            if t + U(AHEAD) < visits and not near:
+                q = U(order[t + U(AHEAD)])
+                coming, last = U(indptr[q]), U(indptr[q + U(1)])
+            i = U(order[t])
+            w, length = weights[i] if weights.size else 1.0, lengths[i] if lengths.size else 0.0
+            start, end = U(indptr[i]), U(indptr[i + U(1)])
+            row = data, indices, start, end
+            for k in range(U(outputs)):
+                z[k] = x[k] + stored(row, columns, width, k, shifted, at_shift)
+                if do.past > 0.0:
+                    u[k] = anchor[k] + stored(row, columns, width, at_anchor + k, shifted, at_shift)
+            renew(loss, numbers, gradients, i, b[i], w, length, do.left - t * do.less, do, U(0), deltas, pulls)
+            for k in range(U(outputs)):
+                pulled, delta = pulls[k], deltas[k]
+                for r in range(start, end):
+                    if coming < last:
+                        prefetch(columns, U(indices[coming]) * width)
+                        coming += U(1)
+                    c = U(indices[r]) * width
+                    a, total = data[r] - columns[c + at_shift] if shifted else data[r], columns[c + at_sum + k]
+                    step, rare = columns[c + at_step], columns[c + at_rare]
+                    move = step * pulled * a + rare * do.inverse_weight * total
+                    columns[c + k] = prox_of_move(penalty, columns[c + k], move, rare)
+                    columns[c + at_sum + k] = total + delta * a
+                x[k] -= do.intercept_step * (pulled + do.inverse_weight * sums[k])
+                sums[k] += delta
+            for r in range(coming, last):
+                prefetch(columns, U(indices[r]) * width)
+
+    @kernel
+    def dense_gradient(A, b, weights, x, gradient, gradients, total, room, loss):
+        """Add sum_i w_i f'(z_i) a_i, with 1 for the intercept's column, to ``gradient``; return ``total`` and the sum
+        of w_i f(z_i).
+
+        ``gradients``, unless empty, gets the factors, and ``gradient`` the sum of what is stored there.
+        """
+        sources  # noqa: B018
+        A, b, weights, x, gradient = borrowed(A), borrowed(b), borrowed(weights), borrowed(x), borrowed(gradient)
+        p, outputs, n = A.shape[1], outputs_of(room), U(A.shape[0])
+        z, m, factors = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs], scratch(room, 2)
+        for first in range(U(0), n, U(GROUP)):
+            last = min(first + U(GROUP), n)
+            for i in range(first, last):
+                row, w, at = A[i], weights[i] if weights.size else 1.0, (i - first) * U(outputs)
+                for k in range(outputs):
+                    xk, zk = x[k], x[k, p]
+                    for j in range(p):
+                        zk += row[j] * xk[j]
+                    z[k] = zk
+                total += w * row_value_and_derivative(loss, z, b[i], m)
+                for k in range(outputs):
+                    factors[at + U(k)] = w * m[k]
+                    if gradients.size:
+                        gradients[i, k] = w * m[k]
+                        factors[at + U(k)] = np.float64(gradients[i, k])
+            i = first
+            for k in range(outputs):
+                if last - first == U(GROUP):
+                    add_four((A[i], A[i + U(1)], A[i + U(2)], A[i + U(3)]), four(factors, k, outputs), p, gradient[k])
+                else:
+                    for i in range(first, last):
+                        factor = factors[(i - first) * U(outputs) + U(k)]
+                        for j in range(p):
+                            gradient[k, j] += factor * A[i, j]
+                        gradient[k, p] += factor
+        return total
+
+    @kernel
+    def sparse_gradient(data, indices, indptr, b, weights, x, gradient, gradients, total, room, loss):
+        """As ``dense_gradient``."""
+        sources  # noqa: B018
+        data, indices, b, weights = borrowed(data), borrowed(indices), borrowed(b), borrowed(weights)
+        x, gradient = borrowed(x), borrowed(gradient)
+        p, outputs = x.shape[1] - 1, outputs_of(room)
+        z, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
+        for i in range(U(indptr.size - 1)):
+            w, start, end = weights[i] if weights.size else 1.0, U(indptr[i]), U(indptr[i + U(1)])
+            for k in range(outputs):
+                z[k] = x[k, p] + stored((data, indices, start, end), x[k], U(1), U(0), False, U(0))
+            total += w * row_value_and_derivative(loss, z, b[i], m)
+            for k in range(outputs):
+                factor = w * m[k]
+                if gradients.size:
+                    gradients[i, k] = factor
+                    factor = np.float64(gradients[i, k])
+                for r in range(start, end):
+                    gradient[k, U(indices[r])] += factor * data[r]
+                gradient[k, p] += factor
+        return total
+
+    @kernel
+    def proximal_step(x, direction, scale, step, penalty, out):
+        """Write prox(x - step * scale * direction) to ``out``."""
+        sources  # noqa: B018
+        for j in range(x.size):
+            out[j] = proximal_point(penalty, x[j], direction[j], step * scale[j])
+
+    @kernel
+    def squared_mapping(x, direction, scale, step, penalty):
+        """The squared length of such a step, in units of the scale; nothing is written."""
+        sources  # noqa: B018
+        total = 0.0
+        for j in range(x.size):
+            move = proximal_point(penalty, x[j], direction[j], step * scale[j]) - x[j]
+            total += move * move / scale[j]
+        return total
+
+    @kernel
+    def derivatives(z, b, weights, slopes, curvatures, room, loss):
+        """Write the weighted first and second derivatives of each row's loss in each of its predictions z, (n, k).
+
+        The second one is a central difference of the first where the loss does not give it.
+        """
+        sources  # noqa: B018
+        outputs = outputs_of(room)
+        u, m, c = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs], scratch(room, 2)[:outputs]
+        for i in range(z.shape[0]):
+            w = weights[i] if weights.size else 1.0
+            for k in range(outputs):
+                u[k] = z[i, k]
+            row_derivative(loss, u, b[i], m)
+            for k in range(outputs):
+                slopes[i, k] = w * m[k]
+            if not row_curvatures(loss, u, b[i], c):
+                for k in range(outputs):
+                    width = DIFFERENCE * max(1.0, abs(z[i, k]))
+                    u[k] = z[i, k] + width
+                    row_derivative(loss, u, b[i], m)
+                    above = m[k]
+                    u[k] = z[i, k] - width
+                    row_derivative(loss, u, b[i], m)
+                    u[k] = z[i, k]
+                    c[k] = max(above - m[k], 0.0) / (2.0 * width)
+            for k in range(outputs):
+                curvatures[i, k] = w * c[k]
+
+    @kernel
+    def row_values(z, b, weights, values, room, loss):
+        """Write the weighted loss of each row at its predictions z, (n, k)."""
+        sources  # noqa: B018
+        outputs = outputs_of(room)
+        u, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
+        for i in range(z.shape[0]):
+            for k in range(outputs):
+                u[k] = z[i, k]
+            w = weights[i] if weights.size else 1.0
+            values[i] = w * row_value_and_derivative(loss, u, b[i], m) if w > 0.0 else 0.0
+
+    @kernel
+    def values_on_line(z, dz, b, weights, steps, values, room, loss):
+        """Add the weighted sum of the losses at the predictions z + step dz to ``values``, for each of the steps."""
+        sources  # noqa: B018
+        outputs = outputs_of(room)
+        u, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
+        for i in range(z.shape[0]):
+            w = weights[i] if weights.size else 1.0
+            if w > 0.0:
+                for t in range(steps.size):
+                    for k in range(outputs):
+                        u[k] = z[i, k] + steps[t] * dz[i, k]
+                    values[t] += w * row_value_and_derivative(loss, u, b[i], m)
+
+    @kernel
+    def coordinate_descent(hessian, slope, x, move, penalty, sweeps, tol):
+        """Minimise slope'd + d'H d / 2 + penalty(x + d) over d, coordinate by coordinate; d is ``move``.
+
+        ``slope`` is kept at the gradient of the quadratic at d. Ends where no coordinate of a sweep lowers the
+        objective by more than ``tol``. Returns the number of sweeps.
+        """
+        sources  # noqa: B018
+        for sweep in range(sweeps):
+            largest = 0.0
+            for j in range(x.size):
+                h = hessian[j, j]
+                if h > 0.0:
+                    step, before = 1.0 / h, move[j]
+                    wanted = x[j] + before - step * slope[j]
+                    move[j] = prox(penalty, wanted, step, shrink(penalty, step)) - x[j]
+                    change = move[j] - before
+                    if change != 0.0:
+                        largest = max(largest, h * change * change)
+                        for i in range(x.size):
+                            slope[i] += hessian[j, i] * change
+            if largest <= tol:
+                return sweep + 1
+        return sweeps
+
+    return Kernels(
+        dense_pass,
+        sparse_pass,
+        dense_gradient,
+        sparse_gradient,
+        proximal_step,
+        squared_mapping,
+        derivatives,
+        row_values,
+        values_on_line,
+        coordinate_descent,
+    )
+
+
+def _digest(*modules) -> int:
+    text = b"".join(Path(module.__file__).read_bytes() for module in modules)
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
+
+
+_BUILT_IN = _build(_digest(dispatch, intrinsics, jit, losses, penalties, row_order, row_update), cache=True)
+
+
+def kernels_for(loss: Any, penalty: Any) -> Kernels:
+    """The kernels with an on-disk cache for built-in types, those without for a user's own."""
+    built_in = all(type(part).__module__.startswith("dask_saga.") for part in (loss, penalty))
+    return _BUILT_IN if built_in else _foreign(type(loss), type(penalty))
+
+
+@functools.lru_cache(maxsize=32)
+def _foreign(loss: type, penalty: type) -> Kernels:
+    # Not in the on-disk index: it would be broken for everyone who lacks the class. And built
+    # for these very classes: numba takes another class of the same name and fields for the same.
+    return _build(0, cache=False)

@@ -1,0 +1,89 @@
+"""Loops over coefficients and predictions that know neither loss nor penalty."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .intrinsics import borrowed
+from .jit import compiled
+
+__all__ = ["dense_predictions", "dense_sum", "largest_of", "scaled_products", "sparse_predictions", "squared_moves"]
+
+U = np.uint64
+
+
+@compiled
+def dense_sum(A, factors, out):
+    """Add sum_i factors_i a_i, with 1 for the intercept's column, to ``out``."""
+    p = A.shape[1]
+    for i in range(A.shape[0]):
+        for k in range(factors.shape[1]):
+            factor = factors[i, k]
+            for j in range(p):
+                out[k, j] += factor * A[i, j]
+            out[k, p] += factor
+
+
+@compiled
+def scaled_products(u, v, scale):
+    """u u, u v and v v of moves of shape (k, p + 1), in units of the steps of columns; those of the intercept are 1."""
+    uu, uv, vv, p = 0.0, 0.0, 0.0, scale.size
+    for k in range(u.shape[0]):
+        for j in range(p):
+            inverse = 1.0 / scale[j]
+            uu += u[k, j] * u[k, j] * inverse
+            uv += u[k, j] * v[k, j] * inverse
+            vv += v[k, j] * v[k, j] * inverse
+        uu, uv, vv = uu + u[k, p] * u[k, p], uv + u[k, p] * v[k, p], vv + v[k, p] * v[k, p]
+    return uu, uv, vv
+
+
+@compiled
+def squared_moves(start, middle, end, scale):
+    """The squared lengths of the ways from one x to the next, in the same units."""
+    first, second, p = 0.0, 0.0, scale.size
+    for k in range(start.shape[0]):
+        for j in range(p):
+            inverse = 1.0 / scale[j]
+            first += (middle[k, j] - start[k, j]) ** 2 * inverse
+            second += (end[k, j] - middle[k, j]) ** 2 * inverse
+        first, second = first + (middle[k, p] - start[k, p]) ** 2, second + (end[k, p] - middle[k, p]) ** 2
+    return first, second
+
+
+@compiled
+def largest_of(one, other):
+    """The largest absolute entry of two arrays of one shape; not a number where one is none."""
+    largest, total = 0.0, 0.0
+    for k in range(one.shape[0]):
+        for j in range(one.shape[1]):
+            a, b = abs(one[k, j]), abs(other[k, j])
+            total += a + b
+            a = a if a > b else b
+            largest = largest if largest > a else a
+    return largest if np.isfinite(total) else np.nan
+
+
+@compiled
+def dense_predictions(A, x, out):
+    """Write the linear predictions of each row, (n, k), at x of shape (k, p + 1), the intercept last."""
+    A, x = borrowed(A), borrowed(x)
+    for i in range(A.shape[0]):
+        row = A[i]
+        for k in range(x.shape[0]):
+            xk, total = x[k], 0.0
+            for j in range(row.size):
+                total += row[j] * xk[j]
+            out[i, k] = total + xk[row.size]
+
+
+@compiled
+def sparse_predictions(data, indices, indptr, x, out):
+    """As ``dense_predictions``."""
+    data, indices, indptr, x = borrowed(data), borrowed(indices), borrowed(indptr), borrowed(x)
+    for i in range(U(indptr.size - 1)):
+        for k in range(x.shape[0]):
+            xk, total = x[k], 0.0
+            for q in range(U(indptr[i]), U(indptr[i + U(1)])):
+                total += data[q] * xk[U(indices[q])]
+            out[i, k] = total + xk[xk.size - 1]

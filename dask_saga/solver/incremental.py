@@ -1,0 +1,200 @@
+"""Chunks that come one by one: a visit of one that arrives, and a chunk that is taken out again."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..data.chunk import frozen
+from ..data.immutable_map import ImmutableMap
+from ..data.statistics import column_stats, merge, typical, without
+from .averaging import begin_pass, leave_pass, open_window, stream_window_is_due, window_is_due
+from .identity import digest, visit_seed
+from .optimality import weighted_sum
+from .preconditioner_choice import STALE, axis_limits, choose_preconditioner, staleness
+from .state import SAGAState
+from .visit import chunk_saga, visit_digest
+
+if TYPE_CHECKING:
+    from ..data.chunk import Chunk
+    from ..data.statistics import ColumnStats
+    from .problem import Problem
+    from .state import ChunkMemory
+
+__all__ = ["counted_stats", "forget", "is_other", "last_of", "learn", "visit"]
+
+
+def learn(
+    state: SAGAState, chunk: Chunk, problem: Problem, *, chunk_id: Hashable = None, replace: bool = False
+) -> tuple[SAGAState, Hashable]:
+    """The state after one pass over a chunk, new, known or in place of the one that has its id, and the id.
+
+    Raises
+    ------
+    ValueError
+        If the id is known with other content that is not to be replaced, or cannot be without its data.
+    """
+    key = anonymous_id(state, chunk.content) if chunk_id is None else chunk_id
+    known = state.chunks.get(key)
+    if known is not None and not is_other(chunk, known):
+        chunk = chunk._replace(content=known.content)
+    elif known is not None:
+        if not replace:
+            raise ValueError(
+                f"chunk_id={chunk_id!r} is known with other content; give new content a new chunk_id, or "
+                "none, or replace=True"
+            )
+        if known.total is None:
+            raise ValueError(
+                f"chunk_id={chunk_id!r} has so few rows that replace=True needs its old data: first "
+                f"forget({chunk_id!r}, X_old, y_old), then partial_fit with the new"
+            )
+        state = forget(state, key, problem)
+    return visit(state, key, chunk, problem), key
+
+
+def is_other(chunk: Chunk, known: ChunkMemory) -> bool:
+    """Whether a chunk is not the one known, as far as is known of both: content that was not hashed is "" """
+    if chunk.content and known.content:
+        return chunk.content != known.content
+    return len(chunk.targets) != len(known.gradients)
+
+
+def forget(state: SAGAState, chunk_id: Hashable, problem: Problem, chunk: Chunk | None = None) -> SAGAState:
+    """The state without one chunk: as if its rows had no memory, and no part in the sums.
+
+    x stays where it is, and moves on at the next visit of another chunk.
+
+    Parameters
+    ----------
+    state : SAGAState
+    chunk_id : str, int or tuple
+        A key of ``state.chunks``.
+    problem : Problem
+    chunk : Chunk, default=None
+        The data of the chunk, needed where its memory has no ``total``. With it column statistics are
+        those of the rest; without, and where its memory has none either, the chunk is taken to be like the rest.
+
+    Raises
+    ------
+    ValueError
+        If the chunk is unknown, or its data are needed.
+    """
+    memory = state.chunks.get(chunk_id)
+    if memory is None:
+        raise ValueError(f"chunk_id={chunk_id!r} is not known; known are the keys of state_.chunks")
+    total = memory.total
+    if total is None:
+        if chunk is None:
+            raise ValueError(
+                f"chunk_id={chunk_id!r} has so few rows that their sum of gradients was not kept; "
+                "give its data as well: forget(chunk_id, X, y)"
+            )
+        total = weighted_sum(chunk.rows, memory.gradients.astype(float), problem)
+    stats, head = without(state.stats, counted_stats(memory, chunk, state.stats, problem)), state.head
+    rows, weight, left = head.rows - memory.rows, head.weight - memory.weight, head.gradient_sum - total
+    if not rows:  # nothing, not what rounding left
+        weight, left = 0.0, np.zeros_like(left)
+    preconditioner_key, stale = state.preconditioner_for
+    return state._replace(
+        head=leave_pass(head)._replace(gradient_sum=frozen(left), weight=weight, rows=rows, diverged=False),
+        stats=stats,
+        preconditioner_for=(preconditioner_key, stale + staleness(state.stats, stats, problem)),
+        chunks=state.chunks.without(chunk_id),
+        window_ids=state.window_ids.without(chunk_id),
+        digest=digest(state.digest, "forget", chunk_id),
+    )
+
+
+def last_of(state: SAGAState, content: str) -> Hashable | None:
+    """Id of the last chunk of this content that came without an id, or None."""
+    occurrence = 0
+    while (content, occurrence) in state.chunks:
+        occurrence += 1
+    return (content, occurrence - 1) if occurrence else None
+
+
+def anonymous_id(state: SAGAState, content: str) -> Hashable:
+    """Id of a chunk that came without one: the least visited of equal content, or a new one."""
+    same, occurrence = [], 0
+    while (content, occurrence) in state.chunks:
+        same.append((content, occurrence))
+        occurrence += 1
+    return min(same, key=lambda key: state.chunks[key].visits) if same else (content, 0)
+
+
+# In a stream a chunk's first step is its share of the rows; that of each visit more is so many times longer.
+TRUSTED = 3.0
+
+
+def _stats_pay(memory: ChunkMemory) -> bool:
+    """Whether column statistics, 49 bytes a column, are small beside the gradients, with the total."""
+    return memory.total is not None and memory.total.nbytes + 49 * memory.total.shape[1] <= memory.gradients.nbytes / 4
+
+
+def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) -> SAGAState:
+    """The state after one pass over one chunk that arrived, new or known.
+
+    Raises
+    ------
+    ValueError
+        If the id is known with other content.
+    """
+    memory = state.chunks.get(chunk_id)
+    head, stats, window_ids, own = state.head, state.stats, state.window_ids, None
+    preconditioner_key, stale = state.preconditioner_for
+    if memory is None or memory.weights_content != chunk.weights_content:
+        own = column_stats(chunk, problem)
+        stats = merge(stats if memory is None else without(stats, counted_stats(memory, chunk, stats, problem)), own)
+        stale += staleness(state.stats, stats, problem)
+    axes = state.metric
+    if axes is None or preconditioner_key != problem.preconditioner_key or stale > STALE:
+        axes, stale = choose_preconditioner(stats, problem), 0.0
+        head = head._replace(limits=frozen(np.full(len(axes.scale), np.inf)))
+    if own is not None:
+        head = head._replace(limits=frozen(np.minimum(head.limits, axis_limits(own, axes, problem))))
+    visits, known, metric = memory.visits if memory else 0, len(state.chunks), axes
+    if problem.average:
+        # A new chunk may lie far from the others: x follows it by its share first.
+        share = len(chunk.targets) / max(stats.rows, 1)
+        metric = metric._replace(step_factor=min(metric.step_factor, share * TRUSTED ** min(visits, 99)))
+    returns = window_is_due(chunk_id, window_ids, known, head.window_count)
+    if returns or stream_window_is_due(window_ids, known, head.window_count, first=memory is None):
+        head, window_ids, returns = open_window(head, problem, metric), ImmutableMap(), memory is not None
+    if returns:
+        head = begin_pass(head)
+    elif chunk_id in window_ids or (memory is None and known):
+        head = leave_pass(head)
+    seed = visit_seed(state.seed, chunk_id, visits)
+    head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
+    if own is not None:
+        memory = memory._replace(stats=own._replace(products=None) if _stats_pay(memory) else None)
+    return SAGAState(
+        head,
+        stats,
+        axes,
+        (problem.preconditioner_key, stale),
+        state.chunks.set(chunk_id, memory),
+        window_ids.set(chunk_id, visits == 0),
+        visit_digest(state.digest, chunk_id, memory, problem),
+        state.seed,
+    )
+
+
+def counted_stats(memory: ChunkMemory, chunk: Chunk | None, whole: ColumnStats, problem: Problem) -> ColumnStats:
+    """The statistics with which a chunk counts among the whole's, as far as they are known, or its data given."""
+    if memory.stats is not None and (chunk is None or memory.weights_content):
+        return memory.stats
+    if chunk is None:
+        return typical(whole, memory.rows)
+    stats = column_stats(chunk._replace(weights=np.empty(0)), problem)  # of weights only the sum is known
+    factor = memory.weight / stats.weight
+    return stats._replace(
+        rows=memory.rows,
+        weight=memory.weight,
+        squares=stats.squares * factor,
+        cross=stats.cross * factor,
+        products=None if stats.products is None else stats.products * factor,
+    )

@@ -1,0 +1,82 @@
+"""F along a line, and the rows that rise there."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..data.chunk import frozen
+from ..kernels.epoch import kernels_for
+from ..kernels.intrinsics import room_for
+from ..penalties import ElasticNet, penalty_values
+from .local_model import predictions, take_extremes
+
+if TYPE_CHECKING:
+    from ..data.chunk import Chunk
+    from .local_model import Extremes
+    from .problem import Problem
+
+__all__ = ["STEPS", "best_on_line", "chunk_values", "line_values", "penalty_within", "rising_rows", "row_values"]
+
+
+# Lengths of the step at which F is evaluated, where the quadratic model may be wrong.
+STEPS = (*4.0 ** np.arange(-6.0, 0.0), 0.5, 1.0, 2.0, *4.0 ** np.arange(1.0, 7.0))
+
+
+def chunk_values(chunk: Chunk, x: np.ndarray, move: np.ndarray, lengths: np.ndarray, problem: Problem) -> np.ndarray:
+    """Sums of the weighted losses of a chunk at ``x + length * move``, for each of the lengths."""
+    return line_values(chunk, predictions(chunk.rows, x), predictions(chunk.rows, move), lengths, problem)
+
+
+def rising_rows(chunk: Chunk, x: np.ndarray, move: np.ndarray, problem: Problem, count: int, least: float) -> Extremes:
+    """The rows, so many at most, whose losses rise most from x to ``x + move``, by so much at least.
+
+    Along the move they have more curvature than at x.
+    """
+    z = predictions(chunk.rows, x)
+    rises = row_values(chunk, z + predictions(chunk.rows, move), problem) - row_values(chunk, z, problem)
+    found = np.flatnonzero(~(rises < least))
+    most = np.argsort(-np.nan_to_num(rises[found], nan=np.inf), kind="stable")[:count]
+    return take_extremes(chunk, np.sort(found[most]))
+
+
+def row_values(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) -> np.ndarray:
+    """The weighted loss of each row at its predictions."""
+    kernel, values = kernels_for(problem.loss, problem.penalty).row_values, np.empty(len(z))
+    with np.errstate(all="ignore"):
+        kernel(frozen(z), frozen(chunk.targets), frozen(chunk.weights), values, room_for(z.shape[1]), problem.loss)
+    return values
+
+
+def line_values(
+    chunk: Chunk | Extremes, z: np.ndarray, dz: np.ndarray, steps: np.ndarray, problem: Problem
+) -> np.ndarray:
+    values, kernel = np.zeros(len(steps)), kernels_for(problem.loss, problem.penalty).values_on_line
+    arrays = (np.ascontiguousarray(part) for part in (z, dz, chunk.targets, chunk.weights))
+    with np.errstate(all="ignore"):
+        kernel(*map(frozen, arrays), steps, values, room_for(z.shape[1]), problem.loss)
+    return values
+
+
+def best_on_line(
+    x: np.ndarray, move: np.ndarray, lengths: np.ndarray, sums: np.ndarray, weight: float, problem: Problem
+) -> tuple[np.ndarray, float]:
+    """The best of the points of ``chunk_values``, and by how much F is less there than at x, of length zero."""
+    points = [x + length * move for length in lengths]
+    penalties = [penalty_within(point[:, :-1], problem) for point in points]
+    values = sums / weight + np.array(penalties)
+    values[~np.isfinite(values)] = np.inf
+    best = int(np.argmin(values))
+    return frozen(points[best]), float(values[0] - values[best])
+
+
+def penalty_within(coefficients: np.ndarray, problem: Problem) -> float:
+    """The penalty, infinite out of bounds."""
+    penalty = problem.penalty
+    if isinstance(penalty, ElasticNet) and (
+        (coefficients < penalty.lower).any() or (coefficients > penalty.upper).any()
+    ):
+        return math.inf
+    return float(penalty_values(penalty, coefficients).sum())

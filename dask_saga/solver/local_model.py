@@ -1,0 +1,329 @@
+"""F near x: a quadratic, and the losses of the few rows that a quadratic would misjudge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from ..data.chunk import frozen, row_blocks
+from ..data.statistics import MOMENTS, column_stats, gram
+from ..kernels.column_moments import LARGEST_ENTRY, dense_leverages, sparse_leverages
+from ..kernels.epoch import kernels_for
+from ..kernels.intrinsics import room_for
+from ..kernels.vectors import dense_predictions, sparse_predictions
+from .optimality import chunk_gradient
+
+if TYPE_CHECKING:
+    from ..data.chunk import Chunk
+    from ..data.statistics import ColumnStats
+    from .preconditioner import Preconditioner
+    from .problem import Problem
+
+__all__ = [
+    "Extremes",
+    "LocalModel",
+    "ModelPlan",
+    "has_extreme_columns",
+    "join_extremes",
+    "local_model",
+    "merge_models",
+    "plan_model",
+    "predictions",
+    "row_derivatives",
+    "take_extremes",
+]
+
+
+# The Hessian has at most so many entries, over all outputs; else only its diagonal is used.
+MOST_ENTRIES = 2**22
+
+# Rows that the Hessian is the sum of, for each column, and at least; and entries that they have at most.
+ROWS_PER_COLUMN, LEAST_ROWS, MOST_USED = 50, 2**13, 2**25
+
+# A chunk gives at least so many of them.
+LEAST_CHUNK_ROWS = 2**10
+
+# Rows are kept apart whose share of a column's curvature is above the first: so many at most, and so many of a chunk
+# at least.
+APART, MOST_APART, LEAST_APART = 1 / 250, 256, 4
+
+# An entry is extreme whose square is such a share of the column's squares, if that is so many times their mean.
+EXTREME_SHARE, LEAST_EXTREME = 0.1, 40.0
+
+# Where they have such a share of one column together, more are looked for.
+RULES = 0.2
+
+# In each of so many rounds, those whose share is so much of the largest one.
+PEELS, PEELED = 8, 0.3
+
+
+class ModelPlan(NamedTuple):
+    """How a chunk's share of the Hessian is found.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of the chunk that are used.
+    full : bool
+        Whether the Hessian is a matrix. Else it is its diagonal, of all rows.
+    extreme : bool
+        Whether rows with a large part of a column's curvature are looked for.
+    apart : int
+        How many of these are kept apart, at most.
+    """
+
+    rows: int
+    full: bool
+    extreme: bool
+    apart: int
+
+
+class Extremes(NamedTuple):
+    """A few rows, each of which makes up much of the curvature of a column.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (m, p)
+    targets : ndarray of shape (m, 1) or (m, k)
+    weights : ndarray of shape (m,)
+    numbers : ndarray of shape (m, 2), int64
+        What tells a row from others: of its chunk's content, and its own.
+    """
+
+    rows: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    numbers: np.ndarray
+
+
+class LocalModel(NamedTuple):
+    """The sum of the losses near x, to second order. Sums of the models of chunks are models of all.
+
+    Parameters
+    ----------
+    value : float
+        Sum of the weighted losses at x.
+    gradient : ndarray of shape (k, p + 1)
+        Sum of the weighted gradients, the intercept last.
+    curvature : ndarray of shape (k,)
+        Sum of the weighted second derivatives.
+    mean : ndarray of shape (k, p)
+        Mean of the rows, weighted by these; zero without an intercept.
+    hessian : ndarray of shape (k, p, p) or (k, p)
+        Second moments of the rows about this mean, weighted so: the Hessian of each output, where the intercept
+        follows the coefficients. Or the diagonals.
+    extremes : Extremes
+        Rows that are not part of these three. Their losses are no quadratic: they are kept as they are.
+    """
+
+    value: float
+    gradient: np.ndarray
+    curvature: np.ndarray
+    mean: np.ndarray
+    hessian: np.ndarray
+    extremes: Extremes
+
+
+def has_extreme_columns(stats: ColumnStats) -> bool:
+    """Whether the square of an entry, from its column's mean, is much of the sum of all, or far above their mean."""
+    if not stats.rows:
+        return False
+    far = np.maximum(stats.high - stats.mean, stats.mean - stats.low) ** 2
+    usual = stats.squares / stats.weight
+    if stats.sparse:  # of columns that not every row stores, the mean square of what is stored
+        stored = (usual + stats.mean**2) * stats.rows / np.maximum(stats.counts, 1)
+        far, usual = np.where(stats.full, far, stats.high**2), np.where(stats.full, usual, stored)
+    limits = np.clip(stats.counts * EXTREME_SHARE, np.minimum(LEAST_EXTREME, 0.5 * stats.counts), LARGEST_ENTRY)
+    return bool((far > limits * usual).any())
+
+
+def plan_model(stats: ColumnStats, outputs: int, chunks: int) -> ModelPlan:
+    """The plan for each of so many chunks."""
+    p = len(stats.mean)
+    rows = min(max(LEAST_ROWS, ROWS_PER_COLUMN * p), MOST_USED // p)
+    full = outputs * p**2 <= MOST_ENTRIES
+    apart = max(MOST_APART // chunks, LEAST_APART)
+    return ModelPlan(max(rows // chunks, LEAST_CHUNK_ROWS), full, has_extreme_columns(stats), apart)
+
+
+def local_model(
+    chunk: Chunk, x: np.ndarray, problem: Problem, metric: Preconditioner, plan: ModelPlan, gradient: bool = True
+) -> LocalModel:
+    """The model of one chunk; without `gradient` its value and gradient are zero, and only some rows are read."""
+    value, sums = chunk_gradient(chunk, x, problem) if gradient else (0.0, np.zeros_like(x))
+    centre = metric.shift if problem.fit_intercept else np.zeros_like(metric.shift)
+    if not plan.full:
+        return LocalModel(value, sums, *_diagonals(chunk, x, problem), take_extremes(chunk, np.empty(0, int)))
+    some, extremes = _drawn_rows(chunk, x, problem, plan)
+    curvatures = row_derivatives(some, predictions(some.rows, x), problem)[1]
+    parts = [_centred_moments(some.rows, own, centre, problem) for own in np.ascontiguousarray(curvatures.T)]
+    return LocalModel(value, sums, *(np.array(part) for part in zip(*parts, strict=True)), extremes)
+
+
+def merge_models(*models: LocalModel) -> LocalModel:
+    """The model of all rows (Chan, Golub, LeVeque 1983, equation 2.1)."""
+    whole = models[0]
+    for other in models[1:]:
+        curvature = whole.curvature + other.curvature
+        safe = np.where(curvature > 0, curvature, 1.0)
+        apart, share = other.mean - whole.mean, (other.curvature / safe)[:, None]
+        factor = whole.curvature[:, None] * share
+        if whole.hessian.ndim == 3:
+            between = factor[:, :, None] * apart[:, :, None] * apart[:, None, :]
+        else:
+            between = factor * apart**2
+        whole = LocalModel(
+            whole.value + other.value,
+            whole.gradient + other.gradient,
+            curvature,
+            whole.mean + share * apart,
+            whole.hessian + other.hessian + between,
+            join_extremes(whole.extremes, other.extremes),
+        )
+    return whole
+
+
+def row_derivatives(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted first and second derivatives of each row's loss at its predictions z, both of shape (n, k)."""
+    slopes, curvatures = np.empty_like(z), np.empty_like(z)
+    kernel, room = kernels_for(problem.loss, problem.penalty).derivatives, room_for(z.shape[1])
+    with np.errstate(all="ignore"):
+        kernel(frozen(z), frozen(chunk.targets), frozen(chunk.weights), slopes, curvatures, room, problem.loss)
+    return slopes, curvatures
+
+
+def predictions(rows: Any, x: np.ndarray) -> np.ndarray:
+    predict = sparse_predictions if sp.issparse(rows) else dense_predictions
+    z = np.empty((rows.shape[0], len(x)))
+    for block, arrays in row_blocks(rows, slice(0, rows.shape[0])):
+        predict(*arrays, frozen(x), z[block])
+    return z
+
+
+def _drawn_rows(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) -> tuple[Chunk, Extremes]:
+    """Rows at random, whose weighted sums have those of the chunk as expectations, and those that are kept apart.
+
+    Where columns have extreme entries, the chance of a row is its share of the columns' curvatures (its diagonal
+    leverage). Rows that have a large share of any column's are kept apart.
+    """
+    used = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets))
+    chance, apart = np.full(len(used), min(1.0, plan.rows / max(len(used), 1))), used[:0]
+    if plan.extreme and len(used):
+        apart, leverages = _peeled(chunk, x, problem, plan)
+        used = np.setdiff1d(used, apart, assume_unique=True)
+        chance = np.full(len(used), min(1.0, plan.rows / max(len(used), 1)))
+        total = leverages[used].sum()
+        if plan.rows < len(used) and 0.0 < total < np.inf:  # where a loss is not finite, nothing is known
+            chance = np.minimum(1.0, 0.5 * (chance + plan.rows * leverages[used] / total))
+    extremes = take_extremes(chunk, apart)
+    if plan.rows >= len(used) and not len(apart):
+        return chunk, extremes
+    drawn = np.random.default_rng(list(chunk.content.encode())).random(len(used)) < chance
+    some, weights = used[drawn], chunk.row_weights
+    return chunk._replace(
+        rows=chunk.rows[some], targets=chunk.targets[some], weights=weights[some] / chance[drawn]
+    ), extremes
+
+
+def _peeled(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of rows that have a large share of a column's curvature, and the diagonal leverage of each of the others.
+
+    Where they have most of it, others may have a large share of what remains: they are looked for again.
+    """
+    curvatures = row_derivatives(chunk, predictions(chunk.rows, x), problem)[1].sum(axis=1)
+    apart = np.empty(0, int)
+    for _ in range(PEELS):
+        shares = _Shares(chunk, curvatures, problem)
+        far = np.flatnonzero(shares.largest > max(APART, PEELED * shares.largest.max()))
+        far = far[np.argsort(-shares.largest[far], kind="stable")[: plan.apart - len(apart)]]
+        if not len(far):
+            break
+        apart, rules = np.append(apart, far), (shares.of(far).sum(axis=0) > RULES).any()
+        curvatures[far] = 0.0
+        if not rules:
+            break
+    return np.sort(apart), np.where(curvatures > 0, shares.sums, 0.0)
+
+
+class _Shares:
+    """Each row's shares of the columns' curvatures: their sum, which is its diagonal leverage, and the largest."""
+
+    def __init__(self, chunk: Chunk, curvatures: np.ndarray, problem: Problem):
+        self.chunk, self.curvatures = chunk, curvatures
+        stats = column_stats(chunk._replace(weights=curvatures), problem._replace(precondition=False))
+        self.centre, squares = stats.mean, stats.squares
+        if stats.sparse:
+            self.centre = np.where(stats.full, self.centre, 0.0)
+            squares = np.where(stats.full, squares, squares + stats.weight * stats.mean**2)
+        self.scale = np.divide(1.0, squares, out=np.zeros_like(squares), where=squares > 0)
+        self.sums, self.largest = np.empty((2, len(curvatures)))
+        measure = sparse_leverages if sp.issparse(chunk.rows) else dense_leverages
+        for block, arrays in row_blocks(chunk.rows, slice(0, len(curvatures))):
+            measure(*arrays, frozen(self.centre), frozen(self.scale), self.sums[block], self.largest[block])
+        self.sums *= curvatures
+        self.largest *= curvatures
+
+    def of(self, some: np.ndarray) -> np.ndarray:
+        """The shares of some rows, of shape (m, p)."""
+        rows = take_extremes(self.chunk, some).rows
+        return np.where(rows != 0, (rows - self.centre) ** 2 * self.scale, 0.0) * self.curvatures[some, None]
+
+
+def take_extremes(chunk: Chunk, some: np.ndarray) -> Extremes:
+    rows = chunk.rows[some]
+    rows = (rows.toarray() if sp.issparse(rows) else rows).astype(np.float64)
+    numbers = np.column_stack([np.full(len(some), int(chunk.content[:15] or "0", 16)), some])
+    return Extremes(rows, chunk.targets[some], chunk.row_weights[some], numbers)
+
+
+def join_extremes(*parts: Extremes) -> Extremes:
+    """Extreme rows of all parts, each once."""
+    joined = Extremes(*map(np.concatenate, zip(*parts, strict=True)))
+    _, first = np.unique(joined.numbers, axis=0, return_index=True)
+    return Extremes(*(part[np.sort(first)] for part in joined))
+
+
+def _centred_moments(
+    rows: Any, weights: np.ndarray, centre: np.ndarray, problem: Problem
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Sum of the weights, weighted mean of the rows, and weighted second moments about it.
+
+    Columns that every row stores are centred twice, as values far from zero would lose their digits.
+    """
+    total, intercept = float(weights.sum()), problem.fit_intercept
+    if total <= 0:
+        return 0.0, np.zeros(len(centre)), np.zeros((len(centre), len(centre)))
+    if not sp.issparse(rows):
+        if not intercept:
+            return total, centre, gram(rows, weights, centre, problem.n_threads)
+        blocks = [slice(start, start + MOMENTS) for start in range(0, len(weights), MOMENTS)]
+        mean = centre + sum(((rows[b] - centre) * weights[b, None]).sum(axis=0) for b in blocks) / total
+        return total, mean, gram(rows, weights, mean, problem.n_threads)
+    mean = np.zeros_like(centre)
+    if intercept:
+        stored = centre != 0
+        apart = _shifted(rows, centre)
+        centre = np.where(stored, centre + (apart.T @ weights) / total, 0.0)
+        rows = _shifted(rows, centre)
+        mean = (rows.T @ weights) / total
+    scaled = sp.diags_array(np.sqrt(weights)) @ rows
+    moments = (scaled.T @ scaled).toarray() - total * np.outer(mean, mean)
+    return total, centre + mean if intercept else mean, moments
+
+
+def _shifted(rows: Any, centre: np.ndarray) -> Any:
+    """Sparse rows less a centre that is zero in columns that not every row stores."""
+    return sp.csr_array((rows.data - centre[rows.indices], rows.indices, rows.indptr), shape=rows.shape)
+
+
+def _diagonals(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same with diagonals of the second moments."""
+    parts = []
+    for own in np.ascontiguousarray(row_derivatives(chunk, predictions(chunk.rows, x), problem)[1].T):
+        stats = column_stats(chunk._replace(weights=own), problem._replace(precondition=False))
+        apart = problem.fit_intercept
+        squares = stats.squares if apart else stats.squares + stats.weight * stats.mean**2
+        parts.append((stats.weight, stats.mean if apart else np.zeros_like(stats.mean), squares))
+    return tuple(np.array(part) for part in zip(*parts, strict=True))

@@ -1,0 +1,111 @@
+"""The minimum of a quadratic plus the penalty: by a Cholesky factor, or by coordinate descent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+from ..data.chunk import frozen
+from ..kernels.epoch import kernels_for
+from ..penalties import ElasticNet, penalty_values
+
+if TYPE_CHECKING:
+    from .problem import Problem
+
+__all__ = ["is_smooth", "proximal_step", "smooth_step"]
+
+
+# Relative ridge that keeps Cholesky factors of dependent columns positive.
+RIDGE = 1e-11
+
+# Sweeps of coordinate descent, and rounds of it with an exact solution on the support.
+SWEEPS, SUPPORT_ROUNDS = 50, 30
+
+# What coordinate descent may leave of the decrease.
+LEFT = 1e-6
+
+
+def is_smooth(penalty: Any) -> bool:
+    return isinstance(penalty, ElasticNet) and penalty.rotates
+
+
+def smooth_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, float]:
+    l2 = problem.penalty.l2
+    slope = slope + l2 * x
+    if hessian.ndim == 1:
+        curvature = hessian + l2
+        move = np.divide(-slope, curvature, out=np.zeros_like(slope), where=curvature > 0)
+    else:
+        move = _solve(hessian + l2 * np.eye(len(x)), -slope)
+    return move, float(-0.5 * slope @ move)
+
+
+def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The solution for a positive semidefinite matrix; zero where its diagonal is."""
+    known = np.diag(matrix) > 0
+    units = np.sqrt(np.where(known, np.diag(matrix), 1.0))
+    scaled = np.where(np.outer(known, known), matrix / np.outer(units, units), 0.0)
+    for ridge in (RIDGE, 1e-8, 1e-5):
+        np.fill_diagonal(scaled, 1.0 + ridge)
+        try:
+            factor = cho_factor(scaled, lower=True)
+        except (LinAlgError, ValueError):
+            continue
+        return np.where(known, cho_solve(factor, np.where(known, right, 0.0) / units) / units, 0.0)
+    return np.where(known, right / units**2, 0.0)
+
+
+def proximal_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, float]:
+    penalty, descend = problem.penalty, kernels_for(problem.loss, problem.penalty).coordinate_descent
+    if hessian.ndim == 1:  # no coordinate depends on another
+        hessian = hessian[:, None]
+        parts = [proximal_step(hessian[j : j + 1], slope[j : j + 1], x[j : j + 1], problem) for j in range(len(x))]
+        return np.concatenate([move for move, _ in parts]), sum(gain for _, gain in parts)
+
+    def left(move: np.ndarray) -> float:
+        return float(slope @ move + 0.5 * move @ hessian @ move + (penalty_of(x + move) - penalty_of(x)).sum())
+
+    def penalty_of(values: np.ndarray) -> np.ndarray:
+        return penalty_values(penalty, values)
+
+    move, best = np.zeros_like(x), 0.0
+    for _ in range(SUPPORT_ROUNDS):
+        before = best
+        now = slope + hessian @ move
+        descend(frozen(hessian), now, frozen(x), move, penalty, SWEEPS, LEFT * abs(best) / len(x))
+        best = left(move)
+        if isinstance(penalty, ElasticNet):
+            exact = _on_support(hessian, slope, x, move, penalty)
+            if left(exact) < best:
+                move, best = exact, left(exact)
+        if before - best <= LEFT * abs(best):
+            break
+    return move, max(-best, 0.0)
+
+
+def _on_support(
+    hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, move: np.ndarray, penalty: ElasticNet
+) -> np.ndarray:
+    """The minimum among the coefficients that are not at zero or a bound, as far as none of them gets there."""
+    move = move.copy()
+    for _ in range(len(x)):
+        there = x + move
+        free = (there > penalty.lower) & (there < penalty.upper) & ((there != 0) | (penalty.l1 == 0))
+        if not free.any():
+            break
+        now = (slope + hessian @ move + penalty.l1 * np.sign(there) + penalty.l2 * there)[free]
+        toward = _solve(hessian[np.ix_(free, free)] + penalty.l2 * np.eye(free.sum()), -now)
+        own = there[free]
+        ends = np.where(toward > 0, penalty.upper, penalty.lower)
+        if penalty.l1:  # the sign stays
+            ends = np.where(own * toward < 0, np.clip(0.0, penalty.lower, penalty.upper), ends)
+        reach = np.divide(ends - own, toward, out=np.full_like(own, np.inf), where=toward != 0)
+        share = min(1.0, reach.min())
+        new = own + share * toward
+        new = np.where(reach <= share, ends, new)
+        move[free] = new - x[free]
+        if share == 1.0:
+            break
+    return move

@@ -1,0 +1,179 @@
+"""Kernels run over the rows of a visit, by threads that share them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data.chunk import frozen, row_arrays
+from ..execution.threads import even_slices, run_together, threads
+from ..kernels.column_table import fill_table, read_table, room_of_tables
+from ..kernels.epoch import Pass, kernels_for
+from ..kernels.intrinsics import GROUP, room_for
+from ..kernels.table_merge import TableMerge, bring_together
+from ..penalties import ElasticNet
+from .preconditioner import shift_of, solver_rows
+
+if TYPE_CHECKING:
+    from ..data.chunk import Chunk
+    from .preconditioner import Preconditioner
+    from .problem import Problem
+
+__all__ = ["ENTRIES_A_COEFFICIENT", "share_dense_steps", "share_sparse_steps"]
+
+
+# Rows share x where the longest step of one is at most so long in units of the inverse of its curvature: four implicit
+# ones along one direction, of h / (1 + h) each, then do not overshoot by more than they were off.
+SHORT = 1.0
+
+# Times that threads bring together what they found in each half of a visit, at most.
+ROUNDS, SPARSE_ROUNDS = 16, 3
+
+# Visits of a column by each thread in a round from which it is brought together after every one.
+OFTEN = 2
+
+# Share of the bound of a loss's curvature by which rows of a round move a column, about: a bound is rarely met.
+MOVED = 0.25
+
+# How many times the mean of threads' moves a column goes at most.
+FARTHEST = 1.5
+
+# Entries of a thread's rows in a round, at least: of dense rows, and for each of x, as x and the sum are copied, and
+# what threads find apart is only averaged; of sparse rows, and for each column that is merged after every round.
+ROUND_ENTRIES, ENTRIES_A_COEFFICIENT = 2**17, 32
+
+SPARSE_ROUND_ENTRIES, ENTRIES_A_COLUMN = 2**15, 8
+
+
+def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
+    """Steps from one x and gradient sum over the rows of all threads, which write to the gradients.
+
+    Threads go on from one x and one sum, each on its own copies, and bring together the mean of the former
+    and the changes of the latter, several times. As a mean moves less than its parts, steps are raised.
+
+    Returns
+    -------
+    x, middle, gradient_sum : ndarray of shape (k, p + 1)
+        x at the end, and halfway.
+    """
+    x, middle, gradient_sum = start.copy(), start.copy(), before.copy()
+    if len(orders) == 1:
+        _run_steps(orders[0], x, middle, gradient_sum, left, plan=plan, chunk=chunk, **how)
+        return x, middle, gradient_sum
+    plan = _raised(plan, len(orders), how["problem"])
+    rounds = 2 * _worth(chunk, len(orders), max(ROUND_ENTRIES, ENTRIES_A_COEFFICIENT * x.size), ROUNDS)
+    with threads(len(orders)) as each, np.errstate(over="ignore", invalid="ignore"):
+        for k, (share, parts) in enumerate(zip(*_rounds(orders, left, rounds), strict=True)):
+            if k == rounds // 2:
+                middle[:] = x
+            copies = [(x.copy(), middle.copy(), gradient_sum.copy()) for _ in parts]
+
+            def run(part, copy, share=share):
+                _run_steps(part, *copy, share, plan=plan, chunk=chunk, **how)
+
+            list(each(run, parts, copies))
+            counts = np.array([len(part) for part in parts])
+            if not counts.any():  # no row has weight, or there are fewer rows than rounds
+                continue
+            x[:] = sum(count / counts.sum() * own for count, (own, *_) in zip(counts, copies, strict=True))
+            gradient_sum += sum(own - gradient_sum for *_, own in copies)
+    return x, middle, gradient_sum
+
+
+def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, plan, chunk, head, problem, metric):
+    """The same of sparse rows: threads have tables of the columns, and bring together themselves what these hold."""
+    (outputs, p), count = (len(start), start.shape[1] - 1), len(orders)
+    x, middle, gradient_sum = np.empty_like(start), np.empty_like(start), np.empty_like(before)
+    plan, shift = _raised(plan, count, problem), shift_of(metric)
+    step, shifted = _step(plan, head, problem, metric), bool(shift.any())
+    how = _meeting(orders, chunk, step, problem, metric) if count > 1 else None
+    lefts, parts = _rounds(orders, left, how.rounds if how else 2)
+
+    sparse_pass = kernels_for(problem.loss, problem.penalty).sparse_pass
+    rows = (*row_arrays(chunk.rows, slice(0, len(chunk.targets))), frozen(chunk.targets), frozen(chunk.weights))
+    l2 = problem.penalty.l2 if isinstance(problem.penalty, ElasticNet) else 0.0
+    coordinates = (anchor, shift, frozen(metric.scale), frozen(metric.inverse_density), step, l2)
+    tables, ends = room_of_tables(count, p, outputs, past == 0.0 and not shifted)
+
+    def run(t: int, *meeting: np.ndarray) -> bool:
+        table, own = tables[t], ends[t]
+        fill_table(start, before, *coordinates, table, own)
+        if count > 1:
+            mine = even_slices(p + 1, count)[t]
+            x[:, mine], gradient_sum[:, mine] = start[:, mine], before[:, mine]
+        for k, pair in enumerate(lefts):
+            do = _pass_of(len(parts[k][t]), pair, past, plan, head, problem, metric)
+            rest = (plan.lengths, gradients, table, shifted, own, do, room_for(outputs), problem.loss, problem.penalty)
+            sparse_pass(*rows, frozen(parts[k][t]), *rest)
+            if count == 1:
+                read_table(table, own, *((middle, gradient_sum[:0]) if k == 0 else (x, gradient_sum)))
+            elif not bring_together(t, k, *meeting, how, tables, ends, x, middle, gradient_sum):
+                return False
+        return True
+
+    run_together(count, run)
+    return x, middle, gradient_sum
+
+
+def _meeting(orders: list, chunk: Chunk, step: float, problem: Problem, metric: Preconditioner) -> TableMerge:
+    """How the threads that visit these rows meet."""
+    visits, count = np.array([len(order) for order in orders]), len(orders)
+    # A column of rarity r is met visits / r times.
+    frequent = np.count_nonzero(metric.inverse_density < visits.mean() / (2 * OFTEN * SPARSE_ROUNDS))
+    rounds = 2 * _worth(chunk, count, max(SPARSE_ROUND_ENTRIES, ENTRIES_A_COLUMN * frequent), SPARSE_ROUNDS)
+    limit = visits.mean() / (OFTEN * rounds)
+    # A mean leaves no domain of a penalty of the user's own.
+    limits = 1.0, np.inf, -np.inf, np.inf
+    if isinstance(problem.penalty, ElasticNet):
+        limits = FARTHEST, -math.log(FARTHEST - 1.0), problem.penalty.lower, problem.penalty.upper
+    return TableMerge(
+        visits / max(visits.sum(), 1), rounds, np.flatnonzero(metric.inverse_density < limit).astype(np.int32), limit,
+        frozen(metric.inverse_density), frozen(metric.spread), MOVED * metric.curvature * visits.mean() / rounds, step,
+        *limits,
+    )  # fmt: skip
+
+
+def _raised(plan: Any, count: int, problem: Any) -> Any:
+    return plan._replace(step=plan.step * count**0.5) if problem.automatic else plan
+
+
+def _worth(chunk: Chunk, count: int, least: int, most: int) -> int:
+    """Rounds of so many threads in half a visit, of at least so many entries of each."""
+    return min(max(chunk.entries // (count * least), 1), most)
+
+
+def _rounds(orders: list, left: tuple, rounds: int) -> tuple[list, list]:
+    """The shares left at the start and end of each round, and the rows of each thread in it."""
+    parts = list(zip(*([order[part] for part in even_slices(len(order), rounds)] for order in orders), strict=True))
+    done = np.cumsum([0, *(sum(map(len, some)) for some in parts)])
+    lefts = left[0] + (left[1] - left[0]) * done / max(done[-1], 1)
+    return list(itertools.pairwise(lefts.tolist())), parts
+
+
+def _step(plan, head, problem, metric) -> float:
+    return problem.step(metric, head.step_multiplier) * plan.step
+
+
+def _pass_of(visits, left, past, plan, head, problem, metric) -> Pass:
+    """What a kernel is told, of so many visits."""
+    bound, step, less = float(problem.loss.curvature or 0.0), _step(plan, head, problem, metric), left[0] - left[1]
+    short = problem.automatic and bound and step * plan.pull * plan.often * bound <= SHORT
+    return Pass(
+        step, step if problem.fit_intercept else 0.0, 1.0 / head.weight, left[0], less / max(visits, 1), past,
+        plan.pull, plan.often, plan.most, bound, GROUP if short else 1, 0,
+    )  # fmt: skip
+
+
+def _run_steps(order, x, middle, gradient_sum, left, *, anchor, past, gradients, plan, chunk, head, problem, metric):
+    """Call the kernel that updates the four arrays in place."""
+    kernels, written = kernels_for(problem.loss, problem.penalty), (x, middle, anchor, gradient_sum, gradients)
+    do = _pass_of(len(order), left, past, plan, head, problem, metric)
+    rest = (room_for(len(x)), problem.loss, problem.penalty)
+    coordinates = (shift_of(metric), frozen(metric.scale))
+    for block, rows, gathered in solver_rows(chunk.rows, metric, order):
+        own = do._replace(left=do.left - block.start * do.less, half=max(len(order) // 2 - block.start, -1))
+        before = (frozen(chunk.targets), frozen(chunk.weights), frozen(order[block]), plan.lengths)
+        kernels.dense_pass(frozen(rows), gathered, *before, *written, *coordinates, own, *rest)
