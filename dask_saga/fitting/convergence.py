@@ -8,20 +8,30 @@ pass, but it depends on the columns' scales. The second does not: it takes the c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..data.chunk import frozen
 from ..penalties import ElasticNet
-from ..solver.line_search import STEPS, best_on_line, chunk_values, rising_rows
-from ..solver.local_model import has_extreme_columns, join_extremes, local_model, merge_models, plan_model
+from ..solver.line_search import STEPS, best_on_line, chunk_values, rising_rows, within
+from ..solver.local_model import (
+    has_extreme_columns,
+    join_extremes,
+    local_model,
+    merge_models,
+    plan_model,
+    usual_model,
+)
 from ..solver.newton import newton_direction, sample_decrease
-from ..solver.optimality import gradient_mapping_norm
+from ..solver.optimality import gradient_mapping_norm, penalty_value
 from .fit_state import moved
 
 if TYPE_CHECKING:
-    from ..solver.local_model import ModelPlan
+    from collections.abc import Callable
+
+    from ..solver.local_model import Extremes, ModelPlan
+    from ..solver.newton import Direction
     from ..solver.problem import Problem
     from ..solver.subsample import Subsample
     from .fit_state import FitSetup, FitState
@@ -50,6 +60,10 @@ EXTREME_SECONDS, SAFEGUARD_PASSES = 0.5, 5
 # Seconds of a multiplication, of one of sparse rows, of an entry's visit, and of a pass apart from these.
 BLAS_SECONDS, SPARSE_SECONDS, VISIT_SECONDS, PASS_SECONDS = 1e-10, 3e-9, 2e-9, 3e-4
 
+# Where the other rows would go is looked at if so much of the gain seems to be left, or less.
+PROBED = 1e-2
+# What the models of all chunks may take, or else the size of the data.
+MODEL_BYTES = 2**28
 # Newton steps go on where each promises so much of what the one before did.
 HALVED = 0.5
 
@@ -83,7 +97,8 @@ class Examined(NamedTuple):
 
 def is_converged(fit: FitSetup, examined: Examined, at_zero: float, tol: float) -> bool:
     """Whether both measures are below `tol`."""
-    return examined.norm <= tol * at_zero and examined.decrease <= tol * _gain(fit, examined)
+    known = np.isfinite(examined.norm) and np.isfinite(examined.decrease)
+    return bool(known and examined.norm <= tol * at_zero and examined.decrease <= tol * _gain(fit, examined))
 
 
 def _gain(fit: FitSetup, examined: Examined) -> float:
@@ -95,7 +110,8 @@ def _gain(fit: FitSetup, examined: Examined) -> float:
 
 
 def _at_zero(fit: FitSetup) -> float:
-    return fit.prepared.value / fit.weight
+    zero = np.zeros_like(fit.prepared.zero)
+    return fit.prepared.value / fit.weight + penalty_value(zero, fit.problem)
 
 
 def confirm(fit: FitSetup, place: FitState, at_zero: float, tol: float, is_exact: bool) -> FitState:
@@ -132,7 +148,9 @@ def _holds_by_sample(fit: FitSetup, place: FitState, tol: float) -> bool:
     plan = _plan(fit, 1)._replace(extreme=False)
     decrease = executor.submit(_sample_decrease, prepared.sample[0], visited, fit.problem, plan, name="saga-decrease")
     [decrease] = executor.gather([decrease])
-    return decrease <= tol * _gain(fit, Examined(0.0, place.summary.objective, decrease, None))
+    return np.isfinite(decrease) and decrease <= tol * _gain(
+        fit, Examined(0.0, place.summary.objective, decrease, None)
+    )
 
 
 def _sample_decrease(sample: Subsample, visited: VisitResult, problem: Problem, plan: ModelPlan) -> float:
@@ -192,40 +210,63 @@ def _plan(fit: FitSetup, chunks: int, passes: float = SAFEGUARD_PASSES) -> Model
     each = SPARSE_SECONDS if prepared.stats.sparse else BLAS_SECONDS
     seconds = k * (BLAS_SECONDS * p**3 / 3 + each * used * width**2)
     budget = max(EXTREME_SECONDS if plan.extreme else 0.0, passes * (VISIT_SECONDS * entries * k + PASS_SECONDS))
-    return plan._replace(full=plan.full and seconds <= budget)
+    room = max(MODEL_BYTES, 8.0 * entries)  # that the models of all chunks may take
+    return plan._replace(full=plan.full and seconds <= budget and 8.0 * chunks * k * p**2 <= room)
 
 
 def _examine(fit: FitSetup, x: np.ndarray, passes: float = SAFEGUARD_PASSES, tol: float = 0.0) -> Examined:
-    """What one or two exact passes over all rows find at x.
+    """What exact passes over all rows find at x: the norm, F, and how much less F could be.
 
-    The second evaluates F along the Newton step. It is made where the model may be wrong: where a few rows may
-    make up a column's curvature at x, but not a step further; and, if the promised decrease is above `tol`, where
-    outputs depend on each other or the Hessian is but its diagonal.
+    One pass finds F, its gradient and its curvature. Where rows are far outside of the others, and little seems to be
+    left, two more look where the others would go: codes for missing values hide it together, none of them alone.
     """
-    source, executor, problem, prepared = fit.source, fit.source.executor, fit.problem, fit.prepared
-    plan, p = _plan(fit, len(prepared.groups), passes), len(prepared.stats.mean)
-    columns = x.size * (p if plan.full else 1)
-    models = source.map(
-        local_model, x, problem, prepared.metric, plan, name="saga-confirm", nbytes=8.0 * (columns + 3 * x.size)
-    )
+    plan = _plan(fit, len(fit.prepared.groups), passes)
+    model = _merged(fit, local_model, x, plan)
+    examined, far = _along_newton_step(fit, x, model, plan, tol)
+    if far and examined.decrease <= PROBED * _gain(fit, examined):
+        usual = _direction(fit, _merged(fit, usual_model, x, plan), x)
+        better, measured = _on_line(fit, x, usual.move, np.array((0.0, *STEPS)))
+        if measured > max(examined.decrease, LEAST_DECREASE * abs(examined.value)):
+            return examined._replace(decrease=measured, better=better)
+    return examined
+
+
+def _merged(fit: FitSetup, model_of: Callable, x: np.ndarray, plan: ModelPlan) -> Any:
+    """A reference to the sum of all chunks' models."""
+    p, executor = x.shape[1] - 1, fit.source.executor
+    nbytes = 8.0 * x.size * (3 + (p if plan.full else 1))
+    models = fit.source.map(model_of, x, fit.problem, fit.prepared.metric, plan, name="saga-confirm", nbytes=nbytes)
     while len(models) > 1:
         groups = [models[k : k + MERGED] for k in range(0, len(models), MERGED)]
         models = [executor.submit(merge_models, *group, name="saga-merge") for group in groups]
-    call, more, counted = (
-        (x, fit.weight, problem),
-        [],
-        plan.extreme or not plan.full or hasattr(problem.loss, "outputs"),
-    )
+    return models[0]
+
+
+def _direction(fit: FitSetup, model: Any, x: np.ndarray, *more: Extremes) -> Direction:
+    call = (model, x, fit.weight, fit.problem, *more)
+    return fit.source.executor.gather([fit.source.executor.submit(newton_direction, *call, name="saga-newton")])[0]
+
+
+def _along_newton_step(fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan, tol: float) -> tuple[Examined, int]:
+    """What the Newton step of a model leads to, and the number of far rows.
+
+    A second pass evaluates F along it where the model may be wrong: where a few rows may make up a column's curvature
+    at x, but not a step further; and, if the promised decrease is above `tol`, where outputs depend on each other or
+    the Hessian is but its diagonal. Rows whose losses rise along it join the model.
+    """
+    problem, more, p = fit.problem, [], x.shape[1] - 1
+    measures = plan.extreme or not plan.full or hasattr(problem.loss, "outputs")
     for _ in range(ROUNDS):
-        [direction] = executor.gather([executor.submit(newton_direction, models[0], *call, *more, name="saga-newton")])
-        norm = gradient_mapping_norm(x, direction.gradient, problem, prepared.axes)
+        direction = _direction(fit, model, x, *more)
+        norm = gradient_mapping_norm(x, direction.gradient, problem, fit.prepared.axes)
+        examined = Examined(norm, direction.value, direction.decrease, frozen(within(x + direction.move, problem)))
         if not direction.decrease > LEAST_DECREASE * abs(direction.value):
-            return Examined(norm, direction.value, 0.0, None)
-        if not direction.value <= _at_zero(fit):  # worse than zero, a quadratic model may lead anywhere
-            return Examined(norm, direction.value, direction.decrease, None)
-        examined = Examined(norm, direction.value, direction.decrease, frozen(x + direction.move))
-        if not counted or (not plan.extreme and direction.decrease <= tol * _gain(fit, examined)):
-            return examined
+            return examined._replace(decrease=0.0, better=None), direction.far
+        # Worse than zero, or where nothing is known, a quadratic model may lead anywhere.
+        if not (direction.value <= _at_zero(fit) and np.isfinite(direction.decrease)):
+            return examined._replace(better=None), direction.far
+        if not measures or (not plan.extreme and direction.decrease <= tol * _gain(fit, examined)):
+            return examined, direction.far
         # The step as it comes first; other lengths where it does not keep its word.
         better, measured = _on_line(fit, x, direction.move, FULL_STEP)
         if measured > ACHIEVED * direction.decrease:
@@ -234,13 +275,12 @@ def _examine(fit: FitSetup, x: np.ndarray, passes: float = SAFEGUARD_PASSES, tol
         if measured > ACHIEVED * direction.decrease or not plan.full:
             break
         least = LEAST_RISE * direction.decrease * fit.weight
-        call_rising = (x, direction.move, problem, plan.apart, least)
-        rising = source.map(rising_rows, *call_rising, name="saga-values", nbytes=1000.0 + 8 * plan.apart * p)
-        more = [join_extremes(*more, *executor.gather(rising))]
-    if not measured > LEAST_DECREASE * abs(direction.value):
-        better = None
+        call = (x, direction.move, problem, plan.apart, least)
+        rising = fit.source.map(rising_rows, *call, name="saga-values", nbytes=1000.0 + 8 * plan.apart * p)
+        more = [join_extremes(*more, *fit.source.executor.gather(rising))]
+    falls = measured > LEAST_DECREASE * abs(direction.value)
     decrease = max(measured, direction.decrease if plan.full else 0.0)
-    return Examined(norm, direction.value, decrease, None if better is None else frozen(better))
+    return examined._replace(decrease=decrease, better=better if falls else None), direction.far
 
 
 def _on_line(fit: FitSetup, x: np.ndarray, move: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, float]:

@@ -185,10 +185,10 @@ def run(
             is_exact = True
             if place.is_new:
                 place = place._replace(is_new=False)
+            elif place.newton:  # before a subsample step, which would lead away from the x that it starts at
+                place, ahead = newton_pass(fit, place), None
             elif place.refines:
                 place = _refined(fit, place)
-            elif place.newton:
-                place, ahead = newton_pass(fit, place), None
             else:
                 is_exact, coming = False, ahead or _one_pass(fit, place, orders[epoch], epoch)
                 # The next pass is submitted before this one has ended, unless its lineage will be cut then.

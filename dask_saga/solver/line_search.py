@@ -18,9 +18,20 @@ if TYPE_CHECKING:
     from .local_model import Extremes
     from .problem import Problem
 
-__all__ = ["STEPS", "best_on_line", "chunk_values", "line_values", "penalty_within", "rising_rows", "row_values"]
+__all__ = [
+    "STEPS",
+    "best_on_line",
+    "chunk_values",
+    "line_values",
+    "penalty_within",
+    "rising_rows",
+    "row_values",
+    "within",
+]
 
 
+# Coefficients that are out of bounds by this, relative to the bound, are so by rounding.
+ROUNDED = 1e-12
 # Lengths of the step at which F is evaluated, where the quadratic model may be wrong.
 STEPS = (*4.0 ** np.arange(-6.0, 0.0), 0.5, 1.0, 2.0, *4.0 ** np.arange(1.0, 7.0))
 
@@ -64,12 +75,24 @@ def best_on_line(
     x: np.ndarray, move: np.ndarray, lengths: np.ndarray, sums: np.ndarray, weight: float, problem: Problem
 ) -> tuple[np.ndarray, float]:
     """The best of the points of ``chunk_values``, and by how much F is less there than at x, of length zero."""
-    points = [x + length * move for length in lengths]
+    points = [within(x + length * move, problem) for length in lengths]
     penalties = [penalty_within(point[:, :-1], problem) for point in points]
     values = sums / weight + np.array(penalties)
     values[~np.isfinite(values)] = np.inf
     best = int(np.argmin(values))
     return frozen(points[best]), float(values[0] - values[best])
+
+
+def within(x: np.ndarray, problem: Problem) -> np.ndarray:
+    """Coefficients, at a bound where only rounding put them beyond it."""
+    penalty = problem.penalty
+    if not isinstance(penalty, ElasticNet) or penalty.rotates:
+        return x
+    inner = x[:, :-1]
+    for bound, beyond in ((penalty.lower, inner < penalty.lower), (penalty.upper, inner > penalty.upper)):
+        if math.isfinite(bound):
+            inner = np.where(beyond & (np.abs(inner - bound) <= ROUNDED * max(1.0, abs(bound))), bound, inner)
+    return np.column_stack([inner, x[:, -1]])
 
 
 def penalty_within(coefficients: np.ndarray, problem: Problem) -> float:

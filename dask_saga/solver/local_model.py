@@ -33,6 +33,7 @@ __all__ = [
     "predictions",
     "row_derivatives",
     "take_extremes",
+    "usual_model",
 ]
 
 
@@ -52,6 +53,10 @@ APART, MOST_APART, LEAST_APART = 1 / 250, 256, 4
 # An entry is extreme whose square is such a share of the column's squares, if that is so many times their mean.
 EXTREME_SHARE, LEAST_EXTREME = 0.1, 40.0
 
+# A row is far where an entry is so many times the distance of the quartiles from its column's median. A column is
+# looked at where its standard deviation is so many times that distance, in about so many rows; of sparse rows, up to so
+# many columns are.
+FAR_WIDTHS, TAILS, QUARTILE_ROWS, MOST_DENSE = 20.0, 5.0, 2048, 2000
 # Where they have such a share of one column together, more are looked for.
 RULES = 0.2
 
@@ -116,6 +121,8 @@ class LocalModel(NamedTuple):
         follows the coefficients. Or the diagonals.
     extremes : Extremes
         Rows that are not part of these three. Their losses are no quadratic: they are kept as they are.
+    far : int
+        Number of rows that ``far_rows`` finds.
     """
 
     value: float
@@ -124,6 +131,7 @@ class LocalModel(NamedTuple):
     mean: np.ndarray
     hessian: np.ndarray
     extremes: Extremes
+    far: int
 
 
 def has_extreme_columns(stats: ColumnStats) -> bool:
@@ -154,12 +162,43 @@ def local_model(
     """The model of one chunk; without `gradient` its value and gradient are zero, and only some rows are read."""
     value, sums = chunk_gradient(chunk, x, problem) if gradient else (0.0, np.zeros_like(x))
     centre = metric.shift if problem.fit_intercept else np.zeros_like(metric.shift)
+    far = int(far_rows(chunk).sum())
     if not plan.full:
-        return LocalModel(value, sums, *_diagonals(chunk, x, problem), take_extremes(chunk, np.empty(0, int)))
+        return LocalModel(value, sums, *_diagonals(chunk, x, problem), take_extremes(chunk, np.empty(0, int)), far)
     some, extremes = _drawn_rows(chunk, x, problem, plan)
     curvatures = row_derivatives(some, predictions(some.rows, x), problem)[1]
     parts = [_centred_moments(some.rows, own, centre, problem) for own in np.ascontiguousarray(curvatures.T)]
-    return LocalModel(value, sums, *(np.array(part) for part in zip(*parts, strict=True)), extremes)
+    return LocalModel(value, sums, *(np.array(part) for part in zip(*parts, strict=True)), extremes, far)
+
+
+def usual_model(chunk: Chunk, x: np.ndarray, problem: Problem, metric: Preconditioner, plan: ModelPlan) -> LocalModel:
+    """The model of one chunk without its far rows: where the others would go.
+
+    Codes for missing values in many rows hide the curvature of all others together, none of them alone.
+    """
+    weights = np.where(far_rows(chunk), 0.0, chunk.row_weights)
+    return local_model(chunk._replace(weights=weights), x, problem, metric, plan._replace(extreme=False))
+
+
+def far_rows(chunk: Chunk) -> np.ndarray:
+    """Which rows have an entry far outside of its column's quartiles, of shape (n,).
+
+    Columns are looked at where the standard deviation of some rows is far above the distance of the quartiles.
+    """
+    rows, (n, p) = chunk.rows, chunk.rows.shape
+    far, few = np.zeros(n, bool), rows[:: max(1, n // QUARTILE_ROWS)]
+    if sp.issparse(few):
+        if p > MOST_DENSE:
+            return far
+        few = few.toarray()
+    if not n:
+        return far
+    low, middle, high = np.quantile(few.astype(np.float64), (0.25, 0.5, 0.75), axis=0)
+    width = high - low
+    for j in np.flatnonzero((few.std(axis=0, dtype=np.float64) > TAILS * width) & (width > 0)):
+        column = rows[:, [j]].toarray().ravel() if sp.issparse(rows) else rows[:, j]
+        far |= np.abs(column - middle[j]) > FAR_WIDTHS * width[j]
+    return far
 
 
 def merge_models(*models: LocalModel) -> LocalModel:
@@ -181,6 +220,7 @@ def merge_models(*models: LocalModel) -> LocalModel:
             whole.mean + share * apart,
             whole.hessian + other.hessian + between,
             join_extremes(whole.extremes, other.extremes),
+            whole.far + other.far,
         )
     return whole
 
@@ -191,6 +231,7 @@ def row_derivatives(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) ->
     kernel, room = kernels_for(problem.loss, problem.penalty).derivatives, room_for(z.shape[1])
     with np.errstate(all="ignore"):
         kernel(frozen(z), frozen(chunk.targets), frozen(chunk.weights), slopes, curvatures, room, problem.loss)
+    curvatures[~np.isfinite(curvatures)] = 0.0  # as of |z|^1.5 at zero: nothing is known there
     return slopes, curvatures
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from ..data.chunk import frozen
 from ..execution.threads import one_blas_thread
 from ..losses import MultinomialLogLoss
-from .line_search import STEPS, line_values, penalty_within, row_values
+from .line_search import STEPS, line_values, penalty_within, row_values, within
 from .local_model import join_extremes, local_model, row_derivatives
 from .optimality import penalty_value
 from .preconditioner import sum_to_solver, x_to_solver
@@ -42,7 +42,9 @@ SHORT_STEPS = tuple(4.0 ** np.arange(-24.0, -6.0))
 # Newton steps on the model with extreme rows, at least and at most, the multiplications that they may take in all, and
 # what the last one may gain of the decrease. A step keeps its length where it achieves this share of what it promises;
 # else the length is refined so often.
-INNER_STEPS, INNER_WORK, INNER_LEFT, KEPT_WORD, REFINED = (20, 100), 2**33, 1e-2, 0.25, 3
+# A penalty that is not smooth takes about so many solutions.
+PROXIMAL_SOLUTIONS = 20
+INNER_STEPS, INNER_WORK, INNER_LEFT, KEPT_WORD, REFINED = (3, 100), 2**32, 1e-2, 0.25, 3
 
 
 class Direction(NamedTuple):
@@ -57,12 +59,15 @@ class Direction(NamedTuple):
         F at x.
     gradient : ndarray of shape (k, p + 1)
         Mean gradient of the losses at x.
+    far : int
+        The model's number of far rows.
     """
 
     move: np.ndarray
     decrease: float
     value: float
     gradient: np.ndarray
+    far: int
 
 
 def newton_direction(
@@ -84,7 +89,7 @@ def newton_direction(
         move = near.in_user_coordinates(move)
     if not (np.isfinite(move).all() and np.isfinite(decrease)):
         move, decrease = np.zeros_like(x), math.inf
-    return Direction(frozen(move), float(decrease), float(value), model.gradient / weight)
+    return Direction(frozen(move), float(decrease), float(value), model.gradient / weight, model.far)
 
 
 class _Near:
@@ -99,6 +104,8 @@ class _Near:
         self.curvature = model.curvature / weight
         self.mean = model.mean if problem.fit_intercept else np.zeros_like(model.mean)
         self.z = model.extremes.rows @ x[:, :-1].T + x[:, -1]
+        (k, p), solutions = x.shape, 1 if is_smooth(problem.penalty) else PROXIMAL_SOLUTIONS
+        self.work = solutions * k * p**2 * (p + len(self.z))  # multiplications of a step
         self.rows = [np.column_stack([model.extremes.rows - mean, np.ones(len(self.z))]) for mean in self.mean]
         # The quadratic's slope, without the extreme rows, whose losses are counted as they are.
         slopes, _ = row_derivatives(model.extremes, self.z, problem)
@@ -163,13 +170,12 @@ class _Near:
 
     def _candidates(self) -> list[Callable]:
         """Kinds of steps: Newton's, one that frees all extreme rows, and those that free the rows of one column."""
-        m, k = len(self.z), len(self.x)
+        m = len(self.z)
         scale = np.maximum(np.diagonal(self.model.hessian, axis1=1, axis2=2).sum(axis=0), np.finfo(float).tiny)
         sizes = (self.model.extremes.rows - self.mean.mean(axis=0)) ** 2 / scale
         owners, largest = np.argmax(sizes, axis=1), sizes.max(axis=1)
         columns = list(dict.fromkeys(owners[np.argsort(-largest, kind="stable")].tolist()))  # the farthest rows' first
-        work = k * self.x.shape[1] ** 2 * (self.x.shape[1] + m)
-        few = columns[: int(np.clip(INNER_WORK // (50 * work), 2, FREE_COLUMNS))]
+        few = columns[: int(np.clip(INNER_WORK // (50 * self.work), 2, FREE_COLUMNS))]
         frees = [np.ones(m, bool), *(owners == column for column in few if len(columns) > 1)]
         return [self.step, *(functools.partial(self.free_step, free=free) for free in frees)]
 
@@ -195,8 +201,8 @@ class _Near:
     def minimum(self) -> tuple[np.ndarray, float]:
         """The minimum, nearly, and by how much it is below the value at x."""
         move, decrease, promised = np.zeros_like(self.x), 0.0, 0.0
-        (k, p), kinds, stalled = self.x.shape, self._candidates(), 0
-        for _ in range(int(np.clip(INNER_WORK // (k * p**2 * (p + len(self.z))), *INNER_STEPS)) + len(kinds)):
+        kinds, stalled = self._candidates(), 0
+        for _ in range(int(np.clip(INNER_WORK // self.work, *INNER_STEPS)) + len(kinds)):
             step, promise = kinds[stalled](move)
             gained, length = self._best_length(move, step, promise)
             promised = promised if stalled else promise
@@ -228,7 +234,7 @@ class _Near:
         linear = (self.slope * step).sum() + (self._times_hessian(move) * step).sum()
         quadratic = 0.5 * (self._times_hessian(step) * step).sum()
         there, inner = self.x + move, slice(None, -1)
-        penalties = [penalty_within(there[:, inner] + t * step[:, inner], self.problem) for t in lengths]
+        penalties = [penalty_within(within(there + t * step, self.problem)[:, inner], self.problem) for t in lengths]
         values = line_values(self.model.extremes, z, dz, lengths, self.problem) / self.weight
         values = values + lengths * linear + lengths**2 * quadratic + np.array(penalties)
         values[~np.isfinite(values)] = np.inf
@@ -257,4 +263,4 @@ def sample_decrease(sample: Any, x: np.ndarray, gradient: np.ndarray, problem: P
         x, gradient = frozen(x_to_solver(x, axes)), sum_to_solver(gradient, axes)
     model = local_model(chunk, x, problem, metric, plan, gradient=False)
     model = model._replace(gradient=gradient * chunk.weight)
-    return newton_direction(model, x, chunk.weight, problem).decrease
+    return math.inf if model.far else newton_direction(model, x, chunk.weight, problem).decrease
