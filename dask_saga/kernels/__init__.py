@@ -1,1 +1,1 @@
-"""Compiled loops over rows and columns."""
+"""Numba-compiled loops over rows and columns. They work on plain arrays and know nothing of Dask."""
