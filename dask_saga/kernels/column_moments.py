@@ -1,4 +1,7 @@
-"""Loops over rows and columns that know neither loss nor penalty: sums, moments, lengths, and the order of visits."""
+"""Column and row statistics of dense and CSR blocks: moments, squared row norms, leverages, scales and step limits.
+
+The loops depend on neither the loss nor the penalty.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +26,19 @@ __all__ = [
 ]
 
 
-# Bound of a squared entry in the solver's coordinates, in units of the column's variance.
+# Largest squared entry allowed in the solver's coordinates. Unit: variances of the column.
 LARGEST_ENTRY = 100.0
 
-# Mean squares below this are zero: their inverses would leave the range of float64.
+# Mean squares below this count as zero, because their inverses would leave the range of float64.
 LEAST_SQUARE = 1e-100
 
-# A chunk that has such a share of the curvature overshoots the whole by nothing that counts.
+# Share of the total curvature (0 to 1) from which a chunk needs no step limit: its overshoot is negligible.
 NEARLY_ALL = 1.0 - 1e-6
 
-# Of a row's squared length, kept in 32 bits.
+# Upper bound of a row's squared norm and of a column's magnitude: both are stored as float32.
 LONGEST = float(np.finfo(np.float32).max)
 
-# Entries between a prefetch and its use.
+# Number of entries between a prefetch and its use.
 ENTRIES_AHEAD = 64
 
 U = np.uint64
@@ -43,14 +46,16 @@ U = np.uint64
 
 @compiled
 def dense_moments(A, weights, pulls, origin, out):
-    """Add weighted sums and squares of rows less their origin to ``out``, their extremes, and products with pulls.
+    """Accumulate the moments of each column in ``out``, of shape (4 + c, p).
 
-    ``pulls`` is (n, c), ``out`` (4 + c, p). Extremes are those of the rows as they are.
+    Rows 0 and 1 get sum_i w_i (a_i - origin) and sum_i w_i (a_i - origin)^2. Rows 2 and 3 get the minimum and the
+    maximum of the entries, without ``origin`` subtracted. The last c rows get sum_i pulls_i (a_i - origin), where
+    ``pulls`` is (n, c).
     """
     A, out = borrowed(A), borrowed(out)
     n, p, rest = A.shape[0], origin.size, 4 * (A.shape[0] // 4)
     sums, squares, low, high = out[0], out[1], out[2], out[3]
-    for i in range(0, rest, 4):  # four rows at a time, as what is added to is read and written for each
+    for i in range(0, rest, 4):  # four rows at a time, to read and write the accumulators once for all four
         w0, w1, w2, w3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
         for j in range(p):
             o, a0, a1, a2, a3 = origin[j], A[i, j], A[i + 1, j], A[i + 2, j], A[i + 3, j]
@@ -81,7 +86,10 @@ def dense_moments(A, weights, pulls, origin, out):
 
 @compiled
 def gather_columns(data, indices, indptr, place, out):
-    """Add what rows hold of some columns to ``out``, (n, c), where each has its place; that of others is negative."""
+    """Add the entries of selected columns to ``out``, of shape (n, c).
+
+    ``place[j]`` is the position of column j in ``out``. It is negative for a column that is not selected.
+    """
     for i in range(U(out.shape[0])):
         for q in range(U(indptr[i]), U(indptr[i + U(1)])):
             k = place[U(indices[q])]
@@ -91,10 +99,11 @@ def gather_columns(data, indices, indptr, place, out):
 
 @compiled
 def sparse_moments(data, indices, indptr, weights, factors, table):
-    """Add what rows store of each column to a table of shape (p, 4); return the largest magnitude.
+    """Accumulate the moments of the stored entries of each column in ``table``; return the largest magnitude.
 
-    It has half a line of the cache for each column: weighted sum, weighted sum of squares, sum of products with
-    factors, of which a row has one or none, and in 32 bits each a count and the largest magnitude.
+    ``table`` is (p, 4), which is half a cache line per column. It holds the weighted sum, the weighted sum of squares
+    and the sum of products with ``factors`` as float64. The fourth place holds the count and the largest magnitude, in
+    32 bits each. ``factors`` has one column, or is empty.
     """
     data, indices, indptr, factors, lines = (
         borrowed(data), borrowed(indices), borrowed(indptr), borrowed(factors), borrowed(table).reshape(-1)
@@ -117,7 +126,7 @@ def sparse_moments(data, indices, indptr, weights, factors, table):
 
 @compiled
 def read_moments(tables, weight, mean, squares, sums, counts, magnitudes):
-    """Write what all tables of ``sparse_moments`` tell together; squares are those about the mean."""
+    """Combine the tables of several ``sparse_moments`` calls. ``squares`` gets the sums of squares about the mean."""
     p, lines = U(mean.size), tables.reshape(-1)
     numbers, sizes = lines.view(np.uint32), lines.view(np.float32)
     for j in range(p):
@@ -135,9 +144,9 @@ def read_moments(tables, weight, mean, squares, sums, counts, magnitudes):
 
 @compiled
 def scale_columns(told, rows, weight, sparse, centres, scales, out, varies):
-    """Write shift, scale, inverse density and spread of each column to ``out``, (4, p).
+    """Compute the shift, scale, inverse density and spread of each column; write them to ``out``, of shape (4, p).
 
-    Those that are constant but for rounding do not vary: they keep unit steps.
+    A column that is constant up to rounding gets scale 1, and its entry of ``varies`` is False.
     """
     mean, squares, low, high, counts, full = told
     for j in range(mean.size):
@@ -153,18 +162,22 @@ def scale_columns(told, rows, weight, sparse, centres, scales, out, varies):
 
 @compiled
 def overshoot_limits(sums, known, weight, rate, out):
-    """Write how long steps along each axis may be, of whose curvature a chunk has a share; see ``axis_limits``."""
+    """Write the largest step along each axis for which a visit of the chunk does not overshoot.
+
+    With the share s of the curvature that lies in the chunk, the limit is -log(1 - s) / (s * known * rate). See
+    ``axis_limits`` for the derivation.
+    """
     for j in range(out.size):
         share = sums[j] / (weight * known[j])
         out[j] = np.inf
-        if share < NEARLY_ALL:  # it is not a number where nothing is known
+        if share < NEARLY_ALL:  # False also for NaN, which means that nothing is known of the axis
             share = max(share, 1e-9)
             out[j] = -np.log1p(-share) / (share * known[j] * rate)
 
 
 @compiled
 def dense_norms(A, shift, scale, intercept, out):
-    """Write each row's squared length in the solver's coordinates, ``intercept`` included."""
+    """Write each row's squared norm in the solver's coordinates: ``intercept`` + sum_j scale_j (a_j - shift_j)^2."""
     A = borrowed(A)
     for i in range(A.shape[0]):
         row, total = A[i], intercept
@@ -175,7 +188,7 @@ def dense_norms(A, shift, scale, intercept, out):
 
 @compiled
 def sparse_norms(data, indices, indptr, shift, scale, intercept, out):
-    """As ``dense_norms``."""
+    """Same as ``dense_norms``, over the stored entries of CSR rows."""
     data, indices, indptr, shift, scale = (
         borrowed(data), borrowed(indices), borrowed(indptr), borrowed(shift), borrowed(scale)
     )  # fmt: skip
@@ -190,7 +203,7 @@ def sparse_norms(data, indices, indptr, shift, scale, intercept, out):
 
 @compiled
 def dense_leverages(A, centre, scale, sums, largest):
-    """Write the sum over the columns of each row's squared and scaled entries, and the largest of these."""
+    """Write the sum and the maximum over j of scale_j (a_j - centre_j)^2 for each row."""
     A, centre, scale = borrowed(A), borrowed(centre), borrowed(scale)
     for i in range(A.shape[0]):
         row, total, most = A[i], 0.0, 0.0
@@ -202,7 +215,7 @@ def dense_leverages(A, centre, scale, sums, largest):
 
 @compiled
 def sparse_leverages(data, indices, indptr, centre, scale, sums, largest):
-    """As ``dense_leverages``, of the entries that are stored."""
+    """Same as ``dense_leverages``, over the stored entries of CSR rows."""
     data, indices, indptr, centre, scale = (
         borrowed(data), borrowed(indices), borrowed(indptr), borrowed(centre), borrowed(scale)
     )  # fmt: skip
