@@ -1,9 +1,16 @@
-"""What the loops of sparse rows keep of each column, side by side, and how threads bring it together.
+"""The column table of the sparse epoch loop: all numbers of one column lie side by side in memory.
 
-A thread has a table of its own, of shape (p or one more, width): x and gradient_sum of each output, the step and that
-of the average and the penalty, both as the penalty shrinks them, and unless the columns are plain the shift and the
-anchors. The intercept's x, sum and anchor are its ``ends``, (3, outputs). Entries of a table are numbered by one
-number, unsigned.
+Each thread has its own table of shape (p, width), where an odd p is rounded up by one. The row of a column holds, in
+this order:
+
+- x of each output,
+- gradient_sum of each output,
+- the step of the row's own gradient change,
+- the step of the mean gradient and the penalty, which is the former times the inverse density,
+- the shift and the anchor of each output, which a plain table omits.
+
+Both steps include the factor by which the penalty shrinks, 1 / (1 + s l2). The intercept's x, gradient_sum and anchor
+are in ``ends``, of shape (3, outputs). Entries of a table are addressed by one flat unsigned index.
 """
 
 from __future__ import annotations
@@ -16,28 +23,29 @@ from .jit import compiled
 __all__ = ["fill_table", "read_table", "room_of_tables"]
 
 
+# Width of the table of a plain problem of one output, in doubles: two columns share a cache line.
 HALF_LINE = DOUBLES // 2
 
-# Steps in units of 1 / l2 that cannot be told from infinite ones, for columns however rare.
+# Largest step, in units of 1 / l2. It has the effect of an infinite step, however sparse the column is.
 LONGEST = 1e200
 
 U = np.uint64
 
 
 def room_of_tables(count: int, p: int, outputs: int, plain: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Tables of p columns and ends for so many threads; no line of the cache has those of two."""
+    """Allocate the tables and ends of `count` threads. No cache line is shared by two threads."""
     width = HALF_LINE if plain and outputs == 1 else whole_lines(3 * outputs + 3)
     return empty_on_lines(count, p + p % 2, width), empty_on_lines(count, 3, whole_lines(outputs))
 
 
 @compiled
 def fill_table(x, gradient_sum, anchor, shift, scale, inverse_density, step, l2, table, ends):
-    """Write what is kept of each column at the start of a visit; its steps as ``prox_of_move`` takes them."""
+    """Fill the table and ends at the start of a visit. The steps are in the form that ``prox_of_move`` takes."""
     x, gradient_sum, scale, inverse_density, columns = (
         borrowed(x), borrowed(gradient_sum), borrowed(scale), borrowed(inverse_density), borrowed(table).reshape(-1)
     )  # fmt: skip
     p, outputs, width, whole = U(shift.size), U(x.shape[0]), U(table.shape[1]), table.shape[1] > HALF_LINE
-    max_step = LONGEST / max(l2, 1.0 / LONGEST)  # beyond it the penalty alone rules
+    max_step = LONGEST / max(l2, 1.0 / LONGEST)  # beyond it, the penalty alone determines the result
     for j in range(p):
         c, own = j * width + U(2) * outputs, min(step * scale[j], max_step)
         own *= 1.0 / (1.0 + own * inverse_density[j] * l2)
@@ -58,7 +66,7 @@ def fill_table(x, gradient_sum, anchor, shift, scale, inverse_density, step, l2,
 
 @compiled
 def read_table(table, ends, x, gradient_sum):
-    """The inverse of ``fill_table``; the sum only where there is room for it."""
+    """Read x and gradient_sum back from the table: the inverse of ``fill_table``. An empty gradient_sum is skipped."""
     outputs, p, width, columns = U(x.shape[0]), U(x.shape[1] - 1), U(table.shape[1]), table.reshape(-1)
     for k in range(outputs):
         for j in range(p):
