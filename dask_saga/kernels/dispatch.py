@@ -1,7 +1,7 @@
-"""What compiled code calls of a loss or a penalty.
+"""Functions through which compiled code calls the methods of a loss or a penalty.
 
-Free functions that numba inlines. Each is compiled for the type of its first argument, so a user's own loss runs at
-the speed of a built-in one.
+numba compiles each of them for the type of its first argument and inlines it. A user's own loss therefore runs at the
+speed of a built-in one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = [
 ]
 
 
-# What compiled code calls. ElasticNet gets its ``shrink(step)`` back in ``prox``, so that a loop
-# over rows divides once a column and not once an entry.
+# Penalties. ``prox`` receives the result of ``shrink(step)``, which a loop over rows computes beforehand. It then
+# divides once per column and not once per entry.
 
 
 def shrink(penalty, step):
@@ -38,9 +38,10 @@ def prox(penalty, v, step, shrink):
 
 
 def prox_of_move(penalty, x, move, step):
-    """The same at x - move, where ``shrink(step)`` has multiplied `move` and `step` already: no division is left.
+    """The penalty's proximal operator at x - move, without a division.
 
-    What it leaves of x is 1 / (1 + s l2), which is 1 - l2 s / (1 + s l2).
+    The caller has already multiplied `move` and `step` by ``shrink(step)`` = 1 / (1 + s l2). The factor of x follows
+    from the shrunk step, since 1 / (1 + s l2) = 1 - l2 s / (1 + s l2).
     """
     return penalty.prox_of_move(x, move, step) if isinstance(penalty, ElasticNet) else penalty.prox(x - move, step)
 
@@ -66,8 +67,8 @@ def _prox_of_move(penalty, x, move, step):
     return lambda penalty, x, move, step: own(penalty, x - move, step)
 
 
-# What compiled code calls: a row's k linear predictions z against its targets y, which are
-# k numbers, or one. One for several outputs is a class: -1 or 1 for each, one against the rest.
+# Losses. They compare the k linear predictions z of a row with its targets y, which has k entries or one. A single
+# target for several outputs is a class label: the outputs are one-vs-rest with targets -1 and 1.
 
 
 def value(loss, z, y):
@@ -79,7 +80,7 @@ def derivative(loss, z, y):
 
 
 def curvature(loss, z, y, bound):
-    """The second derivative where the loss gives it, else the bound."""
+    """The second derivative if the loss defines ``curvature_at``, else the bound."""
     return loss.curvature_at(z, y) if hasattr(loss, "curvature_at") else bound
 
 
@@ -94,7 +95,7 @@ def target(y, k, outputs):
 
 
 def row_derivative(loss, z, y, out):
-    """Write the loss's derivatives in the k linear predictions of one row."""
+    """Write the derivatives of the loss with respect to the k linear predictions of one row."""
     if hasattr(loss, "outputs"):
         loss.derivative(z, y[0], out)
     else:
@@ -102,10 +103,10 @@ def row_derivative(loss, z, y, out):
 
 
 def row_curvatures(loss, z, y, out):
-    """Write the second derivatives in the k linear predictions of one row, each in itself; return whether it was done.
+    """Write the diagonal of the loss's Hessian in the k linear predictions of one row; return whether this is possible.
 
-    Of a loss of several outputs by ``second_derivatives(z, y, out)``, of others by ``second_derivative(z, y)``, or
-    ``curvature_at``, if it has one of them.
+    A loss of several outputs needs ``second_derivatives(z, y, out)``. Any other loss needs ``second_derivative(z, y)``
+    or ``curvature_at(z, y)``.
     """
     if hasattr(loss, "outputs"):
         if not hasattr(loss, "second_derivatives"):
@@ -119,7 +120,10 @@ def row_curvatures(loss, z, y, out):
 
 
 def row_value_and_derivative(loss, z, y, out):
-    """As ``row_derivative``, and return the loss of the row, summed over its outputs: an exponential serves both."""
+    """Write the derivatives as ``row_derivative`` does; return the loss of the row, summed over its outputs.
+
+    In one call, the value and the derivative can share an exponential.
+    """
     row_derivative(loss, z, y, out)
     if hasattr(loss, "outputs"):
         return loss.value(z, y[0])
