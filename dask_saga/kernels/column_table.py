@@ -7,7 +7,8 @@ this order:
 - gradient_sum of each output,
 - the step of the row's own gradient change,
 - the step of the mean gradient and the penalty, which is the former times the inverse density,
-- the shift and the anchor of each output, which a plain table omits.
+- the shift and the anchor of each output. The narrow table of a plain problem of one output omits them. Plain means
+  that no column is shifted and no chunk was visited before in the pass.
 
 Both steps include the factor by which the penalty shrinks, 1 / (1 + s l2). The intercept's x, gradient_sum and anchor
 are in ``ends``, of shape (3, outputs). Entries of a table are addressed by one flat unsigned index.
