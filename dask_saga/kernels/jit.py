@@ -1,4 +1,4 @@
-"""How functions are compiled: options, inlining, and the on-disk cache."""
+"""Decorators that compile functions with numba: common options, inlining, and the on-disk cache."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from numba.extending import overload
 __all__ = ["FASTMATH", "compiled", "inlined", "overloaded", "strict_sum_order"]
 
 
-# Not True: that would also set nnan and ninf, which remove the isfinite checks.
+# LLVM fast-math flags. fastmath=True would also set nnan and ninf, which remove the isfinite checks.
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
-# A division by zero gives infinity, and no loop has to look out for it.
+# Options of all kernels. With the numpy error model a division by zero gives infinity, so loops need no check for it.
 OPTIONS = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
 
 
-# Into their callers, so that what several of them compute is computed once. strict=False: methods that serve as
-# functions call their first argument self.
+# Inlined functions let LLVM compute an expression once that several of them share.
 inlined = njit(**OPTIONS, forceinline=True)
 
+# The same for overloads. strict=False permits methods as implementations, whose first argument is named self.
 overloaded = functools.partial(overload, strict=False, jit_options={**OPTIONS, "forceinline": True})
 
-# Sums are taken as they are written: made of vectors, those of numbers that lie apart take longer.
+# Inlined functions whose sums keep their written order. Vectorized sums of scattered entries take longer.
 strict_sum_order = njit(**{**OPTIONS, "fastmath": FASTMATH - {"reassoc"}}, forceinline=True)
 
 
 def compiled(function: Callable, cache: bool = True) -> Callable:
-    """The function as a kernel, kept on the disk where numba finds a directory that it may write to."""
+    """Compile the function. It is cached on disk if numba finds a writable directory."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumbaWarning)
         try:
@@ -41,10 +41,10 @@ def compiled(function: Callable, cache: bool = True) -> Callable:
 
 
 def _with_readable_cache(kernel: Any) -> Any:
-    """The kernel, to which an index that it cannot read is an empty one.
+    """Make the kernel treat an unreadable cache index as empty.
 
-    An upgrade leaves those of the last version, and numba reads them, with the classes that they name, before it looks
-    whether they are of this one.
+    An upgrade leaves the index files of the previous version. numba unpickles such a file, with the classes that it
+    names, before it checks whether it is outdated.
     """
     file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
     load = getattr(file, "_load_index", None)
