@@ -1,4 +1,4 @@
-"""The order in which a visit takes its rows, and how often it takes each."""
+"""Row orders: how often a visit takes each row, which thread takes it, and the random order."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ __all__ = ["repeated", "rows_of", "shuffle_rows", "visits_of"]
 U = np.uint64
 
 
-@njit(nogil=True)  # no fastmath: all loops must find the same
+@njit(nogil=True)  # without fastmath, so that every caller gets the same count
 def visits_of(length, w, often, most):
-    """How often a row is visited: once more for each time that its bound exceeds ``often``."""
+    """Return the number of visits of a row: ceil(length * w / often), at least 1 and at most `most`."""
     return min(np.ceil(length * w / often), most) if length * w > often else 1.0
 
 
 @compiled
 def repeated(rows, lengths, weights, often, out):
-    """Write each row to ``out``, if it is not empty, and then the further visits of some; return how many all are."""
+    """Write each row once, then the further visits of rows with large bounds; return the total number of visits.
+
+    With an empty ``out`` the visits are only counted.
+    """
     count = U(rows.size)
     for t in range(U(rows.size)):
         i = rows[t]
@@ -35,7 +38,7 @@ def repeated(rows, lengths, weights, often, out):
 
 @compiled
 def rows_of(owner, owners, bits, rows, out):
-    """Write those rows that this thread owns, by their numbers without so many bits; return how many they are."""
+    """Collect the rows owned by this thread, for which owners[row >> bits] == owner; return their count."""
     found = U(0)
     for t in range(U(rows.size)):
         out[found] = rows[t]
@@ -45,8 +48,11 @@ def rows_of(owner, owners, bits, rows, out):
 
 @inlined
 def drawn(state, count):
-    """The next state, and a number that it draws below the count, which is to be far below 2**32 (splitmix64: Steele,
-    Lea, Flood 2014, figure 16)."""
+    """Draw a random integer in [0, count); return the next state and the integer.
+
+    The generator is splitmix64 (Steele, Lea, Flood 2014, figure 16). `count` must be far below 2**32, or the draw is
+    biased.
+    """
     state += U(0x9E3779B97F4A7C15)
     z = (state ^ (state >> U(30))) * U(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> U(27))) * U(0x94D049BB133111EB)
@@ -55,8 +61,11 @@ def drawn(state, count):
 
 @compiled
 def shuffle_rows(rows, state, whole, width, size):
-    """Bring rows into a random order: those after the first so many change places with any, then whole blocks of
-    `width` neighbours with each other, and last within groups of `size` neighbours each with any."""
+    """Shuffle rows in place so that the order is random but neighbouring rows stay near each other.
+
+    First, each row from position `whole` on swaps places with any row. Then the blocks of `width` neighbouring rows are
+    shuffled. Last, the rows within each group of `size` neighbours are shuffled.
+    """
     n, width, size, state = U(rows.size), U(width), U(size), U(state)
     for i in range(U(whole), n):
         state, j = drawn(state, n)
