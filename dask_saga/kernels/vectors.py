@@ -1,4 +1,4 @@
-"""Loops over coefficients and predictions that know neither loss nor penalty."""
+"""Products and norms of coefficients, and linear predictions. The loops depend on neither the loss nor the penalty."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ U = np.uint64
 
 @compiled
 def dense_sum(A, factors, out):
-    """Add sum_i factors_i a_i, with 1 for the intercept's column, to ``out``."""
+    """Add sum_i factors_i a_i to ``out``, of shape (k, p + 1). The intercept's column of a_i is 1."""
     p = A.shape[1]
     for i in range(A.shape[0]):
         for k in range(factors.shape[1]):
@@ -26,7 +26,10 @@ def dense_sum(A, factors, out):
 
 @compiled
 def scaled_products(u, v, scale):
-    """u u, u v and v v of moves of shape (k, p + 1), in units of the steps of columns; those of the intercept are 1."""
+    """Return the inner products <u, u>, <u, v> and <v, v> of moves of shape (k, p + 1).
+
+    Column j is divided by scale_j. The intercept's scale is 1.
+    """
     uu, uv, vv, p = 0.0, 0.0, 0.0, scale.size
     for k in range(u.shape[0]):
         for j in range(p):
@@ -40,7 +43,7 @@ def scaled_products(u, v, scale):
 
 @compiled
 def squared_moves(start, middle, end, scale):
-    """The squared lengths of the ways from one x to the next, in the same units."""
+    """Return the squared norms of middle - start and of end - middle, in the metric of ``scaled_products``."""
     first, second, p = 0.0, 0.0, scale.size
     for k in range(start.shape[0]):
         for j in range(p):
@@ -53,7 +56,7 @@ def squared_moves(start, middle, end, scale):
 
 @compiled
 def largest_of(one, other):
-    """The largest absolute entry of two arrays of one shape; not a number where one is none."""
+    """Return the largest absolute entry of two arrays of the same shape, or NaN if an entry is not finite."""
     largest, total = 0.0, 0.0
     for k in range(one.shape[0]):
         for j in range(one.shape[1]):
@@ -66,7 +69,7 @@ def largest_of(one, other):
 
 @compiled
 def dense_predictions(A, x, out):
-    """Write the linear predictions of each row, (n, k), at x of shape (k, p + 1), the intercept last."""
+    """Write the linear predictions of all rows to ``out``, of shape (n, k). x is (k, p + 1), the intercept last."""
     A, x = borrowed(A), borrowed(x)
     for i in range(A.shape[0]):
         row = A[i]
@@ -79,7 +82,7 @@ def dense_predictions(A, x, out):
 
 @compiled
 def sparse_predictions(data, indices, indptr, x, out):
-    """As ``dense_predictions``."""
+    """Same as ``dense_predictions``, for CSR rows."""
     data, indices, indptr, x = borrowed(data), borrowed(indices), borrowed(indptr), borrowed(x)
     for i in range(U(indptr.size - 1)):
         for k in range(x.shape[0]):
