@@ -1,6 +1,7 @@
-"""What the epoch loops do with one row, or with four together: predictions, derivatives, and the step.
+"""Building blocks of the epoch loops, for one row or a group of four: predictions, derivatives and the step.
 
-Arrays are as in ``_kernels.py``; ``do`` is its ``Pass``. ``numbers`` is room for those of a row, one for each output.
+Arrays are those of ``epoch.py``, and ``do`` is its ``Pass``. ``numbers`` are five scratch arrays with one entry per
+output.
 """
 
 from __future__ import annotations
@@ -27,31 +28,37 @@ __all__ = [
 ]
 
 
-# Steps in units of the inverse of a row's curvature that are not long.
+# Longest step, in units of the inverse of a row's curvature bound, for which f' is taken from its tangent.
 LINEAR = 4.0
 
 U = np.uint64
 
 
-# Compiled into their callers. Global, as a loop that closed over one would miss its cache in every process.
+# These functions are inlined. They are global, because a loop that closes over one would never hit its on-disk cache.
 
 
 @inlined
 def ask(array, first, last, line):
-    """Prefetch some entries, of which so many fill a line of the cache.
+    """Prefetch the entries from `first` to `last`, of which `line` fill a cache line.
 
-    Of a long row in parts: a core that waits for too many lines at once stands still.
+    The callers prefetch a long row in parts, because a core stalls when it waits for too many lines at once.
     """
-    while first < last:  # a range of steps that are not constant would divide
+    while first < last:  # a range with a variable step would need a division
         prefetch(array, first)
         first += line
 
 
 @inlined
 def row_gradients(loss, z, u, y, w, h, old, m, bound):
-    """Write w f'(u) to m, with u near the predictions after a step of length h from z; u = z where h is zero.
+    """Write the implicit derivatives w f'(u) to ``m``, where u solves u = z - h (w f'(u) - old).
 
-    Where the loss gives its curvature, and the step is not long, f' is taken for a line about z: an exponential less.
+    The method depends on h w c, where c is the bound of f'', and 0 stands for no bound:
+
+    - h = 0, or h w c below 0.05: the explicit derivative, with u = z.
+    - h w c below LINEAR, for a loss with ``curvature_at``: f' is taken from its tangent at z, which saves an
+      exponential.
+    - Otherwise: 1 to 11 Newton steps with the curvature c.
+    - No bound: up to 30 Newton steps with the curvature at u, each at most 1 long.
     """
     row_derivative(loss, z, y, m)
     for k in range(z.size):
@@ -79,16 +86,19 @@ def row_gradients(loss, z, u, y, w, h, old, m, bound):
             m[k] *= w
         if moved < 1e-10:
             break
-    if unbounded:  # where the loop ended early, the gradient that moves z to u and no further
+    if unbounded:  # if the loop has not converged, use the gradient that moves z exactly to u
         for k in range(z.size):
             m[k] = old[k] + (z[k] - u[k]) / h
 
 
 @inlined
 def renew(loss, numbers, gradients, i, y, w, length, own, do, at, deltas, pulls):
-    """Store a row's new gradients, and write how they change: from the memory, and from what pulls x.
+    """Compute a row's new gradients m and store them in the gradient memory.
 
-    ``numbers`` are z at x, those at the anchor, and room.
+    ``deltas`` gets the change of gradient_sum, m - old. ``pulls`` gets the weighted change that moves x. With the
+    shares own and past, and the factor f of a visit, it is f (own (m - old) + past (m - w f'(u))), where u are the
+    predictions at the anchor. The first two of ``numbers`` are the predictions at x and at the anchor; the others are
+    scratch.
     """
     z, u, m, old, base = numbers
     for k in range(z.size):
@@ -101,8 +111,8 @@ def renew(loss, numbers, gradients, i, y, w, length, own, do, at, deltas, pulls)
     pulled_by = do.pull / visits_of(length, w, do.often, do.most) * (own + do.past)
     row_gradients(loss, z, u, y, w, do.step * pulled_by * length, base, m, do.bound)
     for k in range(z.size):
-        # What is stored, perhaps rounded to float32, is what the sum gets: numba's float() would keep float32, and
-        # round the difference as well.
+        # gradient_sum must get the change of the stored value, which may be rounded to float32. np.float64 makes the
+        # difference exact: numba's float() would keep float32 and round the difference as well.
         gradients[i, k] = m[k]
         deltas[at + U(k)] = np.float64(gradients[i, k]) - old[k]
         pulls[at + U(k)] = pulled_by * (np.float64(gradients[i, k]) - base[k])
@@ -110,13 +120,13 @@ def renew(loss, numbers, gradients, i, y, w, length, own, do, at, deltas, pulls)
 
 @inlined
 def proximal_point(penalty, x, direction, step):
-    """Where a proximal gradient step takes one coefficient."""
+    """Return prox(x - step * direction) for one coefficient."""
     return prox(penalty, x - step * direction, step, shrink(penalty, step))
 
 
 @inlined
 def step_of_one(row, pulled, delta, p, x, gradient_sum, columns, do, penalty):
-    """The step of a dense row that moves alone, for one output."""
+    """Take the SAGA step of one dense row, for one output; update x and gradient_sum in place."""
     shifts, steps, shrinks, _ = columns
     for j in range(p):
         a, step, total = load(row, j) - load(shifts, j), load(steps, j), gradient_sum[j]
@@ -128,7 +138,10 @@ def step_of_one(row, pulled, delta, p, x, gradient_sum, columns, do, penalty):
 
 @inlined
 def step_of_four(rows, pulls, deltas, p, x, gradient_sum, columns, do, penalty):
-    """The step of four dense rows together, for one output."""
+    """Take one SAGA step from the sum of the steps of four dense rows, for one output.
+
+    Each coefficient is then loaded and stored once for four rows.
+    """
     (row0, row1, row2, row3), (f0, f1, f2, f3), (d0, d1, d2, d3) = rows, pulls, deltas
     (shifts, steps, _, shrinks), share = columns, 4.0 * do.inverse_weight
     for j in range(p):
@@ -143,7 +156,7 @@ def step_of_four(rows, pulls, deltas, p, x, gradient_sum, columns, do, penalty):
 
 @inlined
 def add_four(rows, factors, p, out):
-    """Add four rows times their factors, with 1 for the intercept's column, to ``out``."""
+    """Add the sum of four rows times their factors to ``out``. The intercept's column of a row is 1."""
     (row0, row1, row2, row3), (f0, f1, f2, f3) = rows, factors
     for j in range(p):
         more = (f0 * load(row0, j) + f1 * load(row1, j)) + (f2 * load(row2, j) + f3 * load(row3, j))
@@ -153,7 +166,7 @@ def add_four(rows, factors, p, out):
 
 @inlined
 def predicted(row, shifts, x, p):
-    """The linear prediction of a dense row at one output's x."""
+    """Return the linear prediction of a dense row at the x of one output."""
     z = x[p]
     for j in range(p):
         z += (row[j] - shifts[j]) * x[j]
@@ -162,7 +175,7 @@ def predicted(row, shifts, x, p):
 
 @inlined
 def predict_four(rows, shifts, x, p, z, k, outputs):
-    """Write the k-th output's predictions of a group, that of row t to ``z[t * outputs + k]``."""
+    """Write the predictions of four rows for output k. That of row t goes to ``z[t * outputs + k]``."""
     (row0, row1, row2, row3), (z0, z1, z2, z3) = rows, (x[p], x[p], x[p], x[p])
     for j in range(p):
         shift, slope = shifts[j], x[j]
@@ -175,7 +188,11 @@ def predict_four(rows, shifts, x, p, z, k, outputs):
 
 @strict_sum_order
 def stored(row, columns, width, at, shifted, at_shift):
-    """The same of what a sparse row stores, with x at some place of each column."""
+    """Return the linear prediction of a sparse row, without the intercept.
+
+    ``row`` is (data, indices, start, end). The coefficient of column j is ``columns[j * width + at]``. If ``shifted``,
+    its shift is ``columns[j * width + at_shift]``. Four partial sums shorten the chain of dependent additions.
+    """
     (data, indices, start, end), z0, z1, z2, z3 = row, 0.0, 0.0, 0.0, 0.0
     fours = start + (end - start) // U(4) * U(4)
     for r in range(start, fours, U(4)):
@@ -190,14 +207,14 @@ def stored(row, columns, width, at, shifted, at_shift):
 
 @strict_sum_order
 def found(data, indices, r, columns, width, at, shifted, at_shift):
-    """One term of it."""
+    """Return the term of the stored entry r in that prediction."""
     c = U(indices[r]) * width
     return (data[r] - columns[c + at_shift] if shifted else data[r]) * columns[c + at]
 
 
 @inlined
 def four_rows(A, order, gathered, first):
-    """The rows of a group."""
+    """Return the four rows of the group that begins with visit `first`."""
     i, j, q, r = first, first + U(1), first + U(2), first + U(3)
     if not gathered:
         i, j, q, r = U(order[i]), U(order[j]), U(order[q]), U(order[r])
@@ -206,5 +223,5 @@ def four_rows(A, order, gathered, first):
 
 @inlined
 def four(array, k, outputs):
-    """The numbers of the k-th output of the rows of a group."""
+    """Return the entries of output k for the four rows of a group."""
     return array[k], array[outputs + k], array[2 * outputs + k], array[3 * outputs + k]
