@@ -1,4 +1,8 @@
-"""How threads that share sparse rows merge their tables of the columns."""
+"""Merge the column tables of threads that visit the sparse rows of one chunk in parallel.
+
+A visit consists of rounds. In each round every thread updates its own table. At the end of a round the threads wait
+for each other, and each of them merges a part of the columns.
+"""
 
 from __future__ import annotations
 
@@ -15,34 +19,36 @@ __all__ = ["TableMerge", "bring_together", "wait"]
 U = np.uint64
 
 
-# Looks at who has arrived, of some 20 ns each, before others may have the core.
+# Number of polls in a busy wait, about 20 ns each, before the thread yields its core.
 SPINS = 2**12
 
 
 class TableMerge(NamedTuple):
-    """How threads bring together what their tables hold.
+    """Parameters of the merges of one visit.
 
     Parameters
     ----------
     shares : ndarray of shape (threads,)
-        Of the visits of rows.
+        Share of the row visits that each thread makes.
     rounds : int
-        After each they meet.
+        Number of rounds. The threads merge their tables after each.
     often : ndarray of int
-        Columns that are merged after every round. The others, whose ``inverse_density`` is `limit` or more, are
-        halfway and at the end.
+        Columns that are merged after every round. The other columns are merged halfway and at the end.
     limit : float
-    rarity, spread : ndarray of shape (p,)
+        Threshold of ``inverse_density``: columns below it are in `often`.
+    inverse_density, spread : ndarray of shape (p,)
+        Number of rows divided by the stored entries of each column, and the mean square of each column.
     rate : float
-        What a column's step and spread are multiplied by for what a round leaves of a distance, as exp(-rate ...).
+        In one round, each thread contracts the distance of a column to its optimum by about
+        exp(-rate * step * spread), with the column's step.
     step : float
-        The intercept's.
+        Step of the intercept.
     farthest : float
-        How many times the mean of the threads' moves a column goes at most.
+        Upper bound of the extrapolation factor.
     near : float
-        What a round may do for a column to go that far, whatever the number of threads.
+        Largest rate * step * spread for which the factor is `farthest`, whatever the number of threads.
     lower, upper : float
-        Bounds of coefficients.
+        Bounds of the coefficients.
     """
 
     shares: np.ndarray
@@ -61,11 +67,15 @@ class TableMerge(NamedTuple):
 
 @inlined
 def extrapolation(done, how):
-    """How many times the mean of the threads' moves a column goes, if those of each leave exp(-done) of a distance.
+    """Return the extrapolation factor for the mean of the threads' moves, given each thread's contraction exp(-done).
 
-    Where threads follow one another a power of that is left: columns that a round moves little go as far as all moves
-    together, others to the mean. But columns that come together move more than each by itself, and none may go twice
-    as far as the mean: it would end as far from where threads agree.
+    T threads in sequence would leave exp(-T done) of the distance to the optimum. The factor that gives the same result
+    is the geometric sum 1 + exp(-done) + ... + exp(-(T - 1) done). It is near T for columns that a round moves little,
+    where the moves add up, and near 1 for columns that each thread moves to its optimum.
+
+    The factor is at most ``how.farthest``, which is below 2, because columns that occur in the same rows move further
+    together than each would alone. At a factor of 2, x would end as far from the point on which the threads agree as it
+    began.
     """
     if done <= how.near:
         return how.farthest
@@ -78,14 +88,15 @@ def extrapolation(done, how):
 
 @inlined
 def merge_number(columns, c, apart, at_sum, how, done, lower, upper, halfway, end, x, middle, gradient_sum, j):
-    """Bring together one number of x and of the sum: entries c and c + at_sum of all tables, so far apart.
+    """Merge one coefficient of x and its gradient sum, which are entries c and c + at_sum of each table.
 
-    The sum gets all changes; x goes some times the mean of the moves of those threads that changed either, but
-    where these agree it is what they found: the move of one alone, or a zero, or a bound, of a penalty.
+    `apart` is the distance between two tables. The gradient sum gets the sum of all changes. x moves by the
+    extrapolation factor times the mean move of the threads that changed either number. If these threads have the same
+    value, x is exactly that value. This keeps the move of a single thread, and a zero or bound set by the penalty.
     """
     old, total, count = x[j], gradient_sum[j], U(how.shares.size)
     move, change, met, agreed, agree = 0.0, 0.0, 0.0, old, True
-    for t in range(count):  # without branches: which threads met a column is anyone's guess
+    for t in range(count):  # without branches, since which threads met a column is unpredictable
         own, summed = columns[c + t * apart], columns[c + t * apart + at_sum]
         moved = (own != old) | (summed != total)
         agree &= (met == 0.0) | (own == agreed) | (not moved)
@@ -103,7 +114,11 @@ def merge_number(columns, c, apart, at_sum, how, done, lower, upper, halfway, en
 
 @inlined
 def merge_tables(t, turn, how, tables, ends, x, middle, gradient_sum):
-    """The t-th part of what all tables hold, in x, the sum, ``middle`` halfway, and before the end the tables."""
+    """Merge the t-th part of the columns of all tables.
+
+    The result goes to x and gradient_sum, halfway also to ``middle``, and except after the last round back to the
+    tables. Thread 0 merges the intercept.
+    """
     x, middle, gradient_sum = borrowed(x), borrowed(middle), borrowed(gradient_sum)
     often, inverse_density, spread = borrowed(how.often), borrowed(how.inverse_density), borrowed(how.spread)
     outputs, p, width, count = U(x.shape[0]), U(x.shape[1] - 1), U(tables.shape[2]), U(how.shares.size)
@@ -128,9 +143,9 @@ def merge_tables(t, turn, how, tables, ends, x, middle, gradient_sum):
 
 @inlined
 def wait(arrived, failed, everyone):
-    """Wait, busily, until so many have arrived in all; False if one failed that will not.
+    """Wait until the counter of arrivals is `everyone`; return False if another thread has failed.
 
-    A thread that slept would be woken on the core of the one that wakes it.
+    The wait is busy, because the system would wake a sleeping thread on the core of the thread that wakes it.
     """
     add_at_once(arrived, 1)
     looks = 0
@@ -146,10 +161,10 @@ def wait(arrived, failed, everyone):
 
 @compiled
 def bring_together(t, turn, arrived, failed, how, tables, ends, x, middle, gradient_sum):
-    """Wait for the other threads, merge some columns and the intercept with them, and wait again, but at the end; False
-    if one failed.
+    """Merge the tables of all threads after round `turn`; return False if another thread has failed.
 
-    Each merges a part of the columns.
+    Thread t waits for the others, merges its part of the columns, and waits again. The second wait is omitted after the
+    last round, since no thread reads the tables any more.
     """
     both = 2 * how.shares.size * turn
     if not wait(arrived, failed, both + how.shares.size):
