@@ -1,24 +1,26 @@
-"""The epoch loops, dense and sparse, and nothing else.
+"""The kernels that evaluate the loss over the rows of a chunk: SAGA epochs, full gradients and line searches.
 
-Shapes: ``x`` and ``gradient_sum`` are (k, p + 1) for k outputs, the intercept last. They are in
-the solver's coordinates, where a row is ``a_i - shift`` and column j takes steps ``step * scale_j``.
-``gradients`` is (n, k), ``b`` (n, 1) or (n, k). ``weights`` has one entry a row, or none for all
-ones; ``lengths`` each row's squared length, or none. ``room`` is that for a row's numbers. What is written is named
-so; ``middle`` gets x as it is at the visit ``half``. Of sparse rows x and the sum are kept in a ``table`` of the
-columns and ``ends`` (_tables.py).
+The module also has the proximal steps and the coordinate descent, which depend on the penalty.
 
-Rows come without replacement. The change of a row's gradient from its memory speaks for rows still to come, of
-which there are ``left - t * less`` at the t-th visit, as a share of all; that from ``anchor`` for those of chunks
-visited before, a share of ``past``; nothing is to be said of those just visited (docs/algorithm.md, "Without
-replacement").
+**Arrays.** ``x`` and ``gradient_sum`` are (k, p + 1) for k outputs, the intercept last. They are in the solver's
+coordinates, where a row is ``a_i - shift`` and column j takes steps ``step * scale_j``. ``gradients`` is (n, k), ``b``
+is (n, 1) or (n, k). ``weights`` has one entry per row, or is empty if all weights are 1. ``lengths`` has the squared
+norm of each row, or is empty. ``room`` is the scratch space of one row. ``middle`` receives x at visit number ``half``.
+For sparse rows, x and gradient_sum are in a ``table`` of the columns and in ``ends`` (column_table.py).
 
-With a length, derivatives are implicit: taken not at the prediction z before the step but near the
-one after it, u = z - h (f'(u) - m) with h = step * pull * length, as in Point-SAGA (Defazio 2016,
-section 2). No row can then be overshot, and at the optimum u = z. Without, the steps are those of
-SAGA (Defazio, Bach, Lacoste-Julien 2014, equations 1 and 2). Sparse SAGA: Leblond, Pedregosa,
-Lacoste-Julien 2017, section 2.2; there ``shift`` is nonzero only for columns that every row stores.
+**Without replacement.** Rows of an epoch are visited in a random order and not drawn independently. The step therefore
+weights two changes of a row's gradient. The change from its memory estimates the change of the rows still to come,
+whose share of all rows is ``left - t * less`` at visit t. The change from the gradient at ``anchor`` estimates the
+change of the rows in chunks visited before, whose share is ``past``. Rows just visited need no term, because their
+gradients are recent (docs/algorithm/without_replacement.md).
 
-Numbers of rows and entries are unsigned, as numba would look at signed ones twice.
+**Derivatives.** With ``lengths``, derivatives are implicit. They are taken near the prediction u after the step and not
+at the prediction z before it: u = z - h (f'(u) - m) with h = step * pull * length, as in Point-SAGA (Defazio 2016,
+section 2). No row can then overshoot, and at the optimum u = z. Without ``lengths``, the steps are those of SAGA
+(Defazio, Bach, Lacoste-Julien 2014, equations 1 and 2). The sparse loop is Sparse SAGA (Leblond, Pedregosa,
+Lacoste-Julien 2017, section 2.2). There, ``shift`` is nonzero only for columns that every row stores.
+
+**Indices.** Row and entry numbers are unsigned, because numba checks a signed index for a negative value.
 """
 
 from __future__ import annotations
@@ -66,34 +68,37 @@ from .row_update import (
 __all__ = ["Kernels", "Pass", "kernels_for"]
 
 
-# Rows that are asked for ahead take no more: they would else push each other out of the cache.
+# Most bytes of rows that are prefetched at a time. More rows would evict each other from the cache.
 AHEAD_BYTES = 2**15
 
-# Half the width of a difference of derivatives, relative to the prediction where that is above one.
+# Half the width of the central difference of derivatives. It is multiplied by the prediction where that exceeds 1.
 DIFFERENCE = 1e-4
 
 U = np.uint64
 
 
 class Pass(NamedTuple):
-    """What is the same for all rows that a kernel visits.
+    """Parameters of an epoch that are the same for all rows.
 
     Parameters
     ----------
     step, intercept_step : float
-        In units of x per unit of mean gradient; the latter zero where no intercept is fitted.
+        Step sizes, in units of x per unit of mean gradient. `intercept_step` is 0 if no intercept is fitted.
     inverse_weight : float
-        Of all rows.
+        1 / W, where W is the total weight of all rows.
     left, less, past : float
-        Shares of all rows, as above.
+        Shares of all rows: still to come at the first visit, taken off by each visit, and in chunks visited before. See
+        the module docstring.
     pull, often, most : float
-        What the change of a row's gradient is multiplied by; of a row that is visited several times (``visits_of``)
-        each visit gets its part, so that visits are an unbiased sample of the mean.
+        Weighting of a row's gradient change. The change is multiplied by `pull` and divided by the number of visits of
+        the row, which `often` and `most` determine (``visits_of``). The visits are then an unbiased sample of the mean.
     bound : float
-        Of the second derivative of the loss; 0 where there is none.
+        Upper bound of the second derivative of the loss, or 0 if the loss has none.
     together : int
-        Rows that share the x at which their derivatives are taken, up to GROUP: their steps are one, of their sum.
+        Number of rows that take their derivatives at the same x, at most GROUP. They make one step from the sum of
+        their steps.
     half : int
+        Number of the visit at which x is copied to ``middle``, or -1.
     """
 
     step: float
@@ -111,7 +116,7 @@ class Pass(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """The compiled loops for one kind of caller."""
+    """The compiled loops for one pair of loss and penalty types, or for all built-in ones."""
 
     dense_pass: Callable
     sparse_pass: Callable
@@ -127,13 +132,16 @@ class Kernels(NamedTuple):
 
 def _build(sources: int, cache: bool) -> Kernels:
     kernel = functools.partial(compiled, cache=cache)
-    # numba's on-disk cache follows edits of this file only. Naming `sources`, which the
-    # loops close over, makes an edited loss or penalty a cache miss as well.
+    # numba invalidates its on-disk cache only when this file is edited. The loops close over `sources`, a digest of the
+    # other modules, so that an edited loss or penalty is a cache miss as well.
 
     @kernel
     def dense_pass(A, gathered, b, weights, order, lengths, x, middle, anchor, gradient_sum, gradients, shift, scale,
                    do, room, loss, penalty):  # fmt: skip
-        """``gathered`` tells that A holds the rows in the order of their visits."""
+        """Run an epoch over dense rows; update x, middle, gradient_sum and gradients in place.
+
+        If ``gathered`` is True, A holds the rows in the order of their visits.
+        """
         sources  # noqa: B018
         A, b, weights, order, lengths = borrowed(A), borrowed(b), borrowed(weights), borrowed(order), borrowed(lengths)
         anchor, gradients, p, outputs = borrowed(anchor), borrowed(gradients), A.shape[1], outputs_of(room)
@@ -206,12 +214,12 @@ def _build(sources: int, cache: bool) -> Kernels:
                         step_of_one(row, pull, delta, p, xs[k], sums[k], columns, do, penalty)
         for k in range(outputs):
             x[k], gradient_sum[k] = xs[k, : p + 1], sums[k, : p + 1]
-        owner[0] = 0.0  # no longer borrowed
+        owner[0] = 0.0  # keeps the owner alive until here, since `table` only borrows its memory
 
     @kernel
     def sparse_pass(data, indices, indptr, b, weights, order, lengths, gradients, table, shifted, ends, do, room, loss,
                     penalty):  # fmt: skip
-        """Each row takes a step of its own, on its support."""
+        """Run an epoch over CSR rows; update table, ends and gradients in place. Each row steps on its support only."""
         sources  # noqa: B018
         data, indices, indptr, b = borrowed(data), borrowed(indices), borrowed(indptr), borrowed(b)
         weights, order, lengths, gradients = borrowed(weights), borrowed(order), borrowed(lengths), borrowed(gradients)
@@ -231,7 +239,7 @@ def _build(sources: int, cache: bool) -> Kernels:
                 prefetch(memory, q * U(outputs))
                 ask(data, U(indptr[q]), U(indptr[q + U(1)]), U(DOUBLES))
                 ask(indices, U(indptr[q]), U(indptr[q + U(1)]), U(DOUBLES))
-            coming, last = U(0), U(0)  # entries whose columns are asked for one by one, as this row's move
+            coming, last = U(0), U(0)  # entries whose columns are prefetched one by one, while this row's columns move
             if t + U(AHEAD) < visits and not near:
                 q = U(order[t + U(AHEAD)])
                 coming, last = U(indptr[q]), U(indptr[q + U(1)])
@@ -263,10 +271,10 @@ def _build(sources: int, cache: bool) -> Kernels:
 
     @kernel
     def dense_gradient(A, b, weights, x, gradient, gradients, total, room, loss):
-        """Add sum_i w_i f'(z_i) a_i, with 1 for the intercept's column, to ``gradient``; return ``total`` and the sum
-        of w_i f(z_i).
+        """Add sum_i w_i f'(z_i) a_i to ``gradient``; return ``total`` plus the sum of w_i f(z_i).
 
-        ``gradients``, unless empty, gets the factors, and ``gradient`` the sum of what is stored there.
+        The intercept's column of a_i is 1. Unless it is empty, ``gradients`` gets the factors w_i f'(z_i). The sum then
+        uses the factors as stored there, which may be rounded to float32.
         """
         sources  # noqa: B018
         A, b, weights, x, gradient = borrowed(A), borrowed(b), borrowed(weights), borrowed(x), borrowed(gradient)
@@ -301,7 +309,7 @@ def _build(sources: int, cache: bool) -> Kernels:
 
     @kernel
     def sparse_gradient(data, indices, indptr, b, weights, x, gradient, gradients, total, room, loss):
-        """As ``dense_gradient``."""
+        """Same as ``dense_gradient``, for CSR rows."""
         sources  # noqa: B018
         data, indices, b, weights = borrowed(data), borrowed(indices), borrowed(b), borrowed(weights)
         x, gradient = borrowed(x), borrowed(gradient)
@@ -324,14 +332,14 @@ def _build(sources: int, cache: bool) -> Kernels:
 
     @kernel
     def proximal_step(x, direction, scale, step, penalty, out):
-        """Write prox(x - step * scale * direction) to ``out``."""
+        """Write the proximal gradient step prox(x - step * scale * direction) to ``out``."""
         sources  # noqa: B018
         for j in range(x.size):
             out[j] = proximal_point(penalty, x[j], direction[j], step * scale[j])
 
     @kernel
     def squared_mapping(x, direction, scale, step, penalty):
-        """The squared length of such a step, in units of the scale; nothing is written."""
+        """Return sum_j move_j^2 / scale_j, where move is that of ``proximal_step``, without storing the step."""
         sources  # noqa: B018
         total = 0.0
         for j in range(x.size):
@@ -341,9 +349,9 @@ def _build(sources: int, cache: bool) -> Kernels:
 
     @kernel
     def derivatives(z, b, weights, slopes, curvatures, room, loss):
-        """Write the weighted first and second derivatives of each row's loss in each of its predictions z, (n, k).
+        """Write the weighted first and second derivatives of each row's loss at the predictions z, of shape (n, k).
 
-        The second one is a central difference of the first where the loss does not give it.
+        If the loss defines no second derivative, it is the central difference of the first.
         """
         sources  # noqa: B018
         outputs = outputs_of(room)
@@ -370,7 +378,7 @@ def _build(sources: int, cache: bool) -> Kernels:
 
     @kernel
     def row_values(z, b, weights, values, room, loss):
-        """Write the weighted loss of each row at its predictions z, (n, k)."""
+        """Write the weighted loss of each row at its predictions z, of shape (n, k)."""
         sources  # noqa: B018
         outputs = outputs_of(room)
         u, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
@@ -382,7 +390,7 @@ def _build(sources: int, cache: bool) -> Kernels:
 
     @kernel
     def values_on_line(z, dz, b, weights, steps, values, room, loss):
-        """Add the weighted sum of the losses at the predictions z + step dz to ``values``, for each of the steps."""
+        """Evaluate the loss along a line: for each step, add the sum of w_i f(z_i + step dz_i) to ``values``."""
         sources  # noqa: B018
         outputs = outputs_of(room)
         u, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
@@ -396,10 +404,10 @@ def _build(sources: int, cache: bool) -> Kernels:
 
     @kernel
     def coordinate_descent(hessian, slope, x, move, penalty, sweeps, tol):
-        """Minimise slope'd + d'H d / 2 + penalty(x + d) over d, coordinate by coordinate; d is ``move``.
+        """Minimise slope'd + d'H d / 2 + penalty(x + d) over d = ``move``, by cyclic coordinate descent.
 
-        ``slope`` is kept at the gradient of the quadratic at d. Ends where no coordinate of a sweep lowers the
-        objective by more than ``tol``. Returns the number of sweeps.
+        ``slope`` is updated to the gradient of the quadratic at d. The loop ends after a sweep in which h_j times the
+        squared change of each coordinate is at most ``tol``. Returns the number of sweeps.
         """
         sources  # noqa: B018
         for sweep in range(sweeps):
@@ -442,13 +450,13 @@ _BUILT_IN = _build(_digest(dispatch, intrinsics, jit, losses, penalties, row_ord
 
 
 def kernels_for(loss: Any, penalty: Any) -> Kernels:
-    """The kernels with an on-disk cache for built-in types, those without for a user's own."""
+    """Return the kernels for a loss and a penalty. Those of built-in types have an on-disk cache; others have none."""
     built_in = all(type(part).__module__.startswith("dask_saga.") for part in (loss, penalty))
     return _BUILT_IN if built_in else _foreign(type(loss), type(penalty))
 
 
 @functools.lru_cache(maxsize=32)
 def _foreign(loss: type, penalty: type) -> Kernels:
-    # Not in the on-disk index: it would be broken for everyone who lacks the class. And built
-    # for these very classes: numba takes another class of the same name and fields for the same.
+    # These kernels are not cached on disk, since a process that lacks the class could not read the index. They are
+    # built anew for each pair of classes, since numba does not distinguish classes with the same name and fields.
     return _build(0, cache=False)
