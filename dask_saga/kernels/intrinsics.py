@@ -1,4 +1,7 @@
-"""What numba has no word for."""
+"""Operations that numba does not provide: prefetching, atomic addition, unowned views, alias hints and stack arrays.
+
+The module also has the constants and helpers for arrays that are aligned to cache lines.
+"""
 
 from __future__ import annotations
 
@@ -36,30 +39,33 @@ __all__ = [
 ]
 
 
+# Size of a cache line in bytes.
 CACHE_LINE = 64
 
-DOUBLES = CACHE_LINE // 8  # that fill a line of the cache
+# Number of doubles in a cache line.
+DOUBLES = CACHE_LINE // 8
 
-# Rows between a prefetch and its use. What takes no more than NEAR_BYTES is in the cache anyway.
+# AHEAD is the number of rows between a prefetch and its use. Arrays of at most NEAR_BYTES bytes stay in the cache, so
+# they need no prefetch.
 AHEAD, NEAR_BYTES = 8, 2**21
 
-# Rows that may share the x at which their derivatives are taken.
+# Number of dense rows in a group, which take their derivatives at the same x.
 GROUP = 4
 
-# Arrays of ``scratch`` that a loop over rows needs at most.
+# Largest number of ``scratch`` arrays that a kernel uses.
 ARRAYS = 9
 
 
 @intrinsic
 def prefetch(typing_context: Any, array: Any, index: Any) -> tuple:
-    """Ask for the cache line of ``array[index]``, of one dimension, ahead of its use."""
+    """Prefetch the cache line of ``array[index]``, where the array has one dimension."""
 
     def generate(context, builder, signature, arguments):
         address = builder.bitcast(_address(context, builder, signature, arguments), ir.IntType(8).as_pointer())
         number = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
         call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        # For reading, of data, to the second level of the cache: to the first few lines may be under way at once.
+        # The arguments mean: for reading, to the second cache level, data. The first level allows few pending lines.
         builder.call(call, [address, number(0), number(2), number(1)])
         return context.get_dummy_value()
 
@@ -68,7 +74,7 @@ def prefetch(typing_context: Any, array: Any, index: Any) -> tuple:
 
 @intrinsic
 def add_at_once(typing_context: Any, array: Any, more: Any) -> tuple:
-    """Add to ``array[0]``, an integer, as one operation that other threads see; return what it was."""
+    """Add to the integer ``array[0]`` atomically; return the previous value."""
 
     def generate(context, builder, signature, arguments):
         address = make_array(array)(context, builder, arguments[0]).data
@@ -79,7 +85,7 @@ def add_at_once(typing_context: Any, array: Any, more: Any) -> tuple:
 
 @intrinsic
 def give_way(typing_context: Any) -> tuple:
-    """Let other threads have the core, where there is a call for it."""
+    """Yield the core to other threads. Outside POSIX systems this does nothing."""
 
     def generate(context, builder, signature, arguments):
         if os.name == "posix":
@@ -92,9 +98,10 @@ def give_way(typing_context: Any) -> tuple:
 
 @intrinsic
 def borrowed(typing_context: Any, array: Any) -> tuple:
-    """The array without its owner, so that no slice of it counts references, which would cost more than a short row.
+    """Return a view of the array without reference counting.
 
-    Whoever calls it keeps the array alive for as long as it, or a slice, is used.
+    For a short row, counting the references of its slices would cost more than the arithmetic. The caller must keep the
+    array alive as long as the view or a slice of it is used.
     """
 
     def generate(context, builder, signature, arguments):
@@ -106,13 +113,13 @@ def borrowed(typing_context: Any, array: Any) -> tuple:
     return array(array), generate
 
 
-# Of several arrays a compiler must else suppose that they overlap, and looks at each row anew whether they do; of more
-# than a few it gives up.
+# ``load`` and ``store`` declare that their arrays do not overlap. Otherwise LLVM checks for overlap in each row, and
+# with more than a few arrays it does not vectorize the loop at all.
 
 
 @intrinsic
 def load(typing_context: Any, array: Any, index: Any) -> tuple:
-    """``array[index]``, of one dimension, which no ``store`` of the same loop changes."""
+    """Return ``array[index]`` of a one-dimensional array that no ``store`` of the same loop changes."""
 
     def generate(context, builder, signature, arguments):
         entry = builder.load(_address(context, builder, signature, arguments))
@@ -124,7 +131,7 @@ def load(typing_context: Any, array: Any, index: Any) -> tuple:
 
 @intrinsic
 def store(typing_context: Any, array: Any, index: Any, value: Any) -> tuple:
-    """``array[index] = value``, which changes nothing that a ``load`` of the same loop reads."""
+    """Set ``array[index] = value`` in a one-dimensional array that no ``load`` of the same loop reads."""
 
     def generate(context, builder, signature, arguments):
         entry = builder.store(arguments[2], _address(context, builder, signature, arguments))
@@ -139,22 +146,22 @@ def _address(context: Any, builder: Any, signature: Any, arguments: list) -> Any
 
 
 def _apart(module: Any) -> Any:
-    """The list of alias scopes that is the only one here."""
+    """Return the single list of alias scopes that ``load`` and ``store`` share."""
     domain = module.add_metadata([ir.MetaDataString(module, "dask_saga")])
     return module.add_metadata([module.add_metadata([ir.MetaDataString(module, "load"), domain])])
 
 
-# Numbers of a row, a few for each output. Of one output, as most problems have, their count is known when a kernel is
-# compiled, and they stay in registers.
+# Scratch space of a row: a few arrays with GROUP numbers per output. For one output, the usual case, the size is known
+# at compile time. The arrays then are on the stack, and LLVM can keep them in registers.
 
 
 def room_for(outputs: int) -> Any:
-    """What ``scratch`` makes arrays of."""
+    """Return the argument for ``scratch``: a tuple for one output, an array for several."""
     return (0.0,) if outputs == 1 else np.empty((ARRAYS, GROUP * outputs))
 
 
 def outputs_of(room: Any) -> int:
-    """For how many outputs there is room."""
+    """Return the number of outputs that the scratch space is made for."""
     return 1 if isinstance(room, tuple) else room.shape[1] // GROUP
 
 
@@ -166,11 +173,11 @@ def _outputs_of(room):
 
 
 def scratch(room: Any, k: int) -> np.ndarray:
-    """The k-th array, of GROUP numbers for each output."""
+    """Return the k-th scratch array, with GROUP numbers per output."""
     return np.empty(GROUP) if isinstance(room, tuple) else room[k]
 
 
-@overload(scratch, inline="always")  # what is on the stack of a function goes with it
+@overload(scratch, inline="always")  # inlined, because a stack array must not outlive its function
 def _scratch(room, k):
     if isinstance(room, types.BaseTuple):
         return lambda room, k: _on_the_stack()
@@ -178,7 +185,7 @@ def _scratch(room, k):
 
 
 def numbers_of(room: Any) -> tuple:
-    """The first five of them, as long as there are outputs."""
+    """Return the first five scratch arrays, cut to one number per output."""
     return tuple(scratch(room, k)[: outputs_of(room)] for k in range(5))
 
 
@@ -208,19 +215,19 @@ def _on_the_stack(typing_context: Any) -> tuple:
 
 @register_jitable
 def whole_lines(count):
-    """How many doubles fill the lines of the cache that so many begin."""
+    """Round a number of doubles up to whole cache lines."""
     return (count + DOUBLES - 1) // DOUBLES * DOUBLES
 
 
 @register_jitable
 def on_lines(room):
-    """What of an array of doubles, which it borrows, begins with a line of the cache; the last DOUBLES may be lost."""
+    """Return a borrowed view of an array of doubles that starts at a cache line and is DOUBLES shorter."""
     start = (-room.ctypes.data % CACHE_LINE) // 8
     return borrowed(room)[start : start + room.size - DOUBLES]
 
 
 def empty_on_lines(*shape: int) -> np.ndarray:
-    """An empty array of doubles that begins with a line of the cache."""
+    """Return an uninitialized array of doubles that starts at a cache line."""
     size = math.prod(shape)
     room = np.empty(size + DOUBLES)
     start = (-room.ctypes.data % CACHE_LINE) // room.itemsize
