@@ -37,7 +37,8 @@ class TableMerge(NamedTuple):
     limit : float
         Threshold of ``inverse_density``: columns below it are in `often`.
     inverse_density, spread : ndarray of shape (p,)
-        Number of rows divided by the stored entries of each column, and the mean square of each column.
+        Number of rows divided by the stored entries of each column, and its mean square
+        about the shift.
     rate : float
         In one round, each thread contracts the distance of a column to its optimum by about
         exp(-rate * step * spread), with the column's step.
