@@ -1,1 +1,1 @@
-"""Where tasks run: in this process, in threads, or on a cluster. Imports nothing else of the package."""
+"""Run tasks in this process, in threads, or on a cluster. This layer imports nothing else of the package."""
