@@ -1,4 +1,7 @@
-"""Threads of one process that share a chunk's work; the kernels and BLAS let go of Python's lock."""
+"""Threads of one process that share the work on a chunk, and the control of BLAS threads.
+
+The kernels and BLAS release the GIL, so these threads run in parallel.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,16 @@ from threadpoolctl import ThreadpoolController
 __all__ = ["even_slices", "one_blas_thread", "run_together", "thread_count", "threads"]
 
 
-# Entries of rows for which one more thread pays.
+# Number of matrix entries from which one more thread pays off.
 LEAST_ENTRIES = 2**17
 
 
 class _OneBLASThread:
-    """Limits BLAS to one thread as long as anyone is inside.
+    """Limit BLAS to one thread while any thread is inside this context.
 
-    Where the limit is the whole process's, threadpoolctl lets only that thread change it which set it. So one thread
-    sets it for all: one that leaves must not free it for the others. OpenMP's limit is each thread's own.
+    OpenMP's limit belongs to the calling thread, so each thread sets its own. For other threading layers the limit
+    belongs to the process. It is set when the first thread enters and restored when the last one leaves. A dedicated
+    thread does both, because threadpoolctl permits a change only from the thread that set the limit.
     """
 
     def __init__(self):
@@ -49,7 +53,7 @@ class _OneBLASThread:
 
 @functools.cache
 def _setter(process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "saga-blas")  # of this process: threads do not survive a fork
+    return ThreadPoolExecutor(1, "saga-blas")  # cached for each process, since threads do not survive a fork
 
 
 _limited = _OneBLASThread()
@@ -57,27 +61,38 @@ _limited = _OneBLASThread()
 
 @functools.cache
 def _blas() -> tuple[ThreadpoolController, ThreadpoolController]:
-    """The libraries whose number of threads is the whole process's, and those where it is the calling thread's."""
+    """Return the BLAS libraries with a thread limit per process, and those with a limit per calling thread (OpenMP)."""
     found = ThreadpoolController()
     layers = {getattr(library, "threading_layer", None) for library in found.select(user_api="blas").lib_controllers}
     everywhere = found.select(threading_layer=list(layers - {"openmp"}))
-    return everywhere, found.select(user_api="openmp", threading_layer="openmp")  # where either holds
+    return everywhere, found.select(user_api="openmp", threading_layer="openmp")  # an empty selection is fine
 
 
 def one_blas_thread(work: float = np.inf) -> Any:
-    """A context in which BLAS and LAPACK give the same bits wherever they run.
+    """Return a context in which BLAS and LAPACK results do not depend on the number of threads, to the last bit.
 
-    Products of less `work`, in multiplications, never take several threads.
+    Parameters
+    ----------
+    work : float
+        Number of multiplications of the largest product in the context. If it is at most 5000, BLAS uses a single
+        thread anyway, and the limit is not set.
     """
     return _limited if work > 5000 else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def threads(count: int, work: float = np.inf) -> Iterator[Callable]:
-    """A ``map`` that `count` threads share, results in order; Python's own for one.
+    """Yield a ``map`` whose calls are shared by `count` threads and whose results are in order.
 
-    The caller is one of them: two new threads would often begin on one core, and it sleep on the other. `work` is
-    what BLAS is asked for, as ``one_blas_thread`` takes it.
+    The calling thread is one of them. Otherwise two new threads would often start on one core while the caller sleeps
+    on the other.
+
+    Parameters
+    ----------
+    count : int
+        Number of threads. For 1, the built-in ``map`` is used.
+    work : float
+        Largest BLAS product of the calls, as in ``one_blas_thread``.
     """
     if count == 1:
         yield map
@@ -94,7 +109,7 @@ def threads(count: int, work: float = np.inf) -> Iterator[Callable]:
                     while (k := next(numbers)) < len(calls) and not failed.is_set():
                         results[k] = function(*calls[k])
                 except BaseException:
-                    failed.set()  # the others begin no more
+                    failed.set()  # the other threads start no further call
                     raise
 
             others = [helper.submit(take_some) for helper in helpers]
@@ -112,10 +127,11 @@ def threads(count: int, work: float = np.inf) -> Iterator[Callable]:
 
 @contextlib.contextmanager
 def _helpers(count: int) -> Iterator[list[ThreadPoolExecutor]]:
-    """So many threads that serve nobody else meanwhile: a call that waited for one could be what others wait for.
+    """Yield `count` threads that nobody else uses in the meantime.
 
-    They live on for the thread that called, as new ones would take a third of a millisecond; but not after an error: a
-    Ctrl-C may have left an executor's locks taken.
+    With shared threads, a call could wait for a thread that itself waits for this call. The calling thread keeps its
+    helpers for later use, because starting one takes a third of a millisecond. After an error they are dropped, because
+    a Ctrl-C may have left an executor's locks taken.
     """
     idle = _own.__dict__.setdefault(os.getpid(), [])
     helpers = [idle.pop() if idle else ThreadPoolExecutor(1, "saga-helper") for _ in range(count)]
@@ -123,13 +139,15 @@ def _helpers(count: int) -> Iterator[list[ThreadPoolExecutor]]:
     idle.extend(helpers)
 
 
+# Idle helpers of each thread, by process id: threads do not survive a fork.
 _own = threading.local()
 
 
 def run_together(count: int, run: Callable[[int, np.ndarray, np.ndarray], bool]) -> None:
-    """``run(t, arrived, failed)`` in `count` threads at once, for t from 0: kernels that wait for each other.
+    """Run ``run(t, arrived, failed)`` for t = 0, ..., count - 1, each in its own thread, all at the same time.
 
-    These return False where another one failed; the error of that one is raised.
+    This is for kernels that wait for each other. `arrived` and `failed` are shared counters of one entry. If one call
+    raises, `failed` is set, the other kernels return False, and the error is raised.
     """
     arrived, failed = np.zeros(1, np.int64), np.zeros(1, np.int64)
 
@@ -144,16 +162,16 @@ def run_together(count: int, run: Callable[[int, np.ndarray, np.ndarray], bool])
         try:
             list(each(guarded, range(count)))
         except BaseException:
-            failed[0] = 1  # perhaps not all have begun
+            failed[0] = 1  # also if not all threads have started
             raise
 
 
 def thread_count(n_threads: int, entries: int) -> int:
-    """How many of the threads rows with so many entries are worth."""
+    """Return the number of threads, at most `n_threads`, that pay off for rows with `entries` matrix entries."""
     return min(n_threads, max(1, entries // LEAST_ENTRIES))
 
 
 def even_slices(n: int, count: int) -> list[slice]:
-    """`count` consecutive slices of n rows."""
+    """Split n rows into `count` consecutive slices of nearly equal length."""
     ends = [n * k // count for k in range(count + 1)]
     return [slice(*pair) for pair in itertools.pairwise(ends)]
