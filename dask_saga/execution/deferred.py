@@ -1,4 +1,7 @@
-"""What a task makes for itself of its arguments: a cluster takes some milliseconds for each task of their own."""
+"""Deferred calls: arguments that a task evaluates itself.
+
+A separate task for each argument would cost the cluster some milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,16 @@ __all__ = ["DeferredCall", "block_recipes", "call", "evaluate", "evaluate_inner"
 
 
 class DeferredCall:
-    """A call that is made inside the task that gets it. Dask does not look into it for tasks, as it would into tuples.
+    """A function call that is evaluated inside the task that receives it.
+
+    It is a class and not a tuple, because Dask searches tuples for tasks.
 
     Parameters
     ----------
     function : callable
+        Function to call.
     *args : object
-        Recipes among them are made first.
+        Its arguments. Those that are deferred calls are evaluated first.
     """
 
     def __init__(self, function: Callable, *args: Any):
@@ -32,22 +38,28 @@ class DeferredCall:
 
 
 def call(function: Callable, *args: Any) -> Any:
-    """``function(*args)``, of recipes what they make."""
+    """Return ``function(*args)``, where deferred calls among the arguments are evaluated first."""
     return function(*evaluate(args))
 
 
 def evaluate(args: Iterable) -> list:
-    """The arguments, instead of recipes what they make."""
+    """Return the arguments, with each deferred call replaced by its result."""
     return [call(arg.function, *arg.args) if isinstance(arg, DeferredCall) else arg for arg in args]
 
 
 def evaluate_inner(args: Iterable) -> list:
-    """The arguments, instead of recipes such that need no others."""
+    """Evaluate only the deferred calls inside deferred calls.
+
+    In the returned arguments, each deferred call has plain arguments.
+    """
     return [DeferredCall(arg.function, *evaluate(arg.args)) if isinstance(arg, DeferredCall) else arg for arg in args]
 
 
 def persisted_blocks(blocks: list, client: Any) -> list | None:
-    """Blocks, as tuples, whose lazy parts are all futures of this client already, with these; None if one is not."""
+    """Replace the lazy parts of blocks by the futures of this client that hold them.
+
+    Return the blocks as tuples, or None if any lazy part is not persisted on this client.
+    """
     wholes: dict[int, dict] = {}
     found = []
     for block in blocks:
@@ -56,10 +68,10 @@ def persisted_blocks(blocks: list, client: Any) -> list | None:
         parts = []
         for part in block:
             if is_dask_collection(part):
-                if id(part.dask) not in wholes:  # all blocks of a collection have the same
+                if id(part.dask) not in wholes:  # all blocks of a collection share one graph
                     wholes[id(part.dask)] = ensure_dict(part.dask)
                 part = wholes[id(part.dask)].get(part.key)
-                if not isinstance(part, Future) or part.client is not client:  # one that came with a task has none
+                if not isinstance(part, Future) or part.client is not client:  # one sent with a task has no client
                     return None
             parts.append(part)
         found.append(tuple(parts))
@@ -67,14 +79,23 @@ def persisted_blocks(blocks: list, client: Any) -> list | None:
 
 
 def block_recipes(blocks: list) -> list:
-    """Lazy blocks as recipes; as they are if one needs what is on a cluster, or what another one needs as well.
+    """Convert lazy blocks to deferred calls that run the Dask graph of a block inside one task.
 
-    Tasks of several blocks would run for each of them, and those with annotations wherever it is.
+    The blocks are returned unchanged if this would be wrong or wasteful:
+
+    - A graph contains futures, or needs a task that is not in the graph.
+    - Two blocks share a task, which would then run once for each of them.
+    - A layer has annotations, such as the workers to use, which a deferred call would ignore.
 
     Parameters
     ----------
     blocks : list
-        Each Delayed, or a tuple of which parts may be.
+        Each block is a Delayed, or a tuple whose parts may be lazy.
+
+    Returns
+    -------
+    list
+        A DeferredCall for each block, or `blocks`.
     """
     wholes, recipes, counts = {}, [], Counter()
     for block in blocks:
@@ -82,7 +103,7 @@ def block_recipes(blocks: list) -> list:
         keys = {k: part.key for k, part in enumerate(parts) if is_dask_collection(part)}
         for k, key in keys.items():
             whole = parts[k].dask
-            if id(whole) not in wholes:  # all blocks of a collection have the same
+            if id(whole) not in wholes:  # all blocks of a collection share one graph
                 if any(layer.annotations for layer in getattr(whole, "layers", {}).values()):
                     return blocks
                 wholes[id(whole)] = ensure_dict(whole)
@@ -99,7 +120,7 @@ def block_recipes(blocks: list) -> list:
 
 
 def _is_closed(graph: dict) -> bool:
-    """Whether no task waits for one that is not among them."""
+    """Return whether the graph contains all dependencies of its tasks."""
     return all(key in graph for task in graph.values() for key in getattr(task, "dependencies", ()))
 
 
