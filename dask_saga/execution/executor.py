@@ -1,6 +1,7 @@
-"""Where tasks run: in this process, or on a client's cluster.
+"""The executor of this process, and the choice between it and the executor of a cluster.
 
-An executor hands out references, to chunks and to results: values here, futures and recipes there.
+An executor returns references to chunks and results. They are values in this process. On a cluster they are futures,
+parts of futures, or deferred calls.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ __all__ = ["LocalExecutor", "find_executor"]
 
 
 class LocalExecutor:
-    """Runs every task at once in this process; references are values."""
+    """Run each task immediately in this process; references are values."""
 
-    goes_ahead = False  # whether `submit` returns before the task has run
+    goes_ahead = False  # True if `submit` returns before the task has run
 
     def threads(self) -> int:
-        """How many tasks can run at a time."""
+        """Return the number of tasks that can run at a time."""
         return CPU_COUNT
 
     def divide(self, lanes: int) -> None:
-        """There is one place only."""
+        """Do nothing: all lanes share this process."""
 
     def submit(self, function: Callable, *args: Any, name: str, lane: int | None = None) -> Any:
         return function(*args)
 
     def map(self, function: Callable, calls: list[tuple], *, name: str, lanes: list[int] | None = None) -> list:
-        """References to the function's result for each tuple of arguments."""
+        """Call the function with each tuple of arguments; return references to the results."""
         return [function(*args) for args in calls]
 
     def at_once(self, function: Callable, calls: list[tuple], *, name: str) -> list:
-        """As ``map``, in threads where there are several."""
+        """Do the same as ``map``, with one thread per call if there are several."""
         if len(calls) == 1:
             return [function(*calls[0])]
         with ThreadPoolExecutor(len(calls)) as pool:
@@ -50,7 +51,7 @@ class LocalExecutor:
     def in_turn(
         self, function: Callable, calls: list[tuple], *, name: str, lane: int | None = None, size: float = 0.0
     ) -> list:
-        """As ``map``, in one task; recipes make `size` bytes a call."""
+        """Do the same as ``map``, in one task. The deferred calls among the arguments of a call make `size` bytes."""
         return self.map(function, calls, name=name)
 
     def gather(self, references: list) -> list:
@@ -60,37 +61,37 @@ class LocalExecutor:
         return values
 
     def forget_lineage(self, size: int) -> bool:
-        """There is none."""
+        """Return False: values have no lineage."""
         return False
 
     def recipes(self, blocks: list) -> list:
-        """Lazy blocks in the form that costs least if they are loaded again and again."""
+        """Convert lazy blocks to the form that is cheapest to load repeatedly."""
         return blocks
 
     def load(self, blocks: list, lane: int | None = None) -> list:
-        # One graph, as each of its own would take Dask a millisecond.
+        # Compute all blocks in one graph, because each separate graph costs Dask about a millisecond.
         return dask.compute(blocks)[0] if any(map(_is_lazy, blocks)) else blocks
 
     def ahead(self, load: Callable[[int], Any], order: list[int]) -> Iterator[Any]:
-        """``load(k)`` of each k, the next one in a thread meanwhile."""
+        """Yield ``load(k)`` for each k in `order`, while a thread loads the next one."""
         with ThreadPoolExecutor(1, "saga-ahead") as pool:
             coming = deque(pool.submit(load, k) for k in order[:1])
             for k in [*order[1:], None]:
-                if k is not None and coming[0].exception() is None:  # an error's traceback is to keep no block
+                if k is not None and coming[0].exception() is None:  # the traceback of an error must keep no block
                     coming.append(pool.submit(load, k))
                 yield coming.popleft().result()
 
     def throttle(self, task: Any, most: int = 0) -> None:
-        """Nothing to wait for."""
+        """Do nothing: no task is outstanding."""
 
     def let_go(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: no reference is kept."""
 
     def release(self, interrupted: bool = False) -> None:
-        """Nothing runs."""
+        """Do nothing: no task is running."""
 
     def has_room(self, size: float) -> bool:
-        """They are here."""
+        """Return True: the results are in this process already."""
         return True
 
     def memory(self) -> float:
@@ -102,6 +103,6 @@ def _is_lazy(block: Any) -> bool:
 
 
 def find_executor() -> LocalExecutor | ClientExecutor:
-    """The executor of the scheduler that Dask would use now: a client's cluster, or this process."""
+    """Return the executor for Dask's current scheduler: that of a client's cluster, or that of this process."""
     client = getattr(get_scheduler(), "__self__", None)
     return ClientExecutor(client) if hasattr(client, "gather") else LocalExecutor()
