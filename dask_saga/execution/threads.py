@@ -65,7 +65,7 @@ def _blas() -> tuple[ThreadpoolController, ThreadpoolController]:
     found = ThreadpoolController()
     layers = {getattr(library, "threading_layer", None) for library in found.select(user_api="blas").lib_controllers}
     everywhere = found.select(threading_layer=list(layers - {"openmp"}))
-    return everywhere, found.select(user_api="openmp", threading_layer="openmp")  # an empty selection is fine
+    return everywhere, found.select(user_api="openmp", threading_layer="openmp")  # select() combines with or
 
 
 def one_blas_thread(work: float = np.inf) -> Any:
