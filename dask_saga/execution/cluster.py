@@ -1,4 +1,7 @@
-"""Tasks on a client's cluster: how few messages and tasks carry many calls, and where each of them runs."""
+"""The executor that runs tasks on a Dask cluster.
+
+It packs many calls into few messages and tasks, and decides on which workers a task should run.
+"""
 
 from __future__ import annotations
 
@@ -27,32 +30,33 @@ from .threads import even_slices
 __all__ = ["ClientExecutor"]
 
 
-# Tasks on a cluster that may wait for a chunk which is loaded for them.
+# Number of submitted tasks that may be outstanding before the driver waits. Each may have a chunk loaded for it.
 TASKS_AHEAD = 4
 
-# A client takes no more than this share of the memory that its process may have.
+# Largest share of the memory limit of the client's process that gathered results may take.
 GATHERED_SHARE = 0.5
 
-# The most that is put on the scheduler at once.
+# Largest number of bytes that are put on the scheduler at once.
 PUT_BYTES = 2**26
 
-# Tasks whose results take room: they are let go of at once.
+# Names of tasks with large results. Their futures are not kept, so the cluster can free the results early.
 LARGE = ("saga-read", "saga-chunk")
 
-# Calls that one task makes at most, as what wants one of their results gets all.
+# Largest number of calls in one task. It is bounded, because a consumer of one result receives the results of all.
 GROUPED = 16
 
-# A worker reads no block ahead that would take it beyond this share of its memory, where it begins to spill.
+# Share of a worker's memory up to which blocks are read ahead. Beyond it, the worker would start to spill.
 ROOM_SHARE = 0.7
 
-# What a whole pass waits for; the next pass may have begun by then.
+# Names of tasks that get a higher priority, because a whole pass waits for them while the next may have begun.
 URGENT = ("saga-summary", "saga-confirm", "saga-gather", "saga-head")
 
 
 class _Wishes(SchedulerPlugin):
-    """Makes the scheduler forget a task's wish for workers while there are none at all.
+    """Scheduler plugin that drops the worker preference of a task while the cluster has no worker for it.
 
-    It would wait for the worker that is lost, though others are allowed, and give the task to no new one.
+    Without it, the scheduler would wait for the lost worker although others are allowed, and would not assign the task
+    to a new worker.
     """
 
     name, idempotent = "saga-wishes", True
@@ -66,38 +70,39 @@ class _Wishes(SchedulerPlugin):
 
 
 class Part:
-    """Reference to one result of a task that has several. Not a tuple, in which Dask would look for tasks."""
+    """Reference to one of several results of a task. It is not a tuple, because Dask searches tuples for tasks."""
 
     def __init__(self, future: Future, number: int):
         self.future, self.number = future, number
 
 
 class ClientExecutor:
-    """Runs tasks on a cluster; references are futures, and parts of futures."""
+    """Run tasks on a cluster. References are futures or parts of futures."""
 
     goes_ahead = True
 
     def __init__(self, client: Any):
         self.client = client
         self.working: deque = deque()
-        self.homes: dict = {}  # of what lies on the cluster, by key
-        # Futures of the tasks since the last gathering, and of those before it. A client sends no message within 10 ms
-        # of another, and to let go of a future is one: it must not come just before the next tasks.
+        self.homes: dict = {}  # worker address of each stored result, by key
+        # Futures of the tasks since the last `gather`, and of those before it. A client waits 10 ms between messages,
+        # and releasing a future sends one. Keeping the futures avoids a release just before the next tasks are sent.
         self.kept: deque = deque([[]], maxlen=2)
         self.has_gathered = False
         self.places: list[dict] = []
         self.token, self.count = uuid.uuid4().hex, itertools.count()
 
     def threads(self) -> int:
+        """Return the number of threads of all workers, at least 1."""
         return sum(self.client.nthreads().values()) or 1
 
     def divide(self, lanes: int) -> None:
-        """Give each lane workers of its own, as far as there are: chunks of one round must not meet on one."""
+        """Assign separate workers to each lane, as far as possible: the chunks of a round should not share a worker."""
         self.places = []
         workers = sorted(self.client.nthreads()) if lanes > 1 else []
         for k in range(lanes if workers else 0):
             first, end = (j * len(workers) // lanes for j in (k, k + 1))
-            # A wish: any worker will do where these are lost.
+            # This is a preference: if these workers are lost, any other will do.
             self.places.append({"workers": workers[first : max(end, first + 1)], "allow_other_workers": True})
         if self.places:
             self.client.register_plugin(_Wishes())
@@ -106,13 +111,14 @@ class ClientExecutor:
         return self.places[lane] if self.places and lane is not None else {}
 
     def _key(self, name: str) -> str:
-        # The name is what the dashboard groups tasks by; futures of an earlier fit may still be alive.
+        # The dashboard groups tasks by name. The token makes keys unique: futures of an earlier fit may be alive.
         return f"{name}-{self.token}-{next(self.count)}"
 
     def _task(self, name: str, keys: list | None = None) -> dict:
         return {"key": keys or self._key(name), "pure": False, "priority": int(name in URGENT)}
 
     def submit(self, function: Callable, *args: Any, name: str, lane: int | None = None) -> Any:
+        """Send one call to the cluster; return a reference to its result."""
         if any(isinstance(arg, DeferredCall) for arg in args):
             function, args = call, (function, *args)
         if any(isinstance(arg, Part) for arg in args):
@@ -129,9 +135,15 @@ class ClientExecutor:
         return future
 
     def map(self, function: Callable, calls: list[tuple], *, name: str, lanes: list[int] | None = None) -> list:
-        """References to the function's result for each tuple of arguments: one message to the scheduler a lane.
+        """Call the function with each tuple of arguments, with one message to the scheduler per lane.
 
-        Calls whose first arguments lie on one worker are one task: each costs the scheduler about a millisecond.
+        Calls whose first arguments are on the same worker are combined into one task, because each task costs the
+        scheduler about a millisecond.
+
+        Returns
+        -------
+        list
+            References to the results, in the order of `calls`.
         """
         lanes = lanes if self.places and lanes else [None] * len(calls)
         if any(isinstance(arg, DeferredCall) for args in calls for arg in args):
@@ -152,7 +164,10 @@ class ClientExecutor:
         return [references[k] for k in range(len(calls))]
 
     def _neighbours(self, calls: list[tuple], lanes: list) -> list[list[int]]:
-        """Numbers of calls in groups whose first references lie together, none much larger than a thread's share."""
+        """Group the numbers of the calls whose first references are on the same worker.
+
+        A group has at most 5/4 of the calls per thread of the cluster, and at most GROUPED calls.
+        """
         homes, groups = [self._home(args) for args in calls], {}
         wanted = [home for home in homes if isinstance(home, Future) and home.key not in self.homes]
         if wanted:
@@ -161,14 +176,17 @@ class ClientExecutor:
         for k, (home, lane) in enumerate(zip(homes, lanes, strict=True)):
             there = self.homes[home.key] if isinstance(home, Future) else home or k
             if lane is not None and home is not None:
-                # What moves to a lane is one task, which the scheduler then takes from no worker.
+                # Calls whose data must move to the lane form one group. The scheduler does not steal them as one task.
                 there = lane, there if there in self.places[lane]["workers"] else None
             groups.setdefault(there, []).append(k)
-        most = min(-(-5 * len(calls) // (4 * self.threads())), GROUPED)  # a call more is no task more
+        most = min(-(-5 * len(calls) // (4 * self.threads())), GROUPED)  # 5/4: one more call needs no new task
         return [group[part] for group in groups.values() for part in even_slices(len(group), -(-len(group) // most))]
 
     def _home(self, args: tuple) -> Any:
-        """What tells where the first reference lies: the task that has its other parts, or a future that is there."""
+        """Identify the location of the first reference among the arguments.
+
+        It is the key of the task of a part, a future that is done, or None if the location is unknown.
+        """
         for arg in args:
             if isinstance(arg, Part):
                 return arg.future.key
@@ -186,6 +204,7 @@ class ClientExecutor:
     def in_turn(
         self, function: Callable, calls: list[tuple], *, name: str, lane: int | None = None, size: float = 0.0
     ) -> list:
+        """Run all calls in one task, one after the other; return references to the results."""
         if len(calls) == 1:
             return [self.submit(function, *calls[0], name=name, lane=lane)]
         args, place = _parts([arg for call in calls for arg in call]), self._place(lane)
@@ -194,9 +213,11 @@ class ClientExecutor:
         return [Part(future, number) for number in range(len(calls))]
 
     def at_once(self, function: Callable, calls: list[tuple], *, name: str) -> list:
+        """Send each call as a task of its own, so that all can run in parallel."""
         return [self.submit(function, *args, name=name) for args in calls]
 
     def gather(self, references: list) -> list:
+        """Return the values of references, once their tasks are done."""
         try:
             with _seceded():
                 values = self.client.gather([one.future if isinstance(one, Part) else one for one in references])
@@ -206,20 +227,22 @@ class ClientExecutor:
         return [v[one.number] if isinstance(one, Part) else v for v, one in zip(values, references, strict=True)]
 
     def put(self, values: list) -> list:
-        """References to values that are here; the scheduler keeps the values, so no lost worker loses them."""
+        """Return references to local values. The scheduler stores the values, so they survive the loss of a worker."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sending large graph")
             return self.map(_itself, [(value,) for value in values], name="saga-put")
 
     def forget_lineage(self, size: int) -> bool:
-        """Whether results of so many bytes are worth putting anew, so that the tasks before can be forgotten."""
-        self.homes.clear()  # workers come and go
+        """Return whether to put results of `size` bytes on the scheduler, so that it can forget the tasks before."""
+        self.homes.clear()  # locations may be outdated, since workers come and go
         return size <= PUT_BYTES
 
     def recipes(self, blocks: list) -> list:
+        """Convert lazy blocks to futures if they are persisted on this cluster, else to deferred calls if possible."""
         return persisted_blocks(blocks, self.client) or block_recipes(blocks)
 
     def load(self, blocks: list, lane: int | None = None) -> list:
+        """Start computing lazy blocks; return references to them."""
         if any(isinstance(block, DeferredCall) for block in blocks):
             return blocks
         there = persisted_blocks(blocks, self.client)
@@ -229,55 +252,61 @@ class ClientExecutor:
         return self.client.compute(lazy, **self._place(lane))
 
     def ahead(self, load: Callable[[int], Any], order: list[int]) -> Iterator[Any]:
-        """``load(k)`` of each k: futures, which run ahead by themselves."""
+        """Yield ``load(k)`` for each k in `order`. Futures run ahead without a thread."""
         return map(load, order)
 
     def throttle(self, task: Any, most: int = 0) -> None:
-        """Wait until no more than TASKS_AHEAD tasks are outstanding, or two rounds, or `most`."""
+        """Add a task, then wait until few enough are outstanding.
+
+        The limit is the largest of TASKS_AHEAD, two tasks per lane, and `most`.
+        """
         self.working.append(task.future if isinstance(task, Part) else task)
         while len(self.working) > max(TASKS_AHEAD, 2 * len(self.places), most):
             with _seceded(), self.client.as_current():
                 wait(self.working.popleft())
 
     def let_go(self) -> None:
-        """Keep no more futures than others do."""
+        """Drop the futures that only this executor keeps."""
         self.kept = deque([[]], maxlen=2)
 
     def release(self, interrupted: bool = False) -> None:
-        """Let go of all tasks."""
+        """Release all tasks. After an interrupt, also cancel tasks to which no future refers any more."""
         self.working.clear()
         self.let_go()
         if not interrupted:
             return
-        # What the pass had submitted goes with its references, of which broken calls leave some in cycles.
+        # Tasks of the pass end when their references are deleted. Interrupted calls leave some references in cycles.
         gc.collect()
-        # An interrupt within the client may have left tasks to which nobody holds a future any more. The client lets go
-        # in its own thread: what it has not yet let go of must not be cancelled too.
+        # An interrupt inside the client may leave tasks without a future. The client releases futures in its own
+        # thread. The empty call lets it finish, so that only the remaining tasks are cancelled.
         self.client.sync(asyncio.sleep, 0)
         left = [key for key in list(self.client.futures) if self.token in str(key)]
         self.client.cancel([Future(key, self.client) for key in left])
 
     def has_room(self, size: float) -> bool:
-        """Whether so many bytes may come from the workers to this process."""
+        """Return whether `size` bytes may be gathered from the workers into this process."""
         return size <= GATHERED_SHARE * MEMORY_LIMIT
 
     def memory(self) -> float:
-        """Memory limits of all workers in bytes; unbounded while there is none."""
+        """Return the sum of the workers' memory limits in bytes, or inf while there is no worker."""
         return self.client.run_on_scheduler(_memory_limits) or np.inf
 
 
 def _apart(error: Exception) -> Exception:
-    """The error of a task as a copy: the client keeps the error itself, and with it all that a traceback refers to."""
+    """Copy the error of a task and move its traceback to the copy.
+
+    The client keeps the original, which would otherwise keep all objects that the traceback refers to.
+    """
     try:
         twin = copy.copy(error).with_traceback(error.__traceback__)
-    except Exception:  # one that is not made of its arguments
+    except Exception:  # the error cannot be rebuilt from its arguments
         return error
     error.__traceback__ = None
     return twin
 
 
 def _parts(args: Any) -> tuple:
-    """For each argument the number of the part that is meant, if it is one; then the arguments themselves."""
+    """Replace parts by their futures; return the list of part numbers (None for no part), then the arguments."""
     numbers = [arg.number if isinstance(arg, Part) else None for arg in args]
     return numbers, *(arg.future if isinstance(arg, Part) else arg for arg in args)
 
@@ -287,9 +316,10 @@ def _call_one(function: Callable, numbers: list, *args: Any) -> Any:
 
 
 def _call_each(function: Callable, count: int, size: float, numbers: list, *args: Any) -> list:
-    """``function`` of each call's arguments, and what the recipes of the next call need meanwhile, if there is room.
+    """Run the function for each call, and meanwhile evaluate the inner deferred calls of the next call.
 
-    Blocks are read in the task's own thread, as readers may ask for their worker.
+    The next call is prepared ahead only if the worker has room for it. Blocks are read in the task's own thread,
+    because readers may ask for the current worker. The function runs in a helper thread.
     """
     args = [arg if k is None else arg[k] for k, arg in zip(numbers, args, strict=True)]
     calls = [args[slice(*ends)] for ends in itertools.pairwise(range(0, len(args) + 1, len(args) // count))]
@@ -305,7 +335,7 @@ def _call_each(function: Callable, count: int, size: float, numbers: list, *args
                 ready = evaluate_inner(one)
             finally:
                 if running:
-                    results.append(running.result())  # its error is that of an earlier chunk
+                    results.append(running.result())  # the error of the earlier chunk takes precedence
             running = pool.submit(_work, function, ready)
             del ready
         return [*results, running.result()]
@@ -313,14 +343,14 @@ def _call_each(function: Callable, count: int, size: float, numbers: list, *args
 
 def _work(function: Callable, args: list) -> Any:
     try:
-        args[:] = evaluate(args)  # the block goes before its chunk is worked on
+        args[:] = evaluate(args)  # this frees the block before its chunk is processed
         return function(*args)
     finally:
         args.clear()
 
 
 def _has_room(size: float) -> bool:
-    """Whether each thread of the worker has room for so many bytes more, and twice as many to make them."""
+    """Return whether each thread of the worker has room for `size` more bytes, plus twice as many to create them."""
     worker = get_worker()
     limit = worker.memory_manager.memory_limit or MEMORY_LIMIT
     return worker.monitor.get_process_memory() + 3 * size * worker.state.nthreads <= ROOM_SHARE * limit
@@ -336,7 +366,7 @@ def _memory_limits(dask_scheduler: Any = None) -> float:
 
 @contextlib.contextmanager
 def _seceded() -> Iterator[None]:
-    """Inside a task: a driver must not hold the thread that its own tasks need."""
+    """Release the worker thread while a driver that runs inside a task waits. Its own tasks may need the thread."""
     try:
         secede()
     except (ValueError, KeyError, AttributeError):
