@@ -35,6 +35,7 @@ class LocalExecutor:
         """Do nothing: all lanes share this process."""
 
     def submit(self, function: Callable, *args: Any, name: str, lane: int | None = None) -> Any:
+        """Call the function; return its result."""
         return function(*args)
 
     def map(self, function: Callable, calls: list[tuple], *, name: str, lanes: list[int] | None = None) -> list:
@@ -55,9 +56,11 @@ class LocalExecutor:
         return self.map(function, calls, name=name)
 
     def gather(self, references: list) -> list:
+        """Return the references, which are the values."""
         return references
 
     def put(self, values: list) -> list:
+        """Return the values, which are their own references."""
         return values
 
     def forget_lineage(self, size: int) -> bool:
@@ -69,6 +72,7 @@ class LocalExecutor:
         return blocks
 
     def load(self, blocks: list, lane: int | None = None) -> list:
+        """Compute lazy blocks; return all blocks as values."""
         # Compute all blocks in one graph, because each separate graph costs Dask about a millisecond.
         return dask.compute(blocks)[0] if any(map(_is_lazy, blocks)) else blocks
 
@@ -95,6 +99,7 @@ class LocalExecutor:
         return True
 
     def memory(self) -> float:
+        """Return the memory limit of this process in bytes."""
         return MEMORY_LIMIT
 
 
