@@ -29,6 +29,7 @@ __all__ = [
 
 
 def shrink(penalty, step):
+    """Return the factor 1 / (1 + step l2) by which ElasticNet shrinks a coefficient, or 1 for other penalties."""
     return penalty.shrink(step) if isinstance(penalty, ElasticNet) else 1.0
 
 
@@ -72,10 +73,12 @@ def _prox_of_move(penalty, x, move, step):
 
 
 def value(loss, z, y):
+    """Return the loss at the prediction z."""
     return loss.value(z, y)
 
 
 def derivative(loss, z, y):
+    """Return the derivative of the loss at the prediction z."""
     return loss.derivative(z, y)
 
 
@@ -85,10 +88,12 @@ def curvature(loss, z, y, bound):
 
 
 def gives_curvature(loss):
+    """Return whether the loss defines ``curvature_at``."""
     return hasattr(loss, "curvature_at")
 
 
 def target(y, k, outputs):
+    """Return the target of output k: y[k], or -1 or 1 if y is a single class label for several outputs."""
     if y.size == outputs:
         return y[k]
     return 1.0 if y[0] == k else -1.0
