@@ -53,7 +53,7 @@ URGENT = ("saga-summary", "saga-confirm", "saga-gather", "saga-head")
 
 
 class _Wishes(SchedulerPlugin):
-    """Scheduler plugin that drops the worker preference of a task while the cluster has no worker for it.
+    """Scheduler plugin that drops the worker preference of a task while the cluster has no worker at all.
 
     Without it, the scheduler would wait for the lost worker although others are allowed, and would not assign the task
     to a new worker.
@@ -138,12 +138,8 @@ class ClientExecutor:
         """Call the function with each tuple of arguments, with one message to the scheduler per lane.
 
         Calls whose first arguments are on the same worker are combined into one task, because each task costs the
-        scheduler about a millisecond.
-
-        Returns
-        -------
-        list
-            References to the results, in the order of `calls`.
+        scheduler about a millisecond. The result is a list of references in the
+        order of `calls`.
         """
         lanes = lanes if self.places and lanes else [None] * len(calls)
         if any(isinstance(arg, DeferredCall) for args in calls for arg in args):
@@ -176,7 +172,7 @@ class ClientExecutor:
         for k, (home, lane) in enumerate(zip(homes, lanes, strict=True)):
             there = self.homes[home.key] if isinstance(home, Future) else home or k
             if lane is not None and home is not None:
-                # Calls whose data must move to the lane form one group. The scheduler does not steal them as one task.
+                # Calls whose data must move to the lane form one task. The scheduler then does not steal it.
                 there = lane, there if there in self.places[lane]["workers"] else None
             groups.setdefault(there, []).append(k)
         most = min(-(-5 * len(calls) // (4 * self.threads())), GROUPED)  # 5/4: one more call needs no new task
@@ -242,7 +238,7 @@ class ClientExecutor:
         return persisted_blocks(blocks, self.client) or block_recipes(blocks)
 
     def load(self, blocks: list, lane: int | None = None) -> list:
-        """Start computing lazy blocks; return references to them."""
+        """Start computing lazy blocks; return references to them. Deferred calls are returned unchanged."""
         if any(isinstance(block, DeferredCall) for block in blocks):
             return blocks
         there = persisted_blocks(blocks, self.client)
