@@ -138,8 +138,7 @@ class ClientExecutor:
         """Call the function with each tuple of arguments, with one message to the scheduler per lane.
 
         Calls whose first arguments are on the same worker are combined into one task, because each task costs the
-        scheduler about a millisecond. The result is a list of references in the
-        order of `calls`.
+        scheduler about a millisecond. The result is a list of references in the order of `calls`.
         """
         lanes = lanes if self.places and lanes else [None] * len(calls)
         if any(isinstance(arg, DeferredCall) for args in calls for arg in args):
