@@ -1,1 +1,1 @@
-"""From what the user gives to chunks as the kernels read them, and their column statistics."""
+"""Turn user data into the chunks that the kernels read, and compute column statistics of them."""
