@@ -1,4 +1,4 @@
-"""One chunk of rows as the kernels see it, and how its rows are read block by block."""
+"""The ``Chunk`` type, and helpers that read its rows block by block or join several chunks."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ from ..kernels.intrinsics import GROUP
 __all__ = ["BLOCK_BYTES", "Chunk", "frozen", "join_chunks", "ordered_blocks", "row_arrays", "row_blocks"]
 
 
-# About a megabyte of float64 rows: what is converted or transformed at once.
+# Size in bytes of a block of rows that is copied or transformed at once: 1 MiB.
 BLOCK_BYTES = 2**20
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
-    """A read-only view."""
+    """Return a read-only view of the array."""
     view = array.view()
     view.flags.writeable = False
     return view
 
 
 class Chunk(NamedTuple):
-    """One chunk as the kernels see it; arrays are C-contiguous, often the user's own, and never written.
+    """One chunk of rows, targets and weights in the form that the kernels read.
 
-    Rows that are to be read once, from one end to the other, may lie in any order (``ordered_blocks``).
+    The arrays are C-contiguous. They are never written to, as they often belong to the user.
+    Dense rows may have another memory layout if they are only read once from start to end (``ordered_blocks``).
 
     Parameters
     ----------
     rows : ndarray or scipy.sparse CSR of shape (n, p), float32 or float64
     targets : ndarray of shape (n, 1) or (n, k), float64
-        Labels as the loss wants them, or numbers; the number of the class where there are several.
+        Numbers for regression, the two labels of the loss for two classes, or the class index for more classes.
+        k is the number of outputs.
     weights : ndarray of shape (n,) or (0,), float64
-        Empty where every row weighs one.
+        Row weights. Empty if every row has weight 1.
     content : str
-        Hash of rows and targets.
+        Hash of rows and targets. "" if hashing was switched off.
     weights_content : str
-        Hash of the weights; "" where there are none.
+        Hash of the weights. "" if there are none.
     """
 
     rows: Any
@@ -50,32 +52,36 @@ class Chunk(NamedTuple):
 
     @property
     def weight(self) -> float:
-        """Sum of the weights."""
+        """Sum of the row weights."""
         return float(self.weights.sum()) if self.weights.size else float(len(self.targets))
 
     @property
     def row_weights(self) -> np.ndarray:
-        """The weight of each row, ones where there are none."""
+        """Weight of each row; ones if no weights are stored."""
         return self.weights if self.weights.size else np.ones(len(self.targets))
 
     @property
     def nbytes(self) -> int:
-        """Size of the rows."""
+        """Size of the rows in bytes."""
         rows = self.rows
         return rows.data.nbytes + rows.indices.nbytes + rows.indptr.nbytes if sp.issparse(rows) else rows.nbytes
 
     @property
     def entries(self) -> int:
-        """Stored entries of the rows."""
+        """Number of stored entries of the rows."""
         return self.rows.nnz if sp.issparse(self.rows) else self.rows.size
 
 
 def ordered_blocks(array: np.ndarray, part: slice) -> Iterator[tuple[slice, np.ndarray]]:
-    """A part of an array in C order: all at once if it lies so, else copied block by block, into the same megabyte."""
+    """Yield a slice of an array in C order.
+
+    A C-contiguous array is yielded at once, without a copy. Any other array is copied block by block into one buffer
+    of about ``BLOCK_BYTES``, so each block must be used before the next one is requested.
+    """
     if array.flags.c_contiguous:
         yield part, array[part]
         return
-    size = max(1, BLOCK_BYTES // max(array[:1].nbytes, 1) // GROUP) * GROUP  # a whole number of the kernels' groups
+    size = max(1, BLOCK_BYTES // max(array[:1].nbytes, 1) // GROUP) * GROUP  # a multiple of the kernels' GROUP
     room = np.empty((min(size, part.stop - part.start), *array.shape[1:]), array.dtype)
     for start in range(part.start, part.stop, size):
         block = slice(start, min(start + size, part.stop))
@@ -85,7 +91,7 @@ def ordered_blocks(array: np.ndarray, part: slice) -> Iterator[tuple[slice, np.n
 
 
 def row_blocks(rows: Any, part: slice) -> Iterator[tuple[slice, list[np.ndarray]]]:
-    """Some consecutive rows, in as many blocks as they must be copied, as the kernels take them."""
+    """Yield consecutive rows as kernel arguments: in one block, or in several if they must be copied to C order."""
     if sp.issparse(rows):
         yield part, row_arrays(rows, part)
     else:
@@ -93,14 +99,14 @@ def row_blocks(rows: Any, part: slice) -> Iterator[tuple[slice, list[np.ndarray]
 
 
 def row_arrays(rows: Any, block: slice) -> list[np.ndarray]:
-    """Some consecutive rows as the kernels take them: one array, or three of CSR."""
+    """Return consecutive rows as kernel arguments: one dense array, or the three arrays of CSR."""
     if sp.issparse(rows):
         return [frozen(array) for array in (rows.data, rows.indices, rows.indptr[block.start : block.stop + 1])]
     return [frozen(rows[block])]
 
 
 def join_chunks(*chunks: Chunk) -> Chunk:
-    """Several chunks, all dense or all sparse, as one."""
+    """Concatenate chunks into one; all must be dense or all sparse."""
     rows = [chunk.rows for chunk in chunks]
     weighted = any(chunk.weights.size for chunk in chunks)
     return Chunk(
