@@ -1,4 +1,4 @@
-"""Dask collections as lists of blocks, which are the chunks."""
+"""Split Dask collections into lists of blocks; each block becomes one chunk."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from .targets import NO_TARGET
 __all__ = ["column_names", "dask_blocks", "known_length", "most_bytes", "partitions"]
 
 
-# Blocks along the columns are put together where the larger blocks take no more.
+# Column blocks of an array are merged only if a block of whole rows takes at most this many bytes (256 MiB).
 MERGED_BYTES = 2**28
 
 
 def _split(
     name: str, collection: Any, lengths: tuple | None, alone: bool, framed: bool = False
 ) -> tuple[list, tuple | None]:
-    """A Dask collection, or an array beside one, as a list of blocks and their known lengths.
+    """Split a Dask collection, or an in-memory array next to one, into blocks; also return their lengths if known.
 
-    Tasks are fused only of what is `alone`: a read that X and y share would else become a part of both, and Dask loses
-    what is on a cluster. Whether X is a frame, `framed`, decides which remedy an error names.
+    Task fusion is used only if `alone` is True. If X and y share a read task, fusion would duplicate that task in both
+    graphs. Fusion would also lose data that are already on a cluster. `framed` says whether X is a frame; it selects
+    the remedy that an error message names.
     """
     if getattr(collection, "ndim", 1) == 0:
         raise ValueError(f"{name} is a single number; give one for each row of X")
@@ -48,7 +49,7 @@ def _split(
     if is_dask_collection(collection):
         return partitions(collection), None
     if lengths is None:
-        # Not to_dask_array(lengths=True), which fails inside Dask where it reads several small files with one task.
+        # to_dask_array(lengths=True) is not suggested: it fails inside Dask if one task reads several small files.
         column, array = (" such as a column of the same frame,", "X.to_dask_array()") if framed else ("", "X")
         raise ValueError(
             f"{name} is in memory, but X is a Dask collection whose block lengths are unknown; make {name} a Dask "
@@ -62,43 +63,58 @@ def _split(
 
 
 def partitions(frame: Any) -> list:
-    """The partitions of a dask dataframe or series, delayed, as many as it says: Dask would merge what reads little."""
+    """Return the partitions of a dask dataframe or series as delayed objects.
+
+    Their number equals ``frame.npartitions``. If Dask's optimizer merges small reads, the frame is only simplified.
+    """
     parts = frame.optimize(fuse=False).to_delayed(optimize_graph=False)
     return parts if len(parts) == frame.npartitions else frame.simplify().to_delayed(optimize_graph=False)
 
 
 def column_names(collection: Any) -> list | None:
-    """Those of a dask dataframe; None of anything else."""
+    """Return the column names of a dask dataframe, or None for any other object."""
     return list(collection.columns) if hasattr(collection, "npartitions") and hasattr(collection, "columns") else None
 
 
 def most_bytes(collection: Any) -> float:
-    """What the chunks of a Dask array take if they are dense; NaN where its rows are not known, or of anything else."""
+    """Return the size in bytes of a Dask array read as dense chunks; NaN if it is unknown or for any other object."""
     if not hasattr(collection, "numblocks"):
         return math.nan
     return float(np.prod(collection.shape) * (4 if collection.dtype == np.float32 else 8))
 
 
 def known_length(collection: Any, axis: int) -> float:
-    """Rows or columns of a Dask collection; NaN where they are not known."""
+    """Return the length of a Dask collection along an axis, or NaN if it is unknown."""
     [length] = getattr(collection, "shape", ())[axis : axis + 1] or [math.nan]
     return float(length) if isinstance(length, (int, float)) else math.nan
 
 
 def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
-    """``(X, y, sample_weight)`` of each block of Dask collections that are blocked alike, delayed where they are lazy.
+    """Return one tuple ``(X, y, sample_weight)`` per block; lazy parts are delayed objects.
+
+    All Dask collections must have the same block lengths.
 
     Parameters
     ----------
     X : dask array or dataframe
-    y, sample_weight : dask array or series, or in memory
-        In memory only where the block lengths of X are known.
+        Rows. Blocks along the columns are merged if they are small.
+    y : dask array or series, or array-like
+        Targets. They may be in memory only if the block lengths of X are known.
+    sample_weight : dask array or series, array-like, number or None, default=None
+        Row weights. The same rule applies. A number is passed on to every block.
+
+    Returns
+    -------
+    list of tuple
+        One tuple per block.
 
     Raises
     ------
     ValueError
-        If the blocks do not match, naming the first that differs, or X is blocked
-        along its columns.
+        If the blocks do not match (the message names the first that differs), or if X has column blocks that are
+        too large to merge.
+    TypeError
+        If X is not a Dask collection.
     """
     if not is_dask_collection(X):
         raise TypeError("y or sample_weight is a Dask collection, but X is not; make X one too")
