@@ -1,4 +1,4 @@
-"""A mapping that is a value: a change makes a new one, which shares all but the last changes with the old."""
+"""An immutable mapping: each change returns a new mapping that shares most of its storage with the old one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ __all__ = ["ImmutableMap"]
 
 _ABSENT, _GONE = object(), object()
 
-# Changes that are copied with each one more, at least.
+# Minimum number of recent changes before they are merged into a new base.
 LEAST_RECENT = 64
 
 
 class ImmutableMap(Mapping):
-    """An immutable mapping in order of arrival.
+    """Immutable mapping that keeps insertion order.
 
-    A few recent changes lie over a large base that is never written, so one change of n items costs
-    about sqrt(n), where copying a dict would cost n: a stream of 100,000 chunks makes so many states.
+    A small dict of recent changes overlays a large base dict that is never modified. One change of a mapping with n
+    items costs about sqrt(n) operations instead of the n of a copy. This matters because every chunk of a stream
+    creates a new solver state, and a stream may have 100,000 chunks.
 
     Parameters
     ----------
     items : mapping or iterable of pairs, default=()
+        Initial items, copied into the base.
     """
 
     __slots__ = ("_base", "_count", "_recent")
@@ -58,13 +60,13 @@ class ImmutableMap(Mapping):
         return ImmutableMap, (self._merged(),)
 
     def set(self, key: Hashable, value: Any) -> ImmutableMap:
-        """The same with one value set; a key that was taken out comes last."""
+        """Return a copy with one value set. A removed key that is set again moves to the end."""
         if self._recent.get(key) is _GONE:
             return ImmutableMap(self._merged()).set(key, value)
         return self._changed(key, value, self._count + (key not in self))
 
     def without(self, key: Hashable) -> ImmutableMap:
-        """The same without one key."""
+        """Return a copy without one key, or the mapping itself if the key is absent."""
         return self._changed(key, _GONE, self._count - 1) if key in self else self
 
     def _changed(self, key: Hashable, value: Any, count: int) -> ImmutableMap:
