@@ -1,4 +1,4 @@
-"""Targets and labels of any kind, as the losses take them."""
+"""Read targets and labels of any supported type and encode them as the losses expect."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ __all__ = [
 ]
 
 
-# Beyond it, squares and their sums would leave the range of float64; no data are measured on such scales.
+# Largest accepted magnitude of a value in X or y, in the units of the data.
+# Squares of larger values and their sums could overflow float64.
 LARGEST = 1e50
 
+# Message of the error for a missing y.
 NO_TARGET = "This estimator requires y to be passed, but the target y is None"
 
 
-# scikit-learn's checks change the process's warning filters for a while.
+# Lock around scikit-learn's validators, as they temporarily modify the global warning filters.
 _alone = threading.RLock()
 
 
 def checked(check: Callable, values: Any, **how: Any) -> Any:
-    """What a check of scikit-learn's returns: one thread at a time, as several would leave warning filters changed."""
-    # Tasks that check as well must not wait for this one.
+    """Run a scikit-learn validator under a lock: it modifies global warning filters."""
+    # Compute Dask values before taking the lock: their tasks may call this function too and would wait forever.
     if is_dask_collection(values) or (isinstance(values, (list, tuple)) and any(map(is_dask_collection, values))):
         [values] = compute(values)
     with _alone, np.errstate(all="ignore"):
@@ -43,9 +45,9 @@ def checked(check: Callable, values: Any, **how: Any) -> Any:
 
 
 def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:
-    """Labels of any kind as a one-dimensional numpy array.
+    """Convert labels of any type to a one-dimensional numpy array.
 
-    Strings stay objects; nullable and categorical pandas types become what they hold.
+    Object arrays of strings keep their dtype. Nullable and categorical pandas types become the type of their values.
 
     Raises
     ------
@@ -71,9 +73,10 @@ def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:
 
 
 def count_labels(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sorted distinct labels of one block, and the sums of their rows' weights."""
+    """Return the sorted distinct labels of one block, and the total row weight of each label."""
     distinct, codes = _sorted_codes(labels)
-    if len(labels) and (labels.dtype.kind not in "iub" or len(distinct) > len(labels) / 2):  # integers may be too many
+    # Integers and booleans are valid labels, but scikit-learn's check warns of too many distinct integers.
+    if len(labels) and (labels.dtype.kind not in "iub" or len(distinct) > len(labels) / 2):
         checked(check_classification_targets, labels)
     if weights.size and len(weights) != len(labels):
         raise ValueError(f"y has {len(labels)} rows, but sample_weight has {len(weights)}")
@@ -81,9 +84,9 @@ def count_labels(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _sorted_codes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sorted distinct labels, and of each label the position among them."""
+    """Return the sorted distinct labels, and the position of each label among them."""
     if labels.dtype.kind in "iu" and len(labels) and int(labels.max()) - int(labels.min()) < len(labels):
-        least = labels.min()  # of a small range: a table tells sooner than sorting
+        least = labels.min()  # for a small range, counting in a table is faster than sorting
         wide = np.int64 if labels.dtype.kind == "i" else np.uint64
         offsets = np.subtract(labels, least, dtype=wide).astype(np.intp)
         there = np.bincount(offsets) > 0
@@ -93,7 +96,7 @@ def _sorted_codes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sorted_labels(labels: np.ndarray, argument: str = "y") -> np.ndarray:
-    """Distinct labels in order.
+    """Return the distinct labels in sorted order.
 
     Raises
     ------
@@ -107,7 +110,7 @@ def sorted_labels(labels: np.ndarray, argument: str = "y") -> np.ndarray:
 
 
 def check_classes(labels: np.ndarray, argument: str) -> np.ndarray:
-    """The classes among some labels.
+    """Return the sorted distinct labels as classes.
 
     Raises
     ------
@@ -123,7 +126,7 @@ def check_classes(labels: np.ndarray, argument: str) -> np.ndarray:
 
 
 def _comparable(*arrays: np.ndarray) -> list[np.ndarray]:
-    """Numbers of different kinds as numbers of one that holds them all; other arrays as they are."""
+    """Convert numeric arrays of different kinds to a common dtype; return other arrays unchanged."""
     kinds = {array.dtype.kind for array in arrays}
     if len(kinds) == 1 or not kinds <= set("biuf"):
         return list(arrays)
@@ -134,7 +137,7 @@ def _comparable(*arrays: np.ndarray) -> list[np.ndarray]:
 
 
 def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
-    """Positions of the labels of `y` in `classes`.
+    """Return the position in `classes` of each label of `y`.
 
     Raises
     ------
@@ -160,7 +163,10 @@ def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
 
 
 def read_targets(y: Any, classes: np.ndarray | None = None, loss: Any = None) -> np.ndarray:
-    """Targets of shape (n, 1) or (n, k) as the loss wants them: numbers, its two labels, or the class's number."""
+    """Return targets of shape (n, 1) or (n, k) as the loss expects them.
+
+    These are numbers for regression, the two labels of the loss for two classes, and class indices for more classes.
+    """
     labels = getattr(loss, "labels", None)
     if classes is not None:
         codes = encode_labels(y, classes)
