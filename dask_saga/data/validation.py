@@ -1,8 +1,8 @@
-"""Any accepted chunk -> rows as the kernels see them, and their hash.
+"""Validate a block of user data and convert it to a ``Chunk``.
 
-A block of the user's data (numpy, scipy.sparse, pydata/sparse, pandas) becomes a
-``Chunk``: C-contiguous float rows or canonical CSR, float64 targets and weights. Its
-content hash is taken of these, so pandas and numpy of the same values agree.
+Numpy, scipy.sparse, pydata/sparse and pandas input becomes C-contiguous float rows or canonical CSR, with float64
+targets and weights. The content hash is computed after the conversion, so pandas and numpy input of equal values
+have the same hash.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from .targets import checked, encode_labels, read_targets
 __all__ = ["align_columns", "blame", "check_containers", "check_finite", "read_chunk", "read_rows", "read_weights"]
 
 
-# Sums of weights beyond these would leave that of float32, as memory of that type holds weighted gradients.
+# Accepted range of the sum of the weights, in the units of the weights. The gradient memory holds weighted gradients;
+# outside this range they could leave the range of float32.
 LEAST_WEIGHT, LARGEST_WEIGHT = 1e-30, 1e30
 
 
 @contextlib.contextmanager
 def blame(argument: str, chunk: Any = None) -> Iterator[None]:
-    """Errors from inside name the argument and, where there are several, the chunk."""
+    """Add the argument's name, and the chunk's if one is given, to errors raised inside the context."""
     try:
         yield
     except (ValueError, TypeError, OverflowError) as error:
@@ -43,20 +44,20 @@ def blame(argument: str, chunk: Any = None) -> Iterator[None]:
 
 
 def check_containers(**arguments: Any) -> None:
-    """Refuse Delayed and Future objects, lists of them, and containers that are no array or frame.
+    """Refuse Delayed and Future objects, lists of them, and containers that are neither arrays nor frames.
 
-    Every method that takes data calls this first. NumPy would make an array of one object of such a
-    container, and a later check would then fail with a message about something else.
+    Every method that takes data calls this first. Otherwise NumPy would wrap such a container in an object array with
+    one entry, and a later check would fail with a misleading message.
 
     Parameters
     ----------
     **arguments : object
-        Each value under the name of its argument: ``check_containers(X=X, y=y)``.
+        Values to check, each passed under the name of its argument: ``check_containers(X=X, y=y)``.
 
     Raises
     ------
     TypeError
-        Says which argument it is, what it holds, and what to give instead.
+        If a value is refused. The message names the argument, what it holds, and what to pass instead.
     """
     for name, value in arguments.items():
         listed = isinstance(value, (list, tuple))
@@ -77,23 +78,23 @@ def check_containers(**arguments: Any) -> None:
 
 
 def _refused_kind(value: Any) -> str | None:
-    """What messages call a value that is refused, or the items of a list that is; None for any other value."""
+    """Return the name that messages use for a refused value (or list items), or None for an accepted value."""
     listed = isinstance(value, (list, tuple))
     for kind in _item_types(value) if listed else [type(value)]:
         if issubclass(kind, (Delayed, Future)):
             return "Delayed" if issubclass(kind, Delayed) else "Future"
-    if listed:  # of numbers, rows or Dask arrays
+    if listed:  # a list of numbers, rows or Dask arrays is accepted
         return None
-    # By name, as xarray need not be installed.
+    # Test the class name, as xarray may not be installed.
     if any(base.__name__ == "Dataset" and base.__module__.startswith("xarray.") for base in type(value).__mro__):
         return "xarray Dataset"
-    if is_dask_collection(value) and not hasattr(value, "ndim"):  # a bag, or another one without rows and columns
+    if is_dask_collection(value) and not hasattr(value, "ndim"):  # such as a bag, without rows and columns
         return f"dask {type(value).__name__}"
     return None
 
 
 def _item_types(items: list | tuple) -> set[type]:
-    """The types of the items of a list, and of the items of lists in it: rows, and the entries of rows."""
+    """Return the types of the items of a list and of its nested lists (rows and their entries)."""
     types = set(map(type, items))
     if any(issubclass(kind, (list, tuple)) for kind in types):
         rows = (item for item in items if isinstance(item, (list, tuple)))
@@ -102,7 +103,13 @@ def _item_types(items: list | tuple) -> set[type]:
 
 
 def align_columns(X: Any, names: list | None) -> Any:
-    """A partition of a frame with its columns as the frame has them: Dask takes them by name, whatever their order."""
+    """Reorder the columns of a partition to the order of the frame, as Dask identifies columns by name only.
+
+    Raises
+    ------
+    ValueError
+        If the partition has other columns than the frame.
+    """
     if names is None or not hasattr(X, "columns") or list(X.columns) == names:
         return X
     if sorted(map(str, X.columns)) != sorted(map(str, names)):
@@ -111,24 +118,28 @@ def align_columns(X: Any, names: list | None) -> Any:
 
 
 def read_rows(X: Any, *, estimator: str | None = None, finite: bool = True, order: str | None = "C") -> Any:
-    """Rows as the kernels see them: C-ordered float32 or float64, or canonical CSR.
+    """Validate X and convert it to the form that the kernels read: C-ordered float rows, or canonical CSR.
 
     Parameters
     ----------
     X : array-like, DataFrame or sparse of shape (n, p)
-        In memory, of any number of rows. float32 stays float32, all else becomes float64.
+        Rows in memory, possibly none. float32 is kept; any other dtype becomes float64.
     estimator : str, default=None
-        Name for error messages.
+        Name of the estimator for error messages.
     finite : bool, default=True
-        Whether values are looked at. ``measure`` does so too.
+        Whether to check for NaN and infinity. Set False if ``measure`` reads the rows later, as it checks too.
     order : "C" or None, default="C"
-        None leaves dense rows as they lie.
+        None keeps the memory layout of dense rows.
+
+    Returns
+    -------
+    ndarray or scipy.sparse CSR of shape (n, p)
+        Rows of dtype float32 or float64.
 
     Raises
     ------
     ValueError, TypeError
-        For NaN, inf, complex or non-numeric values, other than two dimensions, or a
-        Dask collection.
+        For NaN, inf, complex or non-numeric values, for other than two dimensions, or for a Dask collection.
     """
     if is_dask_collection(X):
         raise TypeError("X is a Dask collection, but one chunk in memory is wanted; use fit, or Incremental")
@@ -137,9 +148,10 @@ def read_rows(X: Any, *, estimator: str | None = None, finite: bool = True, orde
     if sp.issparse(X) and X.dtype == object:
         raise TypeError("X has dtype object; a sparse X must be numeric")
     if sp.issparse(X) and hasattr(X, "indptr"):
-        # What points outside of the arrays would be read there. Of a twin, as the check may change what it checks.
+        # The kernels would read out of bounds if an index were invalid. The check may modify its matrix object, so it
+        # gets another one with the same arrays.
         type(X)((X.data, X.indices, X.indptr), shape=X.shape).check_format(full_check=True)
-        if (np.diff(X.indptr) < 0).any():  # which scipy does not look at where nothing is stored
+        if (np.diff(X.indptr) < 0).any():  # scipy skips this check if nothing is stored
             raise ValueError("indptr must be a non-decreasing sequence")
     X = checked(
         check_array,
@@ -163,17 +175,20 @@ def read_rows(X: Any, *, estimator: str | None = None, finite: bool = True, orde
 
 
 def check_finite(rows: Any, estimator: str | None = None) -> None:
-    """Raise ValueError for NaN or infinity, which a fit need not look for unless sums are not finite."""
+    """Raise ValueError if rows contain NaN or infinity.
+
+    A fit calls this only if a sum over the rows is not finite, which saves one pass over the values.
+    """
     checked(assert_all_finite, rows, estimator_name=estimator or "This estimator", input_name="X")
 
 
 def read_weights(sample_weight: Any, n: int) -> np.ndarray:
-    """Row weights as float64 of shape (n,), or an empty array for none.
+    """Return row weights as float64 of shape (n,), or an empty array if there are none.
 
     Raises
     ------
     ValueError
-        If they are negative, not finite, of another shape, or so large or small that sums leave float64.
+        If weights are negative, not finite or not 1D, or if their sum is outside [LEAST_WEIGHT, LARGEST_WEIGHT].
     """
     if sample_weight is None:
         return np.empty(0)
@@ -211,35 +226,40 @@ def read_chunk(
     hashed: bool = True,
     order: str | None = "C",
 ) -> Chunk:
-    """One block of the user's data as a ``Chunk``.
+    """Validate one block of user data and convert it to a ``Chunk``.
 
     Parameters
     ----------
     X, y, sample_weight : array-like
-        As given to ``fit`` or ``partial_fit``, in memory, of equal length.
+        Rows, targets and row weights in memory, of equal length, as given to ``fit`` or ``partial_fit``.
     columns : list, default=None
-        Those of the frame of which X is a partition.
+        Column names of the frame of which X is a partition. None if X is no partition of a frame.
     classes : ndarray of shape (n_classes,), default=None
-        All class labels; None where `y` holds numbers.
+        All class labels. None for regression.
     class_weights : ndarray of shape (n_classes,), default=None
-        Multiply the weights of the rows of each class.
+        Factor of the row weights for each class.
     loss : object, default=None
-        Says by its ``labels`` and ``least_target`` what targets it takes.
+        Its ``labels`` and ``least_target`` define which targets are valid.
     name : object, default=None
-        Names the chunk in error messages.
+        Name of the chunk for error messages.
     estimator : str, default=None
-        Names the estimator in error messages.
+        Name of the estimator for error messages.
     finite : bool, default=True
-        Whether NaN and infinity in X are looked for.
+        Whether to check X for NaN and infinity.
     hashed : bool, default=True
-        Whether its content is hashed, and else "".
+        Whether to hash rows and targets. If False, ``content`` is "".
     order : "C" or None, default="C"
-        None for a chunk that is never visited, only read from one end to the other: dense rows stay as they lie.
+        None keeps the memory layout of dense rows. Use it for a chunk that is only read from start to end.
+
+    Returns
+    -------
+    Chunk
+        The block in the form that the kernels read.
 
     Raises
     ------
     ValueError, TypeError
-        Naming the argument at fault, and the chunk where `name` is given.
+        For invalid data. The message names the argument, and the chunk if `name` is given.
     """
     with blame("X", name):
         rows = read_rows(align_columns(X, columns), estimator=estimator, finite=finite, order=order)
@@ -261,7 +281,10 @@ def read_chunk(
 
 
 def content_hash(*arrays: np.ndarray, shape: tuple = ()) -> str:
-    """128-bit hash of arrays, whatever their order; about a tenth of a pass in cost."""
+    """Return a 128-bit hash of arrays that does not depend on their memory layout.
+
+    It takes about a tenth of the time of a pass.
+    """
     state = xxhash.xxh3_128()
     state.update(repr((shape, [(a.dtype.str, a.shape) for a in arrays])).encode())
     for array in arrays:
