@@ -1,4 +1,4 @@
-"""What is known of the columns of chunks, and of their merger."""
+"""Column statistics: compute, merge, subtract."""
 
 from __future__ import annotations
 
@@ -34,56 +34,63 @@ __all__ = [
 ]
 
 
-# Columns up to which products are collected.
+# Maximum number of columns for which products of columns (the Gram matrix) are computed.
 MOST_ROTATED = 300
 
-# Rows of a chunk of which products are taken, at least, and rows that are looked at together.
+# Numbers of rows. For products of non-quadratic losses: the minimum for all chunks together (MOST_MULTIPLIED) and for
+# one chunk (LEAST_MULTIPLIED). MOMENTS is the block size of moments and products.
 MOST_MULTIPLIED, LEAST_MULTIPLIED, MOMENTS = 2**13, 2**10, 2**12
 
-# Entries of sparse rows for each column that are looked at together, at least.
+# Minimum number of stored entries per column in one part of sparse rows; each part has its own table of sums.
 MOMENTS_ENTRIES = 32
 
-# Magnitudes that sparse rows tell.
+# Range of float32: the sparse kernel computes largest magnitudes in this type.
 SINGLE = np.finfo(np.float32)
 
-# Multiplications of so few are not worth BLAS.
+# Number of multiplications (rows x columns x columns) up to which einsum is faster than BLAS.
 FEW = 2**15
 
-# Sums are taken anew about the mean where squares about the origin are so many times larger than those about it.
+# Recompute sums about the mean if a column's sum of squares about the origin exceeds that about the mean by this
+# factor: too many digits would cancel.
 FAR = 1e6
 
-# What is known of a column's rest, in units of what was known before: less is rounding. Products need more.
+# Smallest share of a column's sum of squares that a subtraction can resolve; less is rounding error. ROUNDED bounds the
+# squares, CANCELLED the products, which need more digits.
 ROUNDED, CANCELLED = 1e-13, 1e-5
 
-# Where the extreme value leaves, the rest is taken to lie within so many standard deviations.
+# If the extreme value of a column is removed, the remaining values are assumed to lie within this number of standard
+# deviations of the mean.
 WITHIN = 10.0
 
 
 class ColumnStats(NamedTuple):
-    """What is known of the columns of all chunks seen; arrays have shape (p,) but for `products`.
+    """Statistics of the columns of one or more chunks.
+
+    All arrays but `products` have shape (p,).
 
     Parameters
     ----------
     rows : int
-        Rows of positive weight.
+        Number of rows of positive weight.
     weight : float
-        Sum of weights.
+        Sum of the row weights.
     mean, squares : ndarray
-        Weighted mean, and weighted sum of squared deviations from it.
+        Weighted mean, and weighted sum of squared deviations from the mean.
     low, high : ndarray
-        Extremes; of columns that not every row of a sparse chunk stores the largest magnitude, to 32 bits, either way.
+        Minimum and maximum. For a column that some rows of a sparse chunk do not store, these are minus and plus the
+        largest magnitude, computed in float32.
     counts : ndarray
-        Rows in which the column is stored: all of them in dense chunks.
+        Number of rows that store the column. Dense chunks store every column in every row.
     full : ndarray of bool
-        Whether every row stores it, those without weight as well.
+        Whether every row stores the column, including rows of weight zero.
     sparse : bool
         Whether any chunk is sparse.
     target : float
         Weighted mean of the targets.
     cross : ndarray
-        Weighted sum of products of deviations of column and target, of dense chunks.
+        Weighted sum of products of the deviations of column and target, for dense chunks. Zero for sparse chunks.
     products : ndarray of shape (p, p) or None
-        Weighted sum of products of deviations of columns, where it was asked for in all chunks.
+        Weighted sums of products of the deviations of two columns. None unless it was computed for every chunk.
     """
 
     rows: int
@@ -101,58 +108,64 @@ class ColumnStats(NamedTuple):
 
 
 def wants_products(p: int, problem: Any) -> bool:
-    """Whether a rotation of p columns is open to this problem."""
+    """Return whether the problem permits a rotation of p columns, which needs their products."""
     rotates = isinstance(problem.penalty, ElasticNet) and problem.penalty.rotates
     return bool(problem.precondition and rotates and 1 < p <= MOST_ROTATED)
 
 
 def no_stats(p: int, full: Any = True) -> ColumnStats:
-    """Statistics of p columns without rows of positive weight."""
+    """Return the statistics of p columns if no row has positive weight."""
     zeros, full = np.zeros(p), np.broadcast_to(full, p)
     low, high, counts = zeros + np.inf, zeros - np.inf, np.zeros(p, int)
     return ColumnStats(0, 0.0, zeros, zeros, low, high, counts, full, False, 0.0, zeros, None)
 
 
 def column_stats(chunk: Chunk, problem: Any) -> ColumnStats:
-    """Statistics of the columns of a chunk, as ``measure`` finds them."""
+    """Return the statistics of a chunk's columns, as computed by ``measure``."""
     return measure(chunk, problem)[0]
 
 
 def measure(
     chunk: Chunk, problem: Any, chunks: int = 1, factors: np.ndarray | None = None
 ) -> tuple[ColumnStats, np.ndarray]:
-    """Statistics of the columns of one of so many chunks, in float64, by one pass over its rows.
+    """Compute the column statistics of one chunk in float64, in one pass over its rows.
 
-    Products are those of MOST_MULTIPLIED rows of all chunks where the loss is not quadratic, as they only choose
-    coordinates.
+    If `factors` are given, the same pass also computes weighted sums of the rows.
+
+    For a quadratic loss, products are computed from all rows. For other losses a random subset of
+    ``max(MOST_MULTIPLIED, 50 p)`` rows of all chunks suffices, as the products only select the preconditioner.
 
     Parameters
     ----------
     chunk : Chunk
+        The rows, targets and weights.
     problem : Problem
+        Defines whether products are computed, and the number of threads.
     chunks : int, default=1
+        Number of chunks of the fit, which share the rows used for products.
     factors : ndarray of shape (n, 1), default=None
-        Of rows whose sum is asked as well; zero where a row weighs nothing.
+        Factors of the sum of rows. They must be zero for rows of weight zero.
 
     Returns
     -------
     stats : ColumnStats
+        Statistics of the columns.
     sums : ndarray of shape (1, p + 1), or (0, p + 1) without factors
-        sum_i factors_i a_i, with 1 for the intercept's column.
+        sum_i factors_i a_i, where each row a_i ends with a 1 for the intercept.
 
     Raises
     ------
     ValueError
-        If values are not finite, or so large that squares would overflow.
+        If values are not finite, or exceed LARGEST so that squares could overflow.
     """
     rows, p, sparse = chunk.rows, chunk.rows.shape[1], sp.issparse(chunk.rows)
     used = chunk.weights > 0 if chunk.weights.size else np.ones(len(chunk.targets), bool)
     full = np.ones(p, bool)
     factors = np.zeros((len(used), 0)) if factors is None else factors
     if not used.all():
-        if sparse:  # what it does not count must store a column as well
+        if sparse:  # rows of weight zero must store a column too
             full = np.bincount(rows.indices, minlength=p) == len(used)
-        # And it must not be too large either.
+        # Values in rows of weight zero must be valid too.
         _check_all(rows)
         factors, weights = factors[used], chunk.weights[used]
         chunk = chunk._replace(rows=rows[used], targets=chunk.targets[used], weights=weights)
@@ -182,7 +195,7 @@ def _extremes(rows: Any, name: str) -> np.ndarray:
 
 
 def _pulls(targets: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """Weighted mean of the targets, and weighted deviations from it."""
+    """Return the weighted mean of the targets, and the weighted deviations from it."""
     targets = targets.mean(axis=1) if targets.shape[1] > 1 else targets[:, 0]
     target = float((targets * weights).sum() / weights.sum())
     return target, (targets - target) * weights
@@ -208,7 +221,7 @@ def _measure_sparse(chunk, full, problem, chunks, factors):
     if largest > SINGLE.max or ((high < SINGLE.tiny) & (squares > 0)).any():
         high = _extremes(abs(rows), "max")
     low = -high
-    if full.any():  # as of dense rows
+    if full.any():  # treat columns that every row stores like dense columns
         some, place = np.flatnonzero(full), np.where(full, np.cumsum(full) - 1, -1)
 
         def read(block: slice) -> Iterator[tuple[slice, np.ndarray]]:
@@ -237,8 +250,8 @@ def _measure_dense(chunk, full, problem, chunks, factors):
     few = np.ascontiguousarray(rows[:: max(1, n // 1000)])
     mean, squares, low, high, products, origin = _about(moments, _middle(few), weight)
     sums = products[1:] + factors.sum(axis=0)[:, None] * origin
-    cross = products[0].copy()  # the rest is not to be kept with it
-    _check_values(rows, low, high, mean)  # before products, of which threads would warn
+    cross = products[0].copy()  # a view would keep all of products alive
+    _check_values(rows, low, high, mean)  # before products, whose threads would warn of invalid values
     products = _products(rows, weights, mean, squares, problem, chunks) if wants_products(p, problem) else None
     counts = np.full(p, n)
     return ColumnStats(n, weight, mean, squares, low, high, counts, full, False, target, cross, products), sums
@@ -247,9 +260,9 @@ def _measure_dense(chunk, full, problem, chunks, factors):
 def _block_moments(
     read: Callable[[slice], Iterable], weights: np.ndarray, pulls: np.ndarray, p: int, count: int
 ) -> Callable[[np.ndarray], tuple]:
-    """A function that tells moments of dense rows about an origin, of blocks that it reads.
+    """Return a function that computes the moments of dense rows about a given origin, block by block.
 
-    Not by BLAS: its sums depend on the alignment of the rows and on its threads.
+    It does not use BLAS, whose sums depend on the alignment of the rows and on the number of threads.
     """
     n, c = pulls.shape
     blocks = [slice(start, min(start + MOMENTS, n)) for start in range(0, n, MOMENTS)]
@@ -270,12 +283,15 @@ def _block_moments(
 
 
 def _middle(few: np.ndarray) -> np.ndarray:
-    """The mean of a few rows, about which columns far from zero keep their digits."""
+    """Return the mean of a few rows, used as origin so that columns far from zero lose no digits."""
     return few[0] + (few - few[0].astype(np.float64)).mean(axis=0)
 
 
 def _about(moments: Callable, origin: np.ndarray, weight: float) -> tuple:
-    """What moments about an origin tell, anew about the mean if the origin's few rows were unlike the others."""
+    """Return mean, squares and further moments, computed about an origin.
+
+    If the origin is too far from the mean (factor FAR), the moments are computed again about the mean.
+    """
     sums, squares, *rest = moments(origin)
     if (squares > FAR * (squares - sums**2 / weight)).any():
         origin = origin + sums / weight
@@ -286,15 +302,18 @@ def _about(moments: Callable, origin: np.ndarray, weight: float) -> tuple:
 def _products(
     rows: np.ndarray, weights: np.ndarray, mean: np.ndarray, squares: np.ndarray, problem: Any, chunks: int
 ) -> np.ndarray:
-    """Sums of products of columns, by BLAS, as they are rounded before they decide."""
+    """Return weighted sums of products of columns, computed by BLAS from a random subset of the rows if they are many.
+
+    BLAS sums may differ in the last bits. This is harmless, as products are rounded before they decide anything.
+    """
     n, p = rows.shape
     most = n if getattr(problem.loss, "quadratic", False) else max(MOST_MULTIPLIED, 50 * p) // chunks
-    most = max(most, LEAST_MULTIPLIED, 20 * p)  # enough for the curvature of the chunk along an axis
+    most = max(most, LEAST_MULTIPLIED, 20 * p)  # enough rows for the chunk's curvature along each axis
     if n > most:
         some = np.sort(np.random.default_rng((n, p)).choice(n, most, replace=False, shuffle=False))
         rows, weights = rows[some], weights[some]
     products = gram(rows, weights, mean, problem.n_threads)
-    # Of the same variances as all rows.
+    # Rescale the products so that the variances are those of all rows.
     lengths = np.sqrt(np.diag(products))
     factors = np.divide(np.sqrt(squares), lengths, out=np.zeros(p), where=lengths > 0)
     products *= np.outer(factors, factors)
@@ -303,14 +322,14 @@ def _products(
 
 
 def gram(rows: np.ndarray, weights: np.ndarray, mean: np.ndarray, n_threads: int = 1) -> np.ndarray:
-    """Weighted sums of products of dense columns about a mean, of shape (p, p), by BLAS."""
+    """Return weighted sums of products of dense columns about a mean, of shape (p, p), computed by BLAS."""
     p = rows.shape[1]
     blocks = [slice(start, start + MOMENTS) for start in range(0, len(weights), MOMENTS)]
-    few = rows.size * p <= FEW  # to tell BLAS how many threads it may take would cost more than they do
+    few = rows.size * p <= FEW  # setting the number of BLAS threads would take longer than the product
 
     def multiply(block: slice) -> np.ndarray:
         apart = (np.ascontiguousarray(rows[block]) - mean) * np.sqrt(weights[block])[:, None]
-        # Of a matrix times its transpose BLAS takes half.
+        # BLAS computes only half of a matrix times its own transpose.
         return np.einsum("ij,ik->jk", apart, apart) if few else apart.T @ apart
 
     count = thread_count(n_threads, rows.size)
@@ -319,7 +338,7 @@ def gram(rows: np.ndarray, weights: np.ndarray, mean: np.ndarray, n_threads: int
 
 
 def merge(one: ColumnStats, other: ColumnStats) -> ColumnStats:
-    """Statistics of the chunks of both (Chan, Golub, LeVeque 1983, equation 2.1)."""
+    """Return the statistics of two disjoint sets of chunks together (Chan, Golub, LeVeque 1983, equation 2.1)."""
     full, sparse = one.full & other.full, one.sparse or other.sparse
     if not one.rows or not other.rows:
         some = one if one.rows else other
@@ -346,18 +365,20 @@ def merge(one: ColumnStats, other: ColumnStats) -> ColumnStats:
 
 
 def without(whole: ColumnStats, part: ColumnStats) -> ColumnStats:
-    """Statistics of the rest when one chunk leaves: the inverse of ``merge``, as far as there is one.
+    """Return the statistics that remain after a chunk is removed: the inverse of ``merge`` as far as possible.
 
-    A difference keeps the digits of what it is taken from, so a column of which nearly all variance leaves
-    is known to ROUNDED of it only. Extremes that leave are not known of the rest, nor are products of which
-    too few digits remain, or that `part` lacks: correlations are then those of the whole.
+    Three quantities are only approximate:
+
+    - The squares of a column have an absolute error of about ROUNDED times the former squares, as digits cancel.
+    - If an extreme value is removed, the next one is unknown. It is assumed to lie within WITHIN standard deviations.
+    - If `part` has no products, or too few digits of their difference remain, the former correlations are kept.
     """
     rows, weight = whole.rows - part.rows, whole.weight - part.weight
     if not part.rows:
         return whole
     if rows <= 0:
         return no_stats(len(whole.mean))
-    if weight <= 0:  # a revisit had other weights
+    if weight <= 0:  # possible if a revisit changed the weights
         return without(whole, typical(whole, part.rows))
     apart, share = (part.mean - whole.mean) * (whole.weight / weight), part.weight / whole.weight
     mean, factor = part.mean - apart, weight * share
@@ -388,7 +409,7 @@ def without(whole: ColumnStats, part: ColumnStats) -> ColumnStats:
 
 
 def typical(whole: ColumnStats, rows: int) -> ColumnStats:
-    """Statistics of so many rows, if they are like the others."""
+    """Return the expected statistics of a number of rows, assuming that they resemble all others."""
     share = rows / whole.rows
     return whole._replace(
         rows=rows,
