@@ -1,23 +1,32 @@
-"""Losses: one NamedTuple each, plain Python.
+"""Loss functions: each is a NamedTuple class in plain Python that numba compiles.
 
-A loss sees one row's linear prediction ``z`` and target ``y`` and knows nothing of
-data, chunks or sparsity. The kernels reach its methods through the free functions
-below, which numba compiles and inlines; calling the methods directly runs them as
-ordinary Python, which is what the tests' oracles do.
+A loss sees the linear prediction ``z`` and the target ``y`` of one row. It knows nothing of chunks or sparsity. The
+kernels call it through ``kernels.dispatch``, which lets numba compile and inline its methods. A direct call runs the
+method as ordinary Python, so the tests can use it as a reference.
 
-A new loss is a class of this form: ``value(z, y)``, ``derivative(z, y)`` and ``curvature``,
-an upper bound of the second derivative in z (a property where it depends on a field).
-``labels = (-1.0, 1.0)`` makes it a classifier's: y then takes these two values. Where it
-has ``probability(z)`` too, the classifier has ``predict_proba``. ``dask_saga`` takes an
-instance wherever it takes a loss's name; it need not be registered here. ``least_target``
-bounds y from below; ``quadratic = True`` tells that the curvature is the same everywhere;
-``curvature_at(z, y)``, the second derivative itself, pays where it costs less than a derivative.
-``second_derivative(z, y)`` is used by Newton steps and the stopping test; without it, and without
-``curvature_at``, they take differences of derivatives. Give it where the loss has corners in its derivative.
+To define a new loss, write a NamedTuple class and pass an instance wherever a loss name is accepted; no registration
+is needed. Three members are required:
 
-Several outputs are so many independent problems on the same rows, unless the loss has
-``outputs``, their number: it then sees them together, ``value(z, y)`` with ``z`` an array
-and ``derivative(z, y, out)`` writing an array.
+- ``value(z, y)``: the loss.
+- ``derivative(z, y)``: its derivative with respect to z.
+- ``curvature``: an upper bound of its second derivative with respect to z. It is a property if it depends on a field,
+  or None if there is no bound.
+
+Further members are optional:
+
+- ``labels = (-1.0, 1.0)`` makes it a loss for classifiers; y then takes these two values.
+- ``probability(z)``, the probability of the label 1, gives the classifier ``predict_proba``.
+- ``mean(z)``, the expected target, becomes the prediction of the regressor.
+- ``least_target`` is the smallest valid target.
+- ``quadratic = True`` states that the second derivative is constant.
+- ``curvature_at(z, y)`` is the second derivative. It is required if ``curvature`` is None. Otherwise it pays if it
+  costs less than a derivative.
+- ``second_derivative(z, y)`` is used by Newton steps and the stopping test. Without it they use ``curvature_at``, and
+  without both a difference of derivatives. Define it if the derivative has kinks.
+
+By default, several outputs are independent problems on the same rows. A loss that couples its outputs has the member
+``outputs``, their number. Then ``z`` is an array, and ``derivative(z, y, out)`` writes its result into an array. The
+second derivatives are the optional ``second_derivatives(z, y, out)``.
 """
 
 from __future__ import annotations
@@ -43,9 +52,9 @@ __all__ = [
 
 
 class LogLoss(NamedTuple):
-    """Logistic loss ``log(1 + exp(-y z))`` of labels y in {-1, 1}.
+    """Logistic loss ``log(1 + exp(-y z))`` for labels y in {-1, 1}.
 
-    The loss of the post and of logistic regression (SAGA paper, section 5).
+    This is the loss of logistic regression (SAGA paper, section 5), and the one that the post uses.
     """
 
     curvature = 0.25
@@ -54,11 +63,11 @@ class LogLoss(NamedTuple):
     def value(self, z, y):
         margin = y * z
         e = math.exp(-abs(margin))
-        return max(-margin, 0.0) + (math.log(1.0 + e) if e > 1e-3 else math.log1p(e))  # log takes half the time
+        return max(-margin, 0.0) + (math.log(1.0 + e) if e > 1e-3 else math.log1p(e))  # log is twice as fast
 
     def derivative(self, z, y):
         margin = y * z
-        e = math.exp(-abs(margin))  # never beyond 1, and no branch around it
+        e = math.exp(-abs(margin))  # at most 1 for any margin, so no branch is needed
         return -y * (e if margin > 0 else 1.0) / (1.0 + e)
 
     def curvature_at(self, z, y):
@@ -66,12 +75,12 @@ class LogLoss(NamedTuple):
         return e / (1.0 + e) ** 2
 
     def probability(self, z: np.ndarray) -> np.ndarray:
-        """Probability of the label 1 at linear predictions ``z``."""
+        """Return the probability of label 1 for linear predictions ``z``."""
         return expit(z)
 
 
 class SquaredHinge(NamedTuple):
-    """Squared hinge ``max(0, 1 - y z)^2`` of labels y in {-1, 1}, as in scikit-learn's ``SGDClassifier``."""
+    """Squared hinge loss ``max(0, 1 - y z)^2`` for labels y in {-1, 1}, as in scikit-learn's ``SGDClassifier``."""
 
     curvature = 2.0
     labels = (-1.0, 1.0)
@@ -87,7 +96,7 @@ class SquaredHinge(NamedTuple):
 
 
 class ModifiedHuber(NamedTuple):
-    """Squared hinge that goes on as the line ``-4 y z`` below the margin -1 (Zhang 2004)."""
+    """Squared hinge loss that is linear, ``-4 y z``, for margins ``y z`` below -1 (Zhang 2004)."""
 
     curvature = 2.0
     labels = (-1.0, 1.0)
@@ -103,17 +112,18 @@ class ModifiedHuber(NamedTuple):
         return 2.0 if -1.0 < y * z < 1.0 else 0.0
 
     def probability(self, z: np.ndarray) -> np.ndarray:
-        """Probability of the label 1 at linear predictions ``z`` (Zhang 2004)."""
+        """Return the probability of label 1 for linear predictions ``z`` (Zhang 2004)."""
         return (np.clip(z, -1.0, 1.0) + 1.0) / 2.0
 
 
 class SmoothHinge(NamedTuple):
-    """Hinge with a parabola for its corner (Shalev-Shwartz, Zhang 2013).
+    """Hinge loss whose corner is replaced by a parabola (Shalev-Shwartz, Zhang 2013).
 
     Parameters
     ----------
     gamma : float, default=1.0
-        Width of the parabola in units of the margin.
+        Width of the parabola, positive, in units of the margin ``y z``. A smaller value is closer to the hinge loss but
+        converges more slowly, as the curvature is 1 / gamma.
     """
 
     gamma: float = 1.0
@@ -138,13 +148,14 @@ class SmoothHinge(NamedTuple):
 
 
 class MultinomialLogLoss(NamedTuple):
-    """Cross entropy ``log(sum_k exp(z_k)) - z_y`` of classes y in {0, ..., n_classes - 1}.
+    """Cross entropy ``log(sum_k exp(z_k)) - z_y`` for classes y in {0, ..., n_classes - 1}.
 
-    Curvature: half the identity bounds its Hessian (Böhning 1992).
+    The curvature is 1/2, as half the identity matrix bounds the Hessian (Böhning 1992).
 
     Parameters
     ----------
     n_classes : int
+        Number of classes, which is the number of outputs.
     """
 
     n_classes: int
@@ -183,7 +194,7 @@ class MultinomialLogLoss(NamedTuple):
             out[k] = out[k] / total * (1.0 - out[k] / total)
 
     def probability(self, z: np.ndarray) -> np.ndarray:
-        """Probabilities of the classes at linear predictions ``z`` of shape (n, n_classes)."""
+        """Return class probabilities for linear predictions ``z`` of shape (n, n_classes)."""
         return softmax(z, axis=1)
 
 
@@ -205,12 +216,13 @@ class SquaredError(NamedTuple):
 
 
 class Huber(NamedTuple):
-    """Squared error within `epsilon` of the target, and a line beyond (Huber 1964).
+    """Huber loss: quadratic for residuals up to `epsilon`, linear beyond (Huber 1964).
 
     Parameters
     ----------
     epsilon : float, default=1.35
-        In units of the target; unlike in ``HuberRegressor`` no scale is estimated.
+        Residual, in units of the target, at which the loss becomes linear. Lower it for more robustness to outliers.
+        Unlike ``HuberRegressor``, no scale is estimated, so set it in proportion to the noise.
     """
 
     epsilon: float = 1.35
@@ -233,10 +245,10 @@ class Huber(NamedTuple):
 
 
 class PoissonLoss(NamedTuple):
-    """Half the Poisson deviance but for a constant, ``exp(z) - y z``, for counts or rates y >= 0 and a log link.
+    """Poisson loss ``exp(z) - y z`` for counts or rates y >= 0, with a log link.
 
-    No number bounds its curvature exp(z): the kernels follow ``curvature_at``, and steps
-    take the mean target for it, which is its mean at the optimum.
+    It equals half the Poisson deviance up to a constant. Its second derivative exp(z) has no upper bound. The kernels
+    therefore use ``curvature_at``, and step sizes use the mean target, which equals the mean of exp(z) at the optimum.
     """
 
     curvature = None
@@ -253,10 +265,11 @@ class PoissonLoss(NamedTuple):
         return math.exp(z)
 
     def mean(self, z: np.ndarray) -> np.ndarray:
-        """Expected target at linear predictions ``z``."""
+        """Return the expected target for linear predictions ``z``."""
         return np.exp(z)
 
 
+# Loss class for each name that the estimators and ``saga`` accept.
 LOSSES: dict[str, type] = {
     "log_loss": LogLoss,
     "squared_hinge": SquaredHinge,
@@ -269,26 +282,25 @@ LOSSES: dict[str, type] = {
 
 
 def resolve_loss(loss: Any) -> Any:
-    """The loss object behind a name, or the user's own object itself.
+    """Return the loss object for a name, or check and return the user's own loss.
 
     Parameters
     ----------
     loss : str or object
-        A key of ``LOSSES``, or an object as the module describes. Where no number bounds its
-        curvature, that is None, and ``curvature_at(z, y)`` is the second derivative; beside a bound
-        it spares a second derivative of each row. A regression loss with ``mean(z)`` predicts that.
+        A key of ``LOSSES``, or an instance of a loss class as described in ``dask_saga.losses``. If the second
+        derivative has no upper bound, its ``curvature`` is None and it must define ``curvature_at(z, y)``.
 
     Returns
     -------
     NamedTuple
-        The loss.
+        The loss object.
 
     Raises
     ------
     ValueError
-        If the name is unknown.
+        If the name is unknown, or the curvature is not positive and finite.
     TypeError
-        If the object lacks one of the three, is no NamedTuple, or fails when called.
+        If the object lacks ``value``, ``derivative`` or ``curvature``, is not a NamedTuple, or fails when called.
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
