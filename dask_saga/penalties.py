@@ -1,8 +1,7 @@
-"""Separable penalties: one NamedTuple each, plain scalar Python.
+"""Separable penalties: each is a NamedTuple class in plain scalar Python that numba compiles.
 
-A penalty sees one coefficient at a time. ``value`` must also work elementwise on
-arrays; ``prox(v, step)`` is the minimiser over x of ``(x - v)^2 / 2 + step * value(x)``.
-The intercept is never penalised.
+A penalty sees one coefficient x at a time and has two methods. ``value(x)`` is the penalty. ``prox(v, step)`` is its
+proximal operator: the minimiser over x of ``(x - v)^2 / 2 + step * value(x)``. The intercept is never penalised.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ __all__ = ["PENALTIES", "ElasticNet", "penalty_values", "resolve_penalty"]
 
 @register_jitable
 def _bounded(penalty, v, threshold, shrink):
-    """What is beyond the threshold, shrunk, within the bounds."""
+    """Soft-threshold v, multiply the result by `shrink`, and clip it to the bounds."""
     if penalty.l1 == 0.0 and penalty.lower == -math.inf and penalty.upper == math.inf:
-        return shrink * v  # decided once a loop, not once an entry
-    # Comparisons, not min and max, whose care for NaN would keep the loops from being vectorised; and each of them
-    # a choice between two numbers, no branch, of which some processors guess every other one wrong.
+        return shrink * v  # the compiler hoists this test out of the loop over columns
+    # Conditional expressions instead of min and max: their NaN handling would prevent vectorisation of the loops. Each
+    # expression selects one of two numbers, so it compiles without a branch that processors could mispredict.
     taken = v if v < threshold else threshold
     x = shrink * (v - (taken if taken > -threshold else -threshold))
     x = x if x > penalty.lower else penalty.lower
@@ -30,14 +29,18 @@ def _bounded(penalty, v, threshold, shrink):
 
 
 class ElasticNet(NamedTuple):
-    """``l1 |x| + l2 x^2 / 2`` for x within bounds; the built-in penalties are values of this one type.
+    """Elastic net penalty ``l1 |x| + l2 x^2 / 2`` with optional bounds on x.
+
+    All built-in penalties are instances of this class.
 
     Parameters
     ----------
     l1, l2 : float, default=0.0
-        Weights of the two parts, in units of the mean loss per coefficient.
+        Weights of the L1 and L2 parts relative to the mean loss. Raise `l1` for sparser coefficients, and `l2` for
+        smaller ones.
     lower, upper : float, default=-inf and inf
-        Bounds of every coefficient: ``ElasticNet(l2=1e-4, lower=0.0)`` keeps them non-negative.
+        Bounds of every coefficient, in the units of the coefficients. ``ElasticNet(l2=1e-4, lower=0.0)`` keeps
+        coefficients non-negative.
     """
 
     l1: float = 0.0
@@ -47,7 +50,7 @@ class ElasticNet(NamedTuple):
 
     @property
     def rotates(self) -> bool:
-        """Whether it is the same function in every orthonormal basis."""
+        """Whether the penalty is rotation-invariant: it has no L1 part and no bounds."""
         return self.l1 == 0.0 and self.lower == -math.inf and self.upper == math.inf
 
     def value(self, x):
@@ -65,12 +68,13 @@ class ElasticNet(NamedTuple):
         return _bounded(self, x - self.l2 * step * x - move, step * self.l1, 1.0)
 
     def conjugate(self, v):
-        """The largest ``v x - value(x)`` over x, elementwise; finite for every v where l2 is positive."""
+        """Return the convex conjugate, elementwise: the maximum of ``v x - value(x)`` over x; l2 must be positive."""
         x = np.sign(v) * np.maximum(np.abs(v) - self.l1, 0.0) / self.l2
         x = np.clip(x, self.lower, self.upper)
         return v * x - self.value(x)
 
 
+# Function of alpha and l1_ratio that creates the penalty, for each name that the estimators accept.
 PENALTIES = {
     None: lambda alpha, l1_ratio: ElasticNet(),
     "l2": lambda alpha, l1_ratio: ElasticNet(0.0, float(alpha)),
@@ -80,27 +84,27 @@ PENALTIES = {
 
 
 def resolve_penalty(penalty: Any, alpha: float = 1.0, l1_ratio: float = 0.15) -> Any:
-    """The penalty object behind a name, or the user's own object itself.
+    """Return the penalty object for a name, or check and return the user's own penalty.
 
     Parameters
     ----------
     penalty : str, None or object
-        A key of ``PENALTIES``, scaled by `alpha` and `l1_ratio`, or an object with
-        ``value(x)`` and ``prox(v, step)``, for which the two are not used.
+        A key of ``PENALTIES``, or an object with ``value(x)`` and ``prox(v, step)``. `alpha` and `l1_ratio` are not
+        used for an object.
     alpha : float, default=1.0
-        Multiplies the whole penalty.
+        Factor of the whole penalty, relative to the mean loss.
     l1_ratio : float, default=0.15
-        Share of the L1 part in "elasticnet".
+        Share of the L1 part in "elasticnet", from 0 to 1.
 
     Returns
     -------
     NamedTuple
-        An ``ElasticNet``, or the object.
+        An ``ElasticNet``, or the user's object.
 
     Raises
     ------
     ValueError
-        If the name is unknown.
+        If the name is unknown, or the weights or bounds of an ``ElasticNet`` are invalid.
     TypeError
         If the object is not a NamedTuple with both methods.
     """
@@ -124,7 +128,7 @@ def resolve_penalty(penalty: Any, alpha: float = 1.0, l1_ratio: float = 0.15) ->
 
 
 def penalty_values(penalty: Any, values: np.ndarray) -> np.ndarray:
-    """The penalty of each of some coefficients."""
+    """Return the penalty of each coefficient in an array."""
     if isinstance(penalty, ElasticNet):
         return penalty.value(values)
     return np.array([penalty.value(float(one)) for one in values.ravel()]).reshape(values.shape)
