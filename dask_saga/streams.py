@@ -1,4 +1,4 @@
-"""Streams: chunks that arrive, take the place of others or leave again, and chunks that come back between new ones."""
+"""Helpers to train on streams of chunks: ``replay`` revisits old chunks between new ones."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ __all__ = ["replay"]
 def replay(
     stream: Iterable, budget: float = 1.0, *, window: int | None = None, random_state: Any = None
 ) -> Iterator[Any]:
-    """Chunks of a stream as they come, and after each some old ones, drawn at random.
+    """Yield each chunk of a stream, followed by old chunks that are drawn at random.
 
-    SAGA pays from a chunk's second visit on, when its memory is that of steps. With new data a growing share of
-    the visits goes to data that were seen before (dynaSAGA: Daneshmand, Lucchi, Hofmann 2016, section 3.1;
-    STRSAGA: Jothimurugesan, Tahmasbi, Gibbons, Tirthapura 2018, section 4).
+    SAGA reduces the variance of its steps from the second visit of a chunk on: the gradient memory then comes from
+    earlier steps. Old chunks should therefore be revisited while new ones arrive (dynaSAGA: Daneshmand, Lucchi,
+    Hofmann 2016, section 3.1; STRSAGA: Jothimurugesan, Tahmasbi, Gibbons, Tirthapura 2018, section 4).
 
     Parameters
     ----------
     stream : iterable
-        Chunks, or what stands for them: they are kept, so rather names of files than their content.
+        Chunks, or references to them such as file names. Prefer references, as old items are kept in memory.
     budget : float, default=1.0
-        Visits of old chunks for each new one.
+        Number of old chunks per new chunk; it may be a fraction. Raise it for higher accuracy, lower it if chunks
+        arrive faster than they can be processed.
     window : int, default=None
-        Chunks, the newest included, that may come again; None for all.
+        Number of latest chunks, including the newest, among which old chunks are drawn. None draws from all chunks. Set
+        it if old chunks become outdated, or must not fill the memory.
     random_state : int, RandomState or None, default=None
+        Seed of the random draws. Set an int for reproducible results.
 
     Returns
     -------
     iterator
-        Over what the stream gave, now or before.
+        Iterator over new and old items of the stream.
 
     Raises
     ------
