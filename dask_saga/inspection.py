@@ -1,4 +1,4 @@
-"""Pictures of a fit, after scikit-learn's Display convention."""
+"""Plots of a fit, following scikit-learn's Display convention."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from .solver.optimality import chunk_gradient, penalty_value
 __all__ = ["ConvergenceDisplay"]
 
 
+# For each quantity on the x axis: its key in a row of the history, and the axis label.
 AGAINST = {"passes": ("epoch", "passes over the rows"), "seconds": ("seconds", "seconds")}
 
+# Axis label for each quantity on the y axis.
 QUANTITIES = {
     "gradient_norm": "norm of the proximal gradient, relative to zero",
     "suboptimality": r"$(F - F^*) \,/\, (F(0) - F^*)$",
@@ -26,40 +28,41 @@ QUANTITIES = {
 
 _CONSTRAINTS = {"against": [StrOptions(set(AGAINST))], "quantity": [StrOptions(set(QUANTITIES))]}
 
-# What rounding leaves of a difference of two objectives.
+# Smallest relative suboptimality that is drawn; smaller differences of two objectives are rounding error.
 LEAST = 1e-16
 
-# How far the fit goes that finds the optimum, where none is given.
+# `tol` and `max_iter` of the fit that estimates the optimum if none is given.
 OPTIMUM_TOL, OPTIMUM_PASSES = 1e-7, 1000
 
 
 class ConvergenceDisplay:
-    """How far from the optimum, pass by pass.
+    """Plot of the distance from the optimum after each pass.
 
-    Made by ``from_estimator`` or ``from_histories``, as all displays of scikit-learn are.
+    Like all displays of scikit-learn, it is created by a class method: ``from_estimator`` or ``from_histories``.
 
     Parameters
     ----------
     histories : dict of str to list of dict
-        For each curve's name one row a pass: "epoch" or "seconds", whichever is drawn against, and the
-        quantity drawn. ``history_`` of an estimator and ``history`` of ``saga`` are such lists.
+        For each curve's name, a list with one row per pass. A row has the key "epoch" or "seconds" (see `against`) and
+        the key named by `quantity`. ``history_`` of an estimator and ``history`` of ``saga`` have this form.
     against : {"passes", "seconds"}, default="passes"
-        What is on the x axis.
+        Quantity on the x axis. Use "seconds" to compare solvers whose passes differ in cost.
     quantity : {"gradient_norm", "suboptimality"}, default="gradient_norm"
-        What is on the y axis.
+        Quantity on the y axis. "gradient_norm" is relative to its value at zero, and "suboptimality" is
+        ``(F - F*) / (F(0) - F*)``. Use "suboptimality" to compare solvers with each other.
 
     Attributes
     ----------
     histories : dict of str to list of dict
-        As given; those of ``from_estimator`` may be drawn again, or together with others.
+        The given histories. Those of ``from_estimator`` can be drawn again, or together with others.
     lines_ : list of matplotlib Line2D
-        One a curve.
+        One line per curve.
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
 
     See Also
     --------
-    SAGAClassifier : Its ``history_`` is what is drawn.
+    SAGAClassifier : Its ``history_`` is what this class plots.
 
     Examples
     --------
@@ -96,36 +99,42 @@ class ConvergenceDisplay:
     ) -> ConvergenceDisplay:
         """Draw the convergence of one estimator.
 
-        Without data the gradient norms in ``history_`` are drawn, at no cost. With `X` and `y` a clone is
-        fitted to them and the suboptimality drawn, relative to that at zero: one more pass over the data,
-        after the fit, evaluates the objective at the coefficients of all passes.
+        Without data, the plot shows the gradient norms in ``history_``, at no cost. With `X` and `y`, a clone is fitted
+        to them, and the plot shows its suboptimality relative to that at zero. After the fit, one more pass over the
+        data evaluates the objective at the coefficients of every pass.
 
         Parameters
         ----------
         estimator : SAGAClassifier or SAGARegressor
-            A fitted one where `X` and `y` are not given. It is not changed.
+            The estimator, which is not modified. It must be fitted if `X` and `y` are not given.
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p), default=None
+            Rows to fit a clone to. Give them to plot the suboptimality.
         y : array-like or Dask collection of shape (n,), default=None
+            Targets; required with `X`.
         sample_weight : array-like or Dask collection of shape (n,), default=None
+            Row weights of that fit.
         optimum : float, default=None
-            The least objective F*, where it is known. None fits another clone, to ``tol=1e-7`` and in at most
-            1000 passes, and takes the least value met.
+            Minimum F* of the objective, in units of the mean loss. Give it if it is known, as None costs another fit: a
+            clone with ``tol=1e-7`` and at most 1000 passes. F* is then the smallest objective found.
         against : {"passes", "seconds"}, default="passes"
+            Quantity on the x axis.
         name : str, default=None
-            Of the curve in the legend; None takes the estimator's class.
+            Name of the curve in the legend. None uses the name of the estimator's class.
         ax : matplotlib Axes, default=None
-            None makes a new figure.
+            Axes to draw on. None creates a new figure.
         **kwargs : dict
-            To matplotlib's ``plot``.
+            Keyword arguments for matplotlib's ``plot``.
 
         Returns
         -------
         ConvergenceDisplay
+            The display, already drawn.
 
         Raises
         ------
         ValueError, TypeError
-            If only one of `X` and `y` is given, or the estimator keeps no history.
+            If only one of `X` and `y` is given, if `sample_weight` or `optimum` is given without them, or if the
+            estimator has no history.
         """
         if (X is None) != (y is None):
             raise ValueError("X and y must both be given, or neither")
@@ -150,28 +159,31 @@ class ConvergenceDisplay:
         ax: Any = None,
         curve_kwargs: Any = None,
     ) -> ConvergenceDisplay:
-        """Draw histories together: of several fits, or of other solvers.
+        """Draw several histories in one plot, such as those of several fits or of other solvers.
 
         Parameters
         ----------
         histories : dict of str to list of dict or DataFrame
-            For each curve's name one row a point, as in the class's own parameter. "gradient_norm" is in
-            every ``history_``; "suboptimality" is there where you, or ``from_estimator``, measured it.
+            For each curve's name, one row per point, as for the class. Every ``history_`` contains "gradient_norm". It
+            contains "suboptimality" only if you or ``from_estimator`` computed it.
         against : {"passes", "seconds"}, default="passes"
+            Quantity on the x axis.
         quantity : {"gradient_norm", "suboptimality"}, default="gradient_norm"
+            Quantity on the y axis.
         ax : matplotlib Axes, default=None
-            None makes a new figure.
+            Axes to draw on. None creates a new figure.
         curve_kwargs : dict or list of dict, default=None
-            To matplotlib's ``plot``: for all curves, or for each.
+            Keyword arguments for matplotlib's ``plot``: one dict for all curves, or one per curve.
 
         Returns
         -------
         ConvergenceDisplay
+            The display, already drawn.
 
         Raises
         ------
         ValueError
-            If a row lacks what is to be drawn, naming the curve.
+            If a row lacks a quantity to be drawn. The message names the curve.
         """
         return cls(histories, against=against, quantity=quantity).plot(ax, curve_kwargs=curve_kwargs)
 
@@ -181,16 +193,16 @@ class ConvergenceDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            None makes a new figure.
+            Axes to draw on. None creates a new figure.
         curve_kwargs : dict or list of dict, default=None
-            To matplotlib's ``plot``: for all curves, or for each.
+            Keyword arguments for matplotlib's ``plot``: one dict for all curves, or one per curve.
         **kwargs : dict
-            To matplotlib's ``plot``, for all curves.
+            Keyword arguments for matplotlib's ``plot``, for all curves. Those in `curve_kwargs` override them.
 
         Returns
         -------
         ConvergenceDisplay
-            The object itself, with `ax_`, `figure_` and `lines_`.
+            The object itself, with the attributes `ax_`, `figure_` and `lines_`.
         """
         validate_parameter_constraints(
             _CONSTRAINTS, {"against": self.against, "quantity": self.quantity}, caller_name=type(self).__name__
@@ -226,7 +238,7 @@ class ConvergenceDisplay:
 
 
 def _suboptimality(estimator: Any, X: Any, y: Any, sample_weight: Any, optimum: float | None) -> list[dict]:
-    """The history of a clone's fit, with the relative suboptimality after each pass."""
+    """Fit a clone, and return its history with the relative suboptimality after each pass."""
     model, seen = clone(estimator), []
     model.fit(X, y, sample_weight, callback=lambda info: seen.append(join_x(info.x, info.intercept)))
     seen.insert(0, np.zeros_like(join_x(model.coef_, model.intercept_)))
@@ -250,7 +262,7 @@ def _suboptimality(estimator: Any, X: Any, y: Any, sample_weight: Any, optimum: 
 
 
 def _objectives(model: Any, X: Any, y: Any, sample_weight: Any, xs: list[np.ndarray]) -> np.ndarray:
-    """F at each of `xs`, by one pass over the data."""
+    """Evaluate the objective F at each of `xs` in one pass over the data."""
     source, problem, _ = model._read(X, y, sample_weight, model._problem(), "auto")
     with source:
         told = source.map(_values_and_weight, xs, problem, name="saga-objective", nbytes=8.0 * len(xs))
