@@ -1,11 +1,11 @@
-"""dask-ml's incremental searches, on every Dask.
+"""Incremental hyperparameter searches of dask-ml that also run on newer versions of Dask, and on frames.
 
-dask-ml 2025.1 runs its search in a coroutine in which newer versions of Dask refuse
-the client as asynchronous (dask-ml #1016). Under the client's own ``get`` they accept
-it. These classes do that, and refuse early what would fail on every worker.
+dask-ml 2025.1 runs its search in a coroutine. Newer versions of Dask refuse the asynchronous client there (dask-ml
+#1016), but accept the client's own ``get`` as scheduler. These classes set it. They also raise errors early for input
+that would fail on every worker.
 
-dask-ml splits NumPy arrays and Dask arrays of known block lengths. These classes make
-such arrays of frames, block by block, and give the best estimator the column names.
+dask-ml can split only NumPy arrays and Dask arrays of known block lengths. These classes convert frames to such arrays
+block by block, and give the column names to the best estimator.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from .data.validation import align_columns, blame, check_containers, read_rows
 __all__ = ["HyperbandSearchCV", "IncrementalSearchCV", "InverseDecaySearchCV", "SuccessiveHalvingSearchCV"]
 
 
-# dask-ml tests on a share of each block. Smaller blocks are joined, so that each has rows for training and for testing.
+# Minimum number of rows per block. dask-ml uses a share of each block as test set, so smaller blocks are joined: each
+# then has rows for training and for testing.
 LEAST_ROWS = 10
 
 
 class _OnAnyDask:
-    # The coroutine, not fit: with an asynchronous client it runs after fit has returned.
+    # Override the coroutine, not fit: with an asynchronous client it runs after fit has returned.
     async def _fit(self, X: Any, y: Any, **fit_params: Any) -> Any:
         check_containers(X=X, y=y)
         if sp.issparse(getattr(X, "_meta", None)):
@@ -42,8 +43,8 @@ class _OnAnyDask:
                 "X has scipy.sparse blocks, whose length dask-ml cannot take; "
                 "convert them first: X.map_blocks(sparse.COO.from_scipy_sparse)"
             )
-        # Without them every trial would fail on the workers, each with its own traceback.
-        partial_fit = getattr(self.estimator, "partial_fit", None)  # a future of an estimator has none
+        # Without classes every trial would fail on a worker, each with its own traceback.
+        partial_fit = getattr(self.estimator, "partial_fit", None)  # None for a future of an estimator
         if partial_fit and "classes" in signature(partial_fit).parameters and "classes" not in fit_params:
             raise ValueError("classes must be given to fit: search.fit(X, y, classes=[...])")
         if getattr(self.estimator, "class_weight", None) == "balanced" and partial_fit:
@@ -53,16 +54,17 @@ class _OnAnyDask:
         with dask.config.set(scheduler=default_client().get):
             X, y = await _lazy_arrays(X, y) if lazy else _arrays(X, y)
             await super()._fit(X, y, **fit_params)
-        if names is not None:  # the best estimator was trained on these columns, in this order
+        if names is not None:  # the best estimator was trained on these columns in this order
             self.best_estimator_.feature_names_in_ = names
         return self
 
 
 def _arrays(X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and targets in memory as NumPy arrays, which dask-ml takes as one block."""
+    """Convert rows and targets in memory to NumPy arrays, which dask-ml uses as one block."""
     if y is None:
         raise ValueError(NO_TARGET)
-    # A list may hold Dask arrays, and this runs in the client's event loop, where nothing can wait for the client.
+    # A list may contain Dask arrays. This code runs in the client's event loop and must not wait for the client, so the
+    # arrays are computed by the synchronous scheduler.
     with dask.config.set(scheduler="sync"):
         if not isinstance(X, np.ndarray):
             with blame("X"):
@@ -79,7 +81,7 @@ def _arrays(X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 async def _lazy_arrays(X: Any, y: Any) -> tuple[da.Array, da.Array]:
-    """X and y as Dask arrays of the same, known block lengths; where they are not known, the rows are counted first."""
+    """Convert X and y to Dask arrays of equal, known block lengths; unknown lengths are computed first."""
     blocks = dask_blocks(X, y)
     if all(isinstance(one, da.Array) and not np.isnan(one.shape[0]) for one in (X, y)):
         return X, y
@@ -103,7 +105,9 @@ async def _lazy_arrays(X: Any, y: Any) -> tuple[da.Array, da.Array]:
 
 
 def _groups(lengths: list[int]) -> list[list[int]]:
-    """Numbers of consecutive blocks that are joined: as few as give each group LEAST_ROWS rows.
+    """Group consecutive blocks so that each group has at least LEAST_ROWS rows; return the block numbers.
+
+    Each group has as few blocks as possible. If all blocks have fewer rows together, they form one group.
 
     Raises
     ------
@@ -142,28 +146,29 @@ def _join_targets(parts: list) -> np.ndarray:
 class IncrementalSearchCV(_OnAnyDask, dask_ml.IncrementalSearchCV):
     """``dask_ml.model_selection.IncrementalSearchCV``, on every Dask.
 
-    Candidates trained side by side, one chunk a call; all of them to the end, unless they stop getting better.
-    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier. X and y may be
-    frames, in memory or on Dask: ``best_estimator_`` then knows the names of the columns.
+    All candidates are trained concurrently, with one chunk per call of ``partial_fit``. Each is trained to the end,
+    unless its score stops improving.
+    A running ``dask.distributed.Client`` is required. For a classifier, call ``fit(X, y, classes=[...])``. X and y may
+    be frames, in memory or on Dask; ``best_estimator_`` then has ``feature_names_in_``.
 
     Parameters
     ----------
     estimator : estimator with ``partial_fit``
-        What is searched for; never changed itself.
+        The estimator whose parameters are searched. It is cloned and never modified.
     parameters : dict
-        For each parameter's name a list, or a distribution with ``rvs``.
+        The search space: for each parameter's name a list of values, or a distribution with a method ``rvs``.
     n_initial_parameters : int or "grid"
         As in ``dask_ml.model_selection.IncrementalSearchCV``.
     decay_rate : None
-        No candidates are given up. Use ``InverseDecaySearchCV`` to give up more of them with every call; dask-ml
-        ignores a number here, with a warning.
+        No candidates are dropped. To drop more of them with each call, use ``InverseDecaySearchCV``. dask-ml ignores a
+        number here and warns.
     test_size, patience, tol, fits_per_score, max_iter : object
         As in ``dask_ml.model_selection.IncrementalSearchCV``.
     random_state, scoring, verbose, prefix, scores_per_fit, predict_meta, predict_proba_meta, transform_meta : object
         As in ``dask_ml.model_selection.IncrementalSearchCV``.
     """
 
-    # dask-ml's default of decay_rate is an object that makes it warn of a parameter that nobody gave.
+    # Redefined for the default of decay_rate: dask-ml's own default makes it warn even if the user did not set it.
     def __init__(
         self,
         estimator: Any,
@@ -195,58 +200,58 @@ class IncrementalSearchCV(_OnAnyDask, dask_ml.IncrementalSearchCV):
 class InverseDecaySearchCV(_OnAnyDask, dask_ml.InverseDecaySearchCV):
     """``dask_ml.model_selection.InverseDecaySearchCV``, on every Dask.
 
-    Candidates of which fewer and fewer go on, as one over the calls made.
-    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier. X and y may be
-    frames, in memory or on Dask: ``best_estimator_`` then knows the names of the columns.
+    The number of candidates still trained decreases in inverse proportion to the number of calls made.
+    A running ``dask.distributed.Client`` is required. For a classifier, call ``fit(X, y, classes=[...])``. X and y may
+    be frames, in memory or on Dask; ``best_estimator_`` then has ``feature_names_in_``.
 
     Parameters
     ----------
     estimator : estimator with ``partial_fit``
-        What is searched for; never changed itself.
+        The estimator whose parameters are searched. It is cloned and never modified.
     parameters : dict
-        For each parameter's name a list, or a distribution with ``rvs``.
+        The search space: for each parameter's name a list of values, or a distribution with a method ``rvs``.
     n_initial_parameters, test_size, patience, tol, fits_per_score, max_iter, random_state : object
         As in ``dask_ml.model_selection.InverseDecaySearchCV``.
     scoring, verbose, prefix, decay_rate : object
-        Likewise.
+        As in ``dask_ml.model_selection.InverseDecaySearchCV``.
     """
 
 
 class SuccessiveHalvingSearchCV(_OnAnyDask, dask_ml.SuccessiveHalvingSearchCV):
     """``dask_ml.model_selection.SuccessiveHalvingSearchCV``, on every Dask.
 
-    Candidates of which the better part goes on, with more calls each (Jamieson, Talwalkar 2016).
-    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier. X and y may be
-    frames, in memory or on Dask: ``best_estimator_`` then knows the names of the columns.
+    In each round only the better candidates are kept, and each gets more calls (Jamieson, Talwalkar 2016).
+    A running ``dask.distributed.Client`` is required. For a classifier, call ``fit(X, y, classes=[...])``. X and y may
+    be frames, in memory or on Dask; ``best_estimator_`` then has ``feature_names_in_``.
 
     Parameters
     ----------
     estimator : estimator with ``partial_fit``
-        What is searched for; never changed itself.
+        The estimator whose parameters are searched. It is cloned and never modified.
     parameters : dict
-        For each parameter's name a list, or a distribution with ``rvs``.
+        The search space: for each parameter's name a list of values, or a distribution with a method ``rvs``.
     n_initial_parameters, n_initial_iter, max_iter, aggressiveness, test_size, patience, tol : object
         As in ``dask_ml.model_selection.SuccessiveHalvingSearchCV``.
     random_state, scoring, verbose, prefix : object
-        Likewise.
+        As in ``dask_ml.model_selection.SuccessiveHalvingSearchCV``.
     """
 
 
 class HyperbandSearchCV(_OnAnyDask, dask_ml.HyperbandSearchCV):
     """``dask_ml.model_selection.HyperbandSearchCV``, on every Dask.
 
-    Candidates that are given more calls of ``partial_fit`` the better they do (Li et al. 2018).
-    Needs a running ``dask.distributed.Client``; ``fit(X, y, classes=[...])`` for a classifier. X and y may be
-    frames, in memory or on Dask: ``best_estimator_`` then knows the names of the columns.
+    The better a candidate scores, the more calls of ``partial_fit`` it gets (Li et al. 2018).
+    A running ``dask.distributed.Client`` is required. For a classifier, call ``fit(X, y, classes=[...])``. X and y may
+    be frames, in memory or on Dask; ``best_estimator_`` then has ``feature_names_in_``.
 
     Parameters
     ----------
     estimator : estimator with ``partial_fit``
-        What is searched for; never changed itself.
+        The estimator whose parameters are searched. It is cloned and never modified.
     parameters : dict
-        For each parameter's name a list, or a distribution with ``rvs``.
+        The search space: for each parameter's name a list of values, or a distribution with a method ``rvs``.
     max_iter, aggressiveness, patience, tol, test_size, random_state, scoring : object
         As in ``dask_ml.model_selection.HyperbandSearchCV``.
     verbose, prefix, predict_meta, predict_proba_meta, transform_meta : object
-        Likewise.
+        As in ``dask_ml.model_selection.HyperbandSearchCV``.
     """
