@@ -1,4 +1,4 @@
-"""``saga``: the post's ``full_saga``, for researchers."""
+"""The solver as a function: ``saga`` corresponds to ``full_saga`` of the post and is meant for researchers."""
 
 from __future__ import annotations
 
@@ -32,23 +32,27 @@ __all__ = ["SAGAResult", "saga"]
 
 
 class SAGAResult(NamedTuple):
-    """What ``saga`` returns.
+    """Result of ``saga``.
 
     Parameters
     ----------
     x : ndarray of shape (p,), or (k, p) for k outputs
         Coefficients.
     intercept : float, or ndarray of shape (k,)
-        Zero unless fitted.
+        Intercept; zero if it was not fitted.
     n_iter : int
-        Passes made.
+        Number of passes over all chunks.
     converged, diverged : bool
+        Whether the fit reached `tol`, and whether a step produced numbers that are not finite. After divergence `x` has
+        the last finite coefficients.
     step_size : float
-        The step of the last pass.
+        Step size of the last pass.
     history : list of dict
-        One a pass: epoch, objective, gradient_norm, seconds, visits, bytes_read; ``pandas.DataFrame(history)``.
+        One row per pass with the keys epoch, objective, gradient_norm, seconds, visits and bytes_read. To get a table,
+        use ``pandas.DataFrame(history)``.
     state : SAGAState or None
-        None where the gradient memory on a cluster is more than half of what this process may have.
+        Final state with the gradient memory. None if the memory is on a cluster and exceeds half of the memory that
+        this process may use.
     """
 
     x: np.ndarray
@@ -81,60 +85,70 @@ def saga(
     persist: bool | str = "auto",
     callback: Callable[[Info], Any] | None = None,
 ) -> SAGAResult:
-    """Minimise the mean loss plus a penalty over a list of chunks: the post's ``full_saga``.
+    """Minimise the mean loss plus a penalty over a list of chunks, like ``full_saga`` of the post.
 
     Parameters
     ----------
     chunks : sequence of (A, b)
-        A of shape (n, p), b of shape (n,), or (n, k) for k outputs: numpy, scipy.sparse or Dask arrays, pairs of
-        delayed or of futures, delayed pairs, or futures of pairs. Each pair is one chunk. For "log_loss" b holds -1
-        and 1.
+        Each pair is one chunk. A has shape (n, p), and b has shape (n,), or (n, k) for k outputs. A and b are numpy,
+        scipy.sparse or Dask arrays, delayed objects or futures. A whole pair may also be one delayed object or one
+        future. For "log_loss" b contains -1 and 1.
     loss : str or object, default="log_loss"
         A name from ``dask_saga.losses.LOSSES``, ``MultinomialLogLoss(n_classes)`` for classes 0, 1, ...,
-        or a loss of your own.
+        or your own loss (see ``dask_saga.losses``).
     penalty : object, default=None
-        Such as ``dask_saga.penalties.ElasticNet(l2=1e-4)``, or your own.
+        A penalty such as ``dask_saga.penalties.ElasticNet(l2=1e-4)``, or your own. None means no penalty.
     fit_intercept : bool, default=False
+        Whether to fit an intercept, which is never penalised. Set True unless A and b are centred.
     step_size : "auto" or float, default="auto"
-        "auto": ``step_size_scale / L`` with L the mean over the rows of all chunks, cut or raised as
-        the passes go. A float is the step of plain SAGA.
+        Step size. "auto" starts at ``step_size_scale / L``, where L is the mean Lipschitz constant of all rows; the
+        solver lowers or raises it during the fit. A float is the fixed step of plain SAGA; set it to reproduce the
+        post or the paper.
     step_size_scale : float, default=0.3
+        Factor of the "auto" step. The default is about the 1/(3L) of the paper. Lower it if a fit diverges.
     max_iter : int, default=100
-        Passes over all chunks at most.
+        Maximum number of passes over all chunks. Raise it if the fit stops before it reaches `tol`.
     tol : float, default=0.0
-        Stop where two measures are at most `tol`: the norm of the proximal gradient relative to that at zero, and the
-        decrease of the objective that a Newton step promises relative to what was gained so far.
+        Relative tolerance. The fit stops once two measures are at most `tol`. The first is the norm of the proximal
+        gradient, relative to its value at zero. The second is the decrease of the objective that a Newton step
+        predicts, relative to the decrease so far. The default makes all `max_iter` passes.
     shuffle : bool, default=True
-        Whether each pass takes the chunks in a new random order; the post's is fixed.
+        Whether each pass visits the chunks in a new random order. False keeps the given order, as in the post.
     average : bool, default=True
-        Whether chunk-end iterates are averaged over a pass where x circles, and "auto"
-        steps cut where chunks unlike each other keep it circling.
+        Whether to average the iterates at the ends of visits over a pass if x circles the optimum. It also lowers an
+        "auto" step if differences between chunks keep x circling. Set False for the plain algorithm.
     precondition : bool, default=True
-        Whether columns are centred, scaled and, where it pays, rotated inside the solver's steps. With
-        `shuffle`, `average` and this False and a float `step_size` it is the post's algorithm.
+        Whether the solver centres and scales the columns inside its steps, and rotates them where that pays. Set False
+        for the plain algorithm. With `shuffle`, `average` and this parameter False and a float `step_size`, the
+        algorithm is that of the post.
     n_parallel : int or "auto", default=1
-        Chunks visited at a time, from the same coefficients; these then become the mean of theirs. Each gives
-        bits of its own, whatever it runs on. "auto": one for each thread of the cluster, or of this
-        process, but no more than a fifth of the chunks.
+        Number of chunks visited concurrently from the same coefficients. The results are averaged. Raise it if a
+        cluster has idle threads. Each value is reproducible on any scheduler, but values differ from each other. "auto"
+        uses one chunk per thread of the cluster (or of this process without one), but at most a fifth of the chunks.
     n_threads : int, default=1
-        Threads that share a visit of a large chunk, at most. Results are reproducible for each number.
+        Maximum number of threads that share the visit of one large chunk. Raise it for large chunks if cores are idle.
+        Each value gives reproducible results.
     memory_dtype : {"float32", "float64"}, default="float32"
+        dtype of the gradient memory (one number per row and output). Use "float64" for a very small `tol`, or if
+        targets times weights are outside of 1e-30 to 1e30.
     random_state : int, default=None
-        Seed of all orders; None draws one.
+        Seed of all random orders. None draws a seed. Set an int for reproducible results.
     persist : bool or "auto", default="auto"
-        Whether lazy chunks are held in memory, or loaded again for each visit; "auto" holds them where they
-        take less than 40 % of it.
+        Whether lazy chunks are held in memory. False loads a chunk again for each visit. "auto" holds the chunks if
+        they take less than 40 % of the memory.
     callback : callable, default=None
-        ``callback(info)`` after each pass, with ``info.x`` and ``info.chunks``; True stops.
+        Function called as ``callback(info)`` after each pass; ``info.x`` are the coefficients and ``info.chunks`` the
+        given chunks. The fit stops if it returns True.
 
     Returns
     -------
     SAGAResult
+        Coefficients, history and final state.
 
     Raises
     ------
     ValueError, TypeError
-        For bad parameters, and for bad data, naming the chunk.
+        For invalid parameters or data. For data the message names the chunk.
 
     Examples
     --------
@@ -213,5 +227,5 @@ def _read_pair(pair: Any, name: int | None, loss: Any, order: str | None) -> Chu
     lone, name = name is None, name or 0
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"chunk {name}: chunks must hold pairs (A, b), not {type(pair).__name__}")
-    # Of several chunks NaN is found in the preparing pass, which names the chunk.
+    # Only a lone chunk is checked for NaN here. For several chunks the preparing pass does it and names the chunk.
     return read_chunk(*pair, loss=loss, name=name, finite=lone, order=order, estimator="saga")
