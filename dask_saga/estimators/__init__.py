@@ -1,4 +1,4 @@
-"""The scikit-learn estimators."""
+"""The scikit-learn estimators: SAGAClassifier and SAGARegressor."""
 
 from .classifier import SAGAClassifier
 from .regressor import SAGARegressor
