@@ -1,4 +1,4 @@
-"""What a user sees of a fit: a bar of its passes, and advice where it did not converge."""
+"""User feedback during and after a fit: a progress bar, and advice if the fit did not converge."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 __all__ = ["Ending", "diverged_advice", "showing_progress", "unconverged_advice"]
 
 
-# Passes from which on a rate is called steady.
+# Minimum number of passes for a convergence rate to count as steady.
 LEAST_PASSES = 10
 
-# The change of the logarithm of the norm in a pass of a hundred that halve it: slower is no progress.
+# Decrease of the log gradient norm per pass if 100 passes halve the norm. Slower convergence counts as no progress.
 RATE_OF_HALF = np.log(2) / 100
 
-# A larger alpha rules the problem already.
+# Penalty weight from which on the advice does not suggest a larger alpha, as the penalty already dominates.
 LARGE_ALPHA = 1e-2
 
-# An entry is far outside of the others where it is so many standard deviations from the mean, or where its square makes
-# up such a share of the variance of so many rows.
+# An entry is an outlier if it is FAR standard deviations from the mean, or if its square contributes more than the share
+# ONE_ENTRY of the column's sum of squares. The test needs LEAST_ROWS rows.
 FAR, ONE_ENTRY, LEAST_ROWS = 30.0, 0.5, 100
 
-# float32 memory tells gradients that are larger.
+# Relative gradient norm above which float32 gradient memory is precise enough.
 COARSE = 1e-5
 
 
 @contextlib.contextmanager
 def showing_progress(verbose: int, max_iter: int, callback: Callable | None) -> Iterator[Callable | None]:
-    """The callback, drawing a bar before it is called if `verbose`."""
+    """Yield the callback of a fit. If `verbose`, it also updates a progress bar before each call."""
     if not verbose:
         yield callback
         return
@@ -42,28 +42,29 @@ def showing_progress(verbose: int, max_iter: int, callback: Callable | None) -> 
 
         def draw(info: Any) -> Any:
             bar.set_postfix({"gradient norm": f"{info.gradient_norm:.1e}"}, refresh=False)
-            bar.update(info.epoch - bar.n)  # a fit that was resumed has made some
+            bar.update(info.epoch - bar.n)  # a resumed fit does not start at epoch 0
             return None if callback is None else callback(info)
 
         yield draw
 
 
 class Ending(NamedTuple):
-    """How a fit ended that did not converge.
+    """Final values of a fit that did not converge.
 
     Parameters
     ----------
     norms : list of float
         Relative gradient norm after each pass.
     n_chunks : int
-        Chunks that are visited apart.
+        Number of chunks that are visited separately.
     step_multiplier : float
-        What the "auto" step was multiplied by at the end; below one where visits settled before they ended.
+        Final factor of the "auto" step. It is below 1 if visits settled before they ended.
     stats : ColumnStats
+        Column statistics of all chunks.
     names : sequence of str or None
-        Names of the columns.
+        Column names, or None.
     needs_float64 : bool
-        Whether `tol` asks for more than float32 gradient memory can tell.
+        Whether `tol` is below the precision of float32 gradient memory.
     """
 
     norms: list[float]
@@ -75,7 +76,7 @@ class Ending(NamedTuple):
 
 
 def unconverged_advice(estimator: Any, ending: Ending) -> str:
-    """What `max_iter` passes reached, and what would help."""
+    """Return a message that says what `max_iter` passes reached, and what would help."""
     norms = ending.norms
     reached = (
         f"max_iter={estimator.max_iter} passes ended at a relative gradient norm of {norms[-1]:.1e}"
@@ -99,9 +100,10 @@ def unconverged_advice(estimator: Any, ending: Ending) -> str:
 
 
 def _rate(norms: list[float]) -> tuple[float, bool]:
-    """By how much the logarithm of the norm changes a pass, and whether it has done so steadily.
+    """Return the change of the log gradient norm per pass, and whether it is steady.
 
-    The slower one of the last half and the last quarter of the passes. It is steady where they agree to a factor of 2.
+    The rate is the slower of the rates over the last half and the last quarter of the passes. It is steady if the two
+    agree within a factor of 2.
     """
     logs = np.log(np.maximum(norms, np.finfo(float).tiny))
     rates = [(logs[-1] - logs[-1 - n]) / n for n in {max(1, len(logs) // 2), max(1, len(logs) // 4)} if n < len(logs)]
@@ -111,7 +113,7 @@ def _rate(norms: list[float]) -> tuple[float, bool]:
 
 
 def _passes_left(norms: list[float], tol: float, rate: float, is_steady: bool) -> str:
-    """How many more passes would do, as a range; nothing where the rate is not known, or they would be many more."""
+    """Return text with a range of passes still needed; empty if the rate is not steady or the number is too large."""
     if not is_steady or not 0 < tol < norms[-1]:
         return ""
     more = int(np.ceil(np.log(tol / norms[-1]) / rate))
@@ -125,9 +127,9 @@ def _penalty_advice(estimator: Any) -> list[str]:
 
 
 def _column_advice(stats: ColumnStats, names: Any) -> list[str]:
-    """The column of which a single entry makes up much of the variance, if there is one."""
+    """Return advice on the column with the largest outlier, or an empty list if no column has one."""
     far = np.maximum(stats.high - stats.mean, stats.mean - stats.low) ** 2
-    ordinary = (np.abs(stats.low) <= 1) & (np.abs(stats.high) <= 1)  # as of rare levels, one-hot
+    ordinary = (np.abs(stats.low) <= 1) & (np.abs(stats.high) <= 1)  # such as one-hot columns of rare levels
     with np.errstate(all="ignore"):
         deviations = np.where(ordinary | (stats.squares <= 0), 0.0, far / stats.squares * stats.weight)
     worst = int(np.argmax(deviations)) if len(deviations) else 0
@@ -139,7 +141,7 @@ def _column_advice(stats: ColumnStats, names: Any) -> list[str]:
 
 
 def diverged_advice(estimator: Any) -> str:
-    """What became of steps that left finite numbers, and what would help."""
+    """Return a message for a fit that diverged: which coefficients are kept, and what would help."""
     remedy = "step_size_scale" if estimator.step_size == "auto" else "step_size"
     own = "" if isinstance(estimator.loss, str) else ", or check the curvature of the loss"
     return f"The steps diverged; coefficients are the last finite ones. Lower {remedy}{own}, and fit again."
