@@ -24,8 +24,8 @@ RATE_OF_HALF = np.log(2) / 100
 # Penalty weight from which on the advice does not suggest a larger alpha, as the penalty already dominates.
 LARGE_ALPHA = 1e-2
 
-# An entry is an outlier if it is FAR standard deviations from the mean, or if its square contributes more than the share
-# ONE_ENTRY of the column's sum of squares. The test needs LEAST_ROWS rows.
+# An entry is an outlier if it is FAR standard deviations from the mean, or if its square contributes more than the
+# share ONE_ENTRY of the column's sum of squares. The test needs LEAST_ROWS rows.
 FAR, ONE_ENTRY, LEAST_ROWS = 30.0, 0.5, 100
 
 # Relative gradient norm above which float32 gradient memory is precise enough.
