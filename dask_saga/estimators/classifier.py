@@ -1,4 +1,4 @@
-"""scikit-learn estimators around the solver: SAGAClassifier and SAGARegressor."""
+"""The classifier ``SAGAClassifier`` with its losses, class weights, probabilities and accuracy score."""
 
 from __future__ import annotations
 
@@ -43,89 +43,100 @@ def _defines_probability(estimator: Any) -> bool:
 class SAGAClassifier(ClassifierMixin, SAGABase):
     """Linear classifier fitted by SAGA, chunk by chunk.
 
-    Two classes or more: several are multinomial for "log_loss", one against the rest for other losses.
-    Minimises ``(1/W) sum_i w_i f(a_i'x + c, b_i) + alpha R(x)`` where W is the sum of
-    the weights, so ``LogisticRegression(C=1 / (alpha * n))`` has the same optimum. The
-    gradient memory of every row is kept: training resumes exactly where it stopped.
+    It minimises ``(1/W) sum_i w_i f(a_i'x + c, b_i) + alpha R(x)``, where W is the sum of the weights w_i. For log loss
+    and L2, ``LogisticRegression(C=1 / (alpha * n))`` therefore has the same optimum. More than two classes are
+    multinomial for "log_loss" and one-vs-rest for other losses. The gradient memory of every row is kept, so
+    `partial_fit` resumes training exactly where it stopped.
 
     Parameters
     ----------
     loss : {"log_loss", "squared_hinge", "modified_huber", "smooth_hinge"} or object, default="log_loss"
-        Or a loss of your own with ``labels = (-1.0, 1.0)``, see ``dask_saga.losses``. "log_loss" and
-        "modified_huber" define probabilities.
+        Name of the loss, or your own loss with ``labels = (-1.0, 1.0)`` (see ``dask_saga.losses``). Use "log_loss" or
+        "modified_huber" if you need probabilities.
     penalty : {"l2", "l1", "elasticnet"}, None or object, default="l2"
-        R. An object takes neither `alpha` nor `l1_ratio`: ``ElasticNet(l2=1e-4, lower=0.0)`` of
-        ``dask_saga.penalties`` keeps coefficients non-negative, and yours may do anything separable.
+        The penalty R. "l1" gives sparse coefficients. ``ElasticNet(l2=1e-4, lower=0.0)`` of ``dask_saga.penalties``
+        keeps coefficients non-negative. You can also define your own separable penalty. An object does not use `alpha`
+        and `l1_ratio`.
     alpha : float, default=1e-4
-        Weight of the penalty against the mean loss.
+        Weight of the penalty relative to the mean loss. Raise it against overfitting; a larger value also speeds up
+        convergence.
     l1_ratio : float, default=0.15
-        Share of the L1 part in "elasticnet".
+        Share of the L1 part in "elasticnet", from 0 to 1. Raise it for sparser coefficients.
     fit_intercept : bool, default=True
-        The intercept is never penalised.
+        Whether to fit an intercept, which is never penalised. Set False if the data are centred.
     step_size : "auto" or float, default="auto"
-        "auto" starts at ``step_size_scale / L``, L the mean Lipschitz constant of the rows, and is cut or
-        raised as the passes go. A float is the step of plain SAGA, as in the paper.
+        Step size. "auto" starts at ``step_size_scale / L``, where L is the mean Lipschitz constant of the rows; the
+        solver lowers or raises it during the fit. A float is the fixed step of plain SAGA; set it to reproduce the
+        paper.
     step_size_scale : float, default=0.3
-        Multiplies "auto" only; 0.3 is about the 1/(3L) of the paper.
+        Factor of the "auto" step. The default is about the 1/(3L) of the paper. Lower it if a fit diverges. A search
+        pays only if the model sees its data once or twice.
     precondition : bool, default=True
-        Centre and scale the columns inside the solver's steps, and rotate dense ones to their principal
-        axes where that pays, so that raw columns converge. The optimum is that of the columns as they
-        are. Sparse rows are centred in columns that every row stores only.
+        Whether the solver centres and scales the columns inside its steps, and rotates dense columns to their principal
+        axes where that pays, so that raw columns converge. The optimum is that of the raw columns. In sparse rows, only
+        columns that every row stores are centred. Set False for the plain algorithm.
     average : bool, default=True
-        Average chunk-end iterates over a pass where they circle the optimum, and cut
-        "auto" steps where chunks unlike each other keep them circling. False is the
-        plain algorithm.
+        Whether to average the iterates at the ends of chunk visits over a pass if they circle the optimum. It also
+        lowers an "auto" step if differences between chunks keep them circling. Set False for the plain algorithm.
     max_iter : int, default=100
-        Passes of `fit` at most.
+        Maximum number of passes of `fit`. Raise it if `fit` warns that it has not converged.
     tol : float, default=1e-4
-        `fit` stops where two measures are at most `tol`: the norm of the proximal gradient relative to that at zero,
-        and the decrease of the objective that a Newton step promises relative to what was gained so far.
+        Relative tolerance. `fit` stops once two measures are at most `tol`. The first is the norm of the proximal
+        gradient, relative to its value at zero. The second is the decrease of the objective that a Newton step
+        predicts, relative to the decrease so far. Lower it for more accurate coefficients.
     class_weight : dict, "balanced" or None, default=None
-        Multiplies the weights of the rows of each class. "balanced" makes all classes weigh the same;
-        it needs all data and so is for `fit` only.
+        Factor of the row weights for each class. Set it if classes differ in frequency or importance. "balanced" gives
+        all classes the same total weight; it needs all data, so only `fit` accepts it.
     n_parallel : int or "auto", default=1
-        Chunks that `fit` visits at a time, from the same coefficients; these then become the mean of theirs. Each gives
-        bits of its own, whatever it runs on. "auto": one for each thread of the cluster, or of this
-        process, but no more than a fifth of the chunks.
+        Number of chunks that `fit` visits concurrently from the same coefficients. The results are averaged. Raise it
+        if a cluster has idle threads. Each value is reproducible on any scheduler, but values differ from each other.
+        "auto" uses one chunk per thread of the cluster (or of this process without one), but at most a fifth of the
+        chunks.
     n_threads : int, default=1
-        Threads that share a visit of a large chunk, at most. Results are reproducible for each number.
+        Maximum number of threads that share the visit of one large chunk. Raise it for large chunks if cores are idle.
+        Each value gives reproducible results.
     memory_dtype : {"float32", "float64"}, default="float32"
-        Of the gradient memory, one number a row and output. float32 costs no accuracy where targets times
-        weights lie between 1e-30 and 1e30.
+        dtype of the gradient memory (one number per row and output). float32 is enough unless targets times weights are
+        outside of 1e-30 to 1e30, or `tol` is very small.
     warm_start : bool, default=False
-        Whether `fit` begins at the coefficients that there are, of a `fit` before or of `partial_fit`. Its first pass
-        then tells the gradients there, and fills the memory with them.
+        If True, `fit` starts from the current coefficients, which come from an earlier `fit` or `partial_fit`. Its
+        first pass evaluates the gradients there and fills the gradient memory with them. Set it for a path of penalties
+        or after rows were added.
     random_state : int, RandomState or None, default=None
-        Seeds all orders. None draws entropy once.
+        Seed of all random orders. None draws a random seed once. Set an int for reproducible results.
     verbose : int, default=0
-        Above 0 `fit` shows a bar of its passes.
+        If positive, `fit` shows a progress bar of its passes.
 
     Attributes
     ----------
     coef_ : ndarray of shape (1, n_features), or (n_classes, n_features) for more than two classes
+        Coefficients.
     intercept_ : ndarray of shape (1,) or (n_classes,)
+        Intercepts; zero if not fitted.
     classes_ : ndarray of shape (n_classes,)
+        Class labels in sorted order.
     n_features_in_ : int
+        Number of columns of X.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Where X had string column names.
+        Column names of X, defined only if all are strings.
     n_iter_ : int
-        Passes of `fit`; after `partial_fit`, those over the last chunk.
+        Number of passes of `fit`. After `partial_fit`, the number of passes over the last chunk.
     history_ : list of dict
-        One a pass of `fit`: epoch, objective, gradient_norm, seconds, visits, bytes_read.
+        One row per pass of `fit` with the keys epoch, objective, gradient_norm, seconds, visits and bytes_read.
     step_size_ : float
-        The step of the last pass.
+        Step size of the last pass.
     state_ : SAGAState or None
-        x, memory gradients and their average. None in a copy `without_memory`, and after a `fit` on a cluster whose
-        memory gradients would take more than half of the memory that this process may have.
+        Solver state: x, the gradient memory and its mean. None in a copy `without_memory`, and after a `fit` on a
+        cluster whose gradient memory would exceed half of the memory that this process may use.
     converged_ : bool
         Whether the last `fit` reached `tol`.
     diverged_ : bool
-        Whether a step left finite numbers; coefficients are then the last finite ones.
+        Whether a step produced numbers that are not finite. The coefficients are then the last finite ones.
 
     See Also
     --------
-    SAGARegressor : The same for regression.
-    saga : The solver as a function.
+    SAGARegressor : The regressor, with the same solver.
+    saga : The solver as a function of a list of chunks.
 
     References
     ----------
@@ -189,7 +200,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         if not weighted:
             return classes, self._class_weights(classes)
         totals = np.bincount(np.searchsorted(classes, labels), weights, minlength=len(classes))
-        with np.errstate(divide="ignore"):  # a class whose rows weigh nothing has none to multiply
+        with np.errstate(divide="ignore"):  # for a class of total weight zero any factor would do
             return classes, np.where(totals > 0, totals.sum() / (len(classes) * totals), 0.0)
 
     def _class_weights(self, classes: np.ndarray) -> np.ndarray | None:
@@ -216,28 +227,30 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         replace: bool = False,
         check_content: bool = True,
     ) -> SAGAClassifier:
-        """One pass over one chunk, new or known.
+        """Make one pass over one chunk, which may be new or known.
 
-        A known chunk is recognised by its content, or by `chunk_id`, and goes on with
-        its memory gradients; a new one joins the problem.
+        A known chunk is identified by its content or by `chunk_id`, and its gradient memory is used again. A new chunk
+        is added to the problem.
 
         Parameters
         ----------
         X : array-like, scipy.sparse or DataFrame of shape (n, p)
-            One chunk in memory. An empty one changes nothing.
+            Rows of one chunk in memory. An empty chunk changes nothing.
         y : array-like of shape (n,)
-            Labels; one class alone will do.
+            Labels of the rows. The chunk may contain a single class.
         classes : array-like or dask array of shape (n_classes,), default=None
-            All labels; needed at the first call.
+            All class labels. They are required in the first call only.
         sample_weight : array-like of shape (n,), default=None
-            On a revisit it may differ from the last visit's.
+            Row weights, at least zero. They may differ between visits of the same chunk.
         chunk_id : str or int, default=None
-            Names the chunk; None goes by its content.
+            Name of the chunk. None identifies the chunk by its content. Set it to replace the chunk later, or to forget
+            it by name.
         replace : bool, default=False
-            Whether other content under a known `chunk_id` takes the place of the old, exactly. By default it
-            is an error. An old chunk of few rows must be forgotten with its data instead.
+            Whether new content under a known `chunk_id` replaces the old content exactly; otherwise it is an error. An
+            old chunk with few rows cannot be replaced: call `forget` with its data first.
         check_content : bool, default=True
-            False promises that a known `chunk_id` has the content that it had, and saves the hash of it.
+            Whether to check by a hash that a known `chunk_id` has its former content. Set False to save the time of the
+            hash if you are sure of it.
 
         Returns
         -------
@@ -247,15 +260,15 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         Raises
         ------
         ValueError, TypeError
-            Naming the argument. The estimator is then as it was.
+            For invalid arguments. The message names the argument, and the estimator stays unchanged.
         """
         fitted = getattr(self, "classes_", None)
-        if is_dask_collection(classes):  # as Incremental hands it on
+        if is_dask_collection(classes):  # dask-ml's Incremental passes a Dask array on
             [classes] = dask.compute(classes) if fitted is None else [None]
         check_containers(classes=classes)
         if classes is not None:
             classes = check_classes(read_labels(classes, "classes"), "classes")
-            count_labels(classes, np.empty(0))  # which refuses what are no labels, as fit does
+            count_labels(classes, np.empty(0))  # raises for invalid labels, as fit does
         if fitted is None and classes is None:
             raise ValueError("classes must be given at the first call to partial_fit")
         if fitted is not None and classes is not None and not np.array_equal(fitted, classes):
@@ -265,71 +278,83 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         )
 
     def decision_function(self, X: Any) -> Any:
-        """Linear predictions ``a'x + c``: for two classes those of ``classes_[1]``, else one a class.
+        """Return linear predictions ``a'x + c``, of ``classes_[1]`` for two classes and of each class for more.
 
         Parameters
         ----------
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
+            Rows to predict. The result is lazy for a Dask collection.
 
         Returns
         -------
         ndarray or dask array of shape (n,), or (n, n_classes) for more than two classes
+            Linear predictions.
         """
         return self._linear(X)
 
     def predict(self, X: Any) -> Any:
-        """Labels of the rows of X.
+        """Predict class labels for the rows of X.
 
         Parameters
         ----------
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
+            Rows to predict. The result is lazy for a Dask collection.
 
         Returns
         -------
         ndarray or dask array of shape (n,)
+            Predicted labels.
         """
         return to_labels(self._linear(X), self.classes_)
 
     @available_if(_defines_probability)
     def predict_proba(self, X: Any) -> Any:
-        """Probabilities of the classes; one against the rest, they are divided by their sum.
+        """Predict class probabilities; one-vs-rest probabilities are normalised to sum to 1.
 
         Parameters
         ----------
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
+            Rows to predict. The result is lazy for a Dask collection.
 
         Returns
         -------
         ndarray or dask array of shape (n, n_classes)
+            Probabilities, in the order of ``classes_``.
         """
         z = self._linear(X)
         return probabilities(z, problem_for(self._problem(), self.classes_).loss)
 
     @available_if(_defines_probability)
     def predict_log_proba(self, X: Any) -> Any:
-        """Logarithms of ``predict_proba``.
+        """Predict the logarithms of class probabilities.
 
         Parameters
         ----------
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
+            Rows to predict. The result is lazy for a Dask collection.
 
         Returns
         -------
         ndarray or dask array of shape (n, n_classes)
+            Logarithms of the probabilities, in the order of ``classes_``.
         """
         return np.log(self.predict_proba(X))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Weighted mean accuracy; block by block on Dask.
+        """Return the weighted mean accuracy of the predictions.
 
         Parameters
         ----------
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
+            Rows to predict. A Dask collection is evaluated block by block.
         y : array-like or Dask collection of shape (n,)
+            True targets or labels.
         sample_weight : array-like or Dask collection of shape (n,), default=None
+            Row weights. None gives every row weight 1.
 
         Returns
         -------
         float
+            The score; 1.0 is best.
         """
         return accuracy(self.without_memory().predict, X, y, sample_weight)
