@@ -1,4 +1,4 @@
-"""The regressor."""
+"""The regressor ``SAGARegressor`` with its losses, prediction and R^2 score."""
 
 from __future__ import annotations
 
@@ -17,83 +17,94 @@ __all__ = ["SAGARegressor"]
 class SAGARegressor(RegressorMixin, SAGABase):
     """Linear regression fitted by SAGA, chunk by chunk.
 
-    Minimises ``(1/W) sum_i w_i f(a_i'x + c, b_i) + alpha R(x)`` where W is the sum of
-    the weights, so ``Ridge(alpha=alpha * n)`` has the same optimum.
+    It minimises ``(1/W) sum_i w_i f(a_i'x + c, b_i) + alpha R(x)``, where W is the sum of the weights w_i. For squared
+    error and L2, ``Ridge(alpha=alpha * n)`` therefore has the same optimum.
 
     Parameters
     ----------
     loss : {"squared_error", "huber", "poisson"} or object, default="squared_error"
-        ``(z - y)^2 / 2``; ``Huber(epsilon=1.35)`` in units of y; half the Poisson deviance with a log
-        link, whose predictions are expected counts; or a loss of your own, see ``dask_saga.losses``.
+        "squared_error" is ``(z - y)^2 / 2``. "huber" is ``Huber(epsilon=1.35)``, with epsilon in units of y; use it for
+        data with outliers. "poisson" is half the Poisson deviance with a log link; its predictions are expected counts.
+        You can also define your own loss (see ``dask_saga.losses``).
     penalty : {"l2", "l1", "elasticnet"}, None or object, default="l2"
-        R. An object takes neither `alpha` nor `l1_ratio`: ``ElasticNet(l2=1e-4, lower=0.0)`` of
-        ``dask_saga.penalties`` keeps coefficients non-negative, and yours may do anything separable.
+        The penalty R. "l1" gives sparse coefficients. ``ElasticNet(l2=1e-4, lower=0.0)`` of ``dask_saga.penalties``
+        keeps coefficients non-negative. You can also define your own separable penalty. An object does not use `alpha`
+        and `l1_ratio`.
     alpha : float, default=1e-4
-        Weight of the penalty against the mean loss.
+        Weight of the penalty relative to the mean loss. Raise it against overfitting; a larger value also speeds up
+        convergence.
     l1_ratio : float, default=0.15
-        Share of the L1 part in "elasticnet".
+        Share of the L1 part in "elasticnet", from 0 to 1. Raise it for sparser coefficients.
     fit_intercept : bool, default=True
-        The intercept is never penalised.
+        Whether to fit an intercept, which is never penalised. Set False if the data are centred.
     step_size : "auto" or float, default="auto"
-        "auto" starts at ``step_size_scale / L``, L the mean Lipschitz constant of the rows, and is cut or
-        raised as the passes go. A float is the step of plain SAGA, as in the paper.
+        Step size. "auto" starts at ``step_size_scale / L``, where L is the mean Lipschitz constant of the rows; the
+        solver lowers or raises it during the fit. A float is the fixed step of plain SAGA; set it to reproduce the
+        paper.
     step_size_scale : float, default=0.3
-        Multiplies "auto" only; 0.3 is about the 1/(3L) of the paper.
+        Factor of the "auto" step. The default is about the 1/(3L) of the paper. Lower it if a fit diverges. A search
+        pays only if the model sees its data once or twice.
     precondition : bool, default=True
-        Centre and scale the columns inside the solver's steps, and rotate dense ones to their principal
-        axes where that pays, so that raw columns converge. The optimum is that of the columns as they
-        are. Sparse rows are centred in columns that every row stores only.
+        Whether the solver centres and scales the columns inside its steps, and rotates dense columns to their principal
+        axes where that pays, so that raw columns converge. The optimum is that of the raw columns. In sparse rows, only
+        columns that every row stores are centred. Set False for the plain algorithm.
     average : bool, default=True
-        Average chunk-end iterates over a pass where they circle the optimum, and cut
-        "auto" steps where chunks unlike each other keep them circling. False is the
-        plain algorithm.
+        Whether to average the iterates at the ends of chunk visits over a pass if they circle the optimum. It also
+        lowers an "auto" step if differences between chunks keep them circling. Set False for the plain algorithm.
     max_iter : int, default=100
-        Passes of `fit` at most.
+        Maximum number of passes of `fit`. Raise it if `fit` warns that it has not converged.
     tol : float, default=1e-4
-        `fit` stops where two measures are at most `tol`: the norm of the proximal gradient relative to that at zero,
-        and the decrease of the objective that a Newton step promises relative to what was gained so far.
+        Relative tolerance. `fit` stops once two measures are at most `tol`. The first is the norm of the proximal
+        gradient, relative to its value at zero. The second is the decrease of the objective that a Newton step
+        predicts, relative to the decrease so far. Lower it for more accurate coefficients.
     n_parallel : int or "auto", default=1
-        Chunks that `fit` visits at a time, from the same coefficients; these then become the mean of theirs. Each gives
-        bits of its own, whatever it runs on. "auto": one for each thread of the cluster, or of this
-        process, but no more than a fifth of the chunks.
+        Number of chunks that `fit` visits concurrently from the same coefficients. The results are averaged. Raise it
+        if a cluster has idle threads. Each value is reproducible on any scheduler, but values differ from each other.
+        "auto" uses one chunk per thread of the cluster (or of this process without one), but at most a fifth of the
+        chunks.
     n_threads : int, default=1
-        Threads that share a visit of a large chunk, at most. Results are reproducible for each number.
+        Maximum number of threads that share the visit of one large chunk. Raise it for large chunks if cores are idle.
+        Each value gives reproducible results.
     memory_dtype : {"float32", "float64"}, default="float32"
-        Of the gradient memory, one number a row and output. float32 costs no accuracy where targets times
-        weights lie between 1e-30 and 1e30.
+        dtype of the gradient memory (one number per row and output). float32 is enough unless targets times weights are
+        outside of 1e-30 to 1e30, or `tol` is very small.
     warm_start : bool, default=False
-        Whether `fit` begins at the coefficients that there are, of a `fit` before or of `partial_fit`. Its first pass
-        then tells the gradients there, and fills the memory with them.
+        If True, `fit` starts from the current coefficients, which come from an earlier `fit` or `partial_fit`. Its
+        first pass evaluates the gradients there and fills the gradient memory with them. Set it for a path of penalties
+        or after rows were added.
     random_state : int, RandomState or None, default=None
-        Seeds all orders. None draws entropy once.
+        Seed of all random orders. None draws a random seed once. Set an int for reproducible results.
     verbose : int, default=0
-        Above 0 `fit` shows a bar of its passes.
+        If positive, `fit` shows a progress bar of its passes.
 
     Attributes
     ----------
     coef_ : ndarray of shape (n_features,), or (n_targets, n_features) for several columns of y
+        Coefficients.
     intercept_ : ndarray of shape (1,) or (n_targets,)
+        Intercepts; zero if not fitted.
     n_features_in_ : int
+        Number of columns of X.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Where X had string column names.
+        Column names of X, defined only if all are strings.
     n_iter_ : int
-        Passes of `fit`; after `partial_fit`, those over the last chunk.
+        Number of passes of `fit`. After `partial_fit`, the number of passes over the last chunk.
     history_ : list of dict
-        One a pass of `fit`: epoch, objective, gradient_norm, seconds, visits, bytes_read.
+        One row per pass of `fit` with the keys epoch, objective, gradient_norm, seconds, visits and bytes_read.
     step_size_ : float
-        The step of the last pass.
+        Step size of the last pass.
     state_ : SAGAState or None
-        x, memory gradients and their average. None in a copy `without_memory`, and after a `fit` on a cluster whose
-        memory gradients would take more than half of the memory that this process may have.
+        Solver state: x, the gradient memory and its mean. None in a copy `without_memory`, and after a `fit` on a
+        cluster whose gradient memory would exceed half of the memory that this process may use.
     converged_ : bool
         Whether the last `fit` reached `tol`.
     diverged_ : bool
-        Whether a step left finite numbers; coefficients are then the last finite ones.
+        Whether a step produced numbers that are not finite. The coefficients are then the last finite ones.
 
     See Also
     --------
-    SAGAClassifier : The same for classes; names the source.
-    saga : The solver as a function.
+    SAGAClassifier : The classifier; its documentation cites the SAGA paper.
+    saga : The solver as a function of a list of chunks.
 
     Examples
     --------
@@ -122,26 +133,28 @@ class SAGARegressor(RegressorMixin, SAGABase):
         replace: bool = False,
         check_content: bool = True,
     ) -> SAGARegressor:
-        """One pass over one chunk, new or known.
+        """Make one pass over one chunk, which may be new or known.
 
-        A known chunk is recognised by its content, or by `chunk_id`, and goes on with
-        its memory gradients; a new one joins the problem.
+        A known chunk is identified by its content or by `chunk_id`, and its gradient memory is used again. A new chunk
+        is added to the problem.
 
         Parameters
         ----------
         X : array-like, scipy.sparse or DataFrame of shape (n, p)
-            One chunk in memory. An empty one changes nothing.
+            Rows of one chunk in memory. An empty chunk changes nothing.
         y : array-like of shape (n,) or (n, n_targets)
-            Targets.
+            Targets of the rows.
         sample_weight : array-like of shape (n,), default=None
-            On a revisit it may differ from the last visit's.
+            Row weights, at least zero. They may differ between visits of the same chunk.
         chunk_id : str or int, default=None
-            Names the chunk; None goes by its content.
+            Name of the chunk. None identifies the chunk by its content. Set it to replace the chunk later, or to forget
+            it by name.
         replace : bool, default=False
-            Whether other content under a known `chunk_id` takes the place of the old, exactly. By default it
-            is an error. An old chunk of few rows must be forgotten with its data instead.
+            Whether new content under a known `chunk_id` replaces the old content exactly; otherwise it is an error. An
+            old chunk with few rows cannot be replaced: call `forget` with its data first.
         check_content : bool, default=True
-            False promises that a known `chunk_id` has the content that it had, and saves the hash of it.
+            Whether to check by a hash that a known `chunk_id` has its former content. Set False to save the time of the
+            hash if you are sure of it.
 
         Returns
         -------
@@ -151,35 +164,41 @@ class SAGARegressor(RegressorMixin, SAGABase):
         Raises
         ------
         ValueError, TypeError
-            Naming the argument. The estimator is then as it was.
+            For invalid arguments. The message names the argument, and the estimator stays unchanged.
         """
         return self._partial_fit(X, y, None, sample_weight, chunk_id, replace, check_content)
 
     def predict(self, X: Any) -> Any:
-        """Predicted targets of the rows of X; for "poisson" the expected counts.
+        """Predict targets for the rows of X; for "poisson" these are expected counts.
 
         Parameters
         ----------
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
+            Rows to predict. The result is lazy for a Dask collection.
 
         Returns
         -------
         ndarray or dask array of shape (n,) or (n, n_targets)
+            Predicted targets.
         """
         z, loss = self._linear(X), resolve_loss(self.loss)
         return elementwise(loss.mean, z) if hasattr(loss, "mean") else z
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Coefficient of determination R^2; block by block on Dask.
+        """Return the coefficient of determination R^2 of the predictions.
 
         Parameters
         ----------
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
+            Rows to predict. A Dask collection is evaluated block by block.
         y : array-like or Dask collection of shape (n,)
+            True targets or labels.
         sample_weight : array-like or Dask collection of shape (n,), default=None
+            Row weights. None gives every row weight 1.
 
         Returns
         -------
         float
+            The score; 1.0 is best.
         """
         return r2(self.without_memory().predict, X, y, sample_weight)
