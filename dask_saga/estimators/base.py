@@ -1,4 +1,4 @@
-"""What the classifier and the regressor share: parameters and their problem, `fit`, what a fit leaves behind."""
+"""Base class of the classifier and the regressor: parameters, their validation, `fit` and the fitted attributes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ __all__ = ["SAGABase", "loss_constraint"]
 
 
 def loss_constraint(labelled: bool) -> list:
-    """What a classifier, or a regressor, takes as `loss`."""
+    """Return the validation constraint of `loss` for a classifier (`labelled`) or a regressor."""
     names = {name for name, loss in LOSSES.items() if bool(loss.labels) == labelled}
     return [StrOptions(names), *CONSTRAINTS["loss"][1:]]
 
@@ -54,7 +54,7 @@ def _problem_of(kind: type, *parameters: Any) -> Problem:
 
 
 class SAGABase(LearnsByChunk, BaseEstimator):
-    """What the classifier and the regressor share."""
+    """Base class of ``SAGAClassifier`` and ``SAGARegressor``."""
 
     _parameter_constraints: dict = {
         **CONSTRAINTS,
@@ -105,7 +105,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         self.verbose = verbose
 
     def __setstate__(self, state: dict) -> None:
-        """What an earlier version pickled lacks later parameters: they have their defaults."""
+        """Restore a pickle; parameters missing from a pickle of an earlier version get their defaults."""
         super().__setstate__({**type(self)().get_params(deep=False), **state})
 
     def __sklearn_tags__(self) -> Any:
@@ -117,13 +117,16 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         state = getattr(self, "state_", None)
         parameters = normalize_token(self.get_params(deep=False))
         learnt = None
-        if hasattr(self, "coef_"):  # without memory there are only these to tell
+        if hasattr(self, "coef_"):  # without gradient memory, only the coefficients identify the fit
             learnt = (state.digest, state.seed) if state else (self.coef_.tolist(), self.intercept_.tolist())
         return type(self).__qualname__, parameters, learnt, np.ravel(getattr(self, "classes_", [])).tolist()
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """Whatever fails inside leaves the estimator as it was; its values are never written, only replaced."""
+        """Restore the estimator's attributes if an error occurs inside the context.
+
+        A shallow copy suffices, as attribute values are replaced and never modified in place.
+        """
         before = dict(vars(self))
         try:
             yield
@@ -133,7 +136,10 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             raise
 
     def _problem(self) -> Problem:
-        """The problem of the parameters, which are checked; once for equal ones, as that takes a small chunk's time."""
+        """Validate the parameters and return their problem.
+
+        The result is cached for equal parameters, as validation takes as long as visiting a small chunk.
+        """
         parameters = tuple(getattr(self, name) for name in self._parameter_constraints)
         try:
             hash(parameters)
@@ -161,12 +167,12 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         )
 
     def _find_classes(self, source: Source) -> tuple:
-        """All classes, and the weights of their rows or None; no classes where y is empty."""
+        """Return all classes, and the factor of the row weights of each class or None; (None, None) without classes."""
         return None, None
 
     def _check_columns(self, X: Any, reset: bool) -> None:
-        """Names and number of columns, of Dask collections as of arrays."""
-        # An empty frame of the collection's type knows its column names.
+        """Check, or set if `reset`, the names and the number of columns of an array or a Dask collection."""
+        # `_meta` is an empty frame of the collection's type, which has its column names.
         _check_feature_names(self, getattr(X, "_meta", X) if is_dask_collection(X) else X, reset=reset)
         if reset and is_dask_collection(X) and np.isnan(X.shape[1]):
             raise ValueError("X has an unknown number of columns; call X.compute_chunk_sizes() first")
@@ -182,29 +188,29 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         checkpoint: Any = None,
         callback: Callable[[Info], Any] | None = None,
     ) -> Any:
-        """Fit anew: passes over all chunks until `tol` or `max_iter`.
+        """Fit the model with passes over all chunks until it reaches `tol` or `max_iter`.
 
-        It goes on from the coefficients that there are with `warm_start`, else from none.
+        A fit starts from scratch, unless `warm_start` is True and there are coefficients to start from.
 
         Parameters
         ----------
         X : array-like, scipy.sparse, DataFrame, dask array or dask dataframe of shape (n, p)
-            In memory it is one chunk. On Dask its blocks are the chunks.
+            Rows. In-memory data are one chunk. For a Dask collection, each block is a chunk.
         y : array-like, dask array or series of shape (n,)
-            Blocked like X.
+            Targets or labels. A Dask collection needs the same blocks as X.
         sample_weight : array-like or dask array of shape (n,), default=None
-            Weights of the rows, at least zero.
+            Row weights, at least zero. None gives every row weight 1.
         persist : bool or "auto", default="auto"
-            Whether Dask's blocks are held in the memory of the client's cluster, or of this process
-            without one, or loaded again for each visit, a few at a time. "auto" holds them where they take
-            less than 40 % of that memory.
+            Whether Dask blocks are held in the memory of the client's cluster (or of this process without a client).
+            False loads a few blocks at a time, again for each visit; set it if the data do not fit. "auto" holds the
+            blocks if they take less than 40 % of that memory.
         checkpoint : str or path, default=None
-            Folder, or URL that fsspec knows, to save to every half minute or so and at the end. If it holds a
-            checkpoint of a fit of the same data and parameters, whatever became of its process, this one
-            goes on from it, with the same bits; `max_iter` and `tol` may differ.
+            Folder, or URL supported by fsspec, in which the fit is saved about every half minute and at the end. If it
+            contains a checkpoint of a fit with the same data and parameters, the fit resumes from it, also after a
+            crash. The result is bitwise the same; `max_iter` and `tol` may differ. Set it for long fits.
         callback : callable, default=None
-            ``callback(info)`` after each pass, where info has epoch, x, intercept, objective (estimated),
-            gradient_norm, step_size, seconds, visits and bytes_read; True stops.
+            Function called as ``callback(info)`` after each pass, where info has epoch, x, intercept, objective
+            (estimated), gradient_norm, step_size, seconds, visits and bytes_read. The fit stops if it returns True.
 
         Returns
         -------
@@ -214,20 +220,20 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         Raises
         ------
         ValueError, TypeError
-            For bad parameters or data, naming the argument and the chunk. The
-            estimator is then as it was.
+            For invalid parameters or data. The message names the argument and the chunk, and the estimator stays
+            unchanged.
 
         KeyboardInterrupt
-            Ctrl-C: the estimator is then fitted by the passes before, if there was one.
+            After Ctrl-C. If at least one pass was completed, the estimator has the result of the completed passes.
 
         Warns
         -----
         UserWarning
-            If the gradient memory, which is on a cluster, takes more than half of the memory that this process
-            may have: it is then not gathered, and `state_` is None.
+            If the gradient memory is on a cluster and exceeds half of the memory that this process may use. It is then
+            not gathered, and `state_` is None.
 
         ConvergenceWarning
-            If `max_iter` passes did not reach `tol`, or the steps diverged.
+            If `tol` was not reached within `max_iter` passes, or if the steps diverged.
         """
         with self._all_or_nothing():
             problem = self._problem()
@@ -276,7 +282,10 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         self, X: Any, y: Any, sample_weight: Any, problem: Problem, persist: bool | str, *, fits: bool = True,
         goes_on: bool = False,
     ) -> tuple:  # fmt: skip
-        """The source of chunks, the problem of their classes, and these: found, or those fitted."""
+        """Return the source of chunks, the problem for their classes, and the classes.
+
+        The classes are found in y if `fits`; otherwise they are the fitted ones.
+        """
         check_containers(X=X, y=y, sample_weight=sample_weight)
         lazy = any(map(is_dask_collection, (X, y, sample_weight)))
         if lazy:
@@ -290,7 +299,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         else:
             source = Source(LocalExecutor(), [(X, y, sample_weight)], persist=persist or True)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(source)  # to be closed if it fails
+            stack.enter_context(source)  # closes the source if an error occurs below
             classes, class_weights = getattr(self, "classes_", None), None
             if fits:
                 before, (classes, class_weights) = classes, self._find_classes(source)
@@ -299,7 +308,8 @@ class SAGABase(LearnsByChunk, BaseEstimator):
                         f"y has the classes {classes.tolist()}, but coef_, where warm_start=True begins, is of "
                         f"{before.tolist()}; fit with warm_start=False"
                     )
-            if classes is not None or not self._labelled:  # else X has no rows, or more than y, which is said later
+            # A classifier without classes has an empty y: a later check raises, whether X has rows or not.
+            if classes is not None or not self._labelled:
                 problem = problem_for(problem, classes)
             source.begin(functools.partial(
                 _read_block, columns=column_names(X),
@@ -307,33 +317,33 @@ class SAGABase(LearnsByChunk, BaseEstimator):
                 estimator=type(self).__name__, finite=not fits,
             ))  # fmt: skip
             if not lazy:
-                source.chunk(0)  # what is wrong with its values is told before what is with its columns
+                source.chunk(0)  # errors in the values take precedence over errors in the columns
                 self._check_columns(X, reset=fits and not goes_on)
             stack.pop_all()
         return source, problem, classes
 
     def duality_gap(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """A bound of ``F(coef_) - F*`` that needs no knowledge of the optimum, by one pass over the data.
+        """Return an upper bound of ``F(coef_) - F*`` without knowing the optimum, in one pass over the data.
 
-        The derivatives at ``coef_`` are the dual point, so the gap is R(x) + R*(-g) + g'x with g the
-        mean gradient and R* the penalty's conjugate. With many columns in large units it is far above
-        the true distance.
+        The gap is R(x) + R*(-g) + g'x, where g is the mean gradient and R* is the conjugate of the penalty. It uses the
+        derivatives of the loss at ``coef_`` as dual point. With many columns in large units, the bound is far above the
+        true difference.
 
         Parameters
         ----------
         X, y, sample_weight : as in ``fit``
-            The data of the fit; with a `class_weight`, give the product of both weights.
+            The data of the fit. If `class_weight` was used, give the products of both weights as `sample_weight`.
 
         Returns
         -------
         float
-            In units of the mean loss.
+            The bound, in units of the mean loss.
 
         Raises
         ------
         ValueError
-            Where there is no bound: with an intercept, as that is not penalised, or without an L2 part
-            in a built-in penalty.
+            If no finite bound exists: with an intercept, as it is not penalised, or without a built-in penalty that has
+            an L2 part.
         """
         check_is_fitted(self)
         problem = self._problem()
@@ -354,7 +364,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         if result.diverged:
             advice = diverged_advice(self)
         elif len(result.history) < self.max_iter:
-            return  # a callback stopped it, or Ctrl-C
+            return  # a callback or Ctrl-C stopped the fit
         else:
             norms = [row["gradient_norm"] for row in result.history]
             head, stats, names = result.state.head, result.state.stats, getattr(self, "feature_names_in_", None)
@@ -375,7 +385,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             self.classes_ = classes
 
     def _linear(self, X: Any) -> Any:
-        """Linear predictions, as ``linear`` gives them: lazy for Dask input."""
+        """Return linear predictions as ``linear`` does: lazy for Dask input."""
         check_is_fitted(self)
         check_containers(X=X)
         with blame("X"):
@@ -392,7 +402,8 @@ def _gradient_and_weight(chunk, x, problem):
     return chunk_gradient(chunk, x, problem)[1], chunk.weight
 
 
-# dask-ml registers a way for all of scikit-learn's estimators, which would read the whole memory.
+# dask-ml registers a tokenizer for all scikit-learn estimators. It would read the whole gradient memory, so this one
+# takes precedence.
 @normalize_token.register(SAGABase)
 def _normalize_estimator(estimator: SAGABase) -> tuple:
     return estimator.__dask_tokenize__()
