@@ -1,4 +1,4 @@
-"""Learning chunk by chunk: what the classifier and the regressor share of `partial_fit` and `forget`."""
+"""Training chunk by chunk: `partial_fit`, `forget` and `without_memory` of the classifier and the regressor."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ from .messages import diverged_advice
 __all__ = ["ONLY_PREDICTS", "LearnsByChunk"]
 
 
+# Part of messages: what an estimator without gradient memory can and cannot do.
 ONLY_PREDICTS = (
     "An estimator without it (a copy without_memory, too) predicts, and begins a fit with warm_start=True; "
     "partial_fit and forget need the one that it was made of"
 )
 
+# Message of the error if `partial_fit` or `forget` needs the missing gradient memory.
 NO_MEMORY = f"This estimator is without its gradient memory. {ONLY_PREDICTS}"
 
 
 class LearnsByChunk:
-    """Mixin of ``SAGABase``: one chunk in memory at a time, and the state kept between them."""
+    """Mixin of ``SAGABase`` that trains on one chunk in memory at a time and keeps the state between calls."""
 
     def _partial_fit(
         self,
@@ -86,19 +88,20 @@ class LearnsByChunk:
         return self
 
     def forget(self, chunk_id: Hashable = None, X: Any = None, y: Any = None) -> Any:
-        """Take a chunk out again, exactly: the problem is then that of the others.
+        """Remove a chunk exactly: the problem then consists of the other chunks.
 
-        Coefficients stay as they are and move on with the next `partial_fit`. Keys of ``state_.chunks``
-        are in order of arrival, so ``forget(next(iter(model.state_.chunks)))`` drops the oldest chunk.
+        The coefficients do not change until the next `partial_fit`. The keys of ``state_.chunks`` are in order of
+        arrival, so ``forget(next(iter(model.state_.chunks)))`` removes the oldest chunk.
 
         Parameters
         ----------
         chunk_id : str, int or key of ``state_.chunks``, default=None
-            Which chunk; None goes by the content of X and y.
+            The chunk to remove. None identifies it by the content of X and y.
         X : array-like, scipy.sparse or DataFrame of shape (n, p), default=None
-            The chunk as it was given, needed for one without `chunk_id`, and for one of few rows, which
-            does not keep the sum of its gradients. The column statistics are then exact as well.
+            Rows of the chunk as they were given. They are needed if the chunk has no `chunk_id`, or so few rows that
+            the sum of its gradients is not stored. With X, the column statistics of the other chunks are exact too.
         y : array-like of shape (n,) or (n, n_targets), default=None
+            Targets or labels of the chunk; required with X.
 
         Returns
         -------
@@ -108,14 +111,14 @@ class LearnsByChunk:
         Raises
         ------
         ValueError, TypeError
-            If the chunk is not known, or its data are needed, or are others. The estimator is
-            then as it was.
+            If the chunk is not known, if its data are needed, or if they differ from its content. The estimator then
+            stays unchanged.
         """
         check_is_fitted(self)
         check_containers(X=X, y=y)
         if (X is None) != (y is None) or (X is None and chunk_id is None):
             raise ValueError("forget needs the chunk_id, or X and y of the chunk, or all three")
-        if not isinstance(chunk_id, tuple):  # else a key of state_.chunks
+        if not isinstance(chunk_id, tuple):  # a tuple is a key of state_.chunks
             chunk_id = _checked_id(chunk_id)
         with self._all_or_nothing():
             if self.state_ is None:
@@ -136,15 +139,17 @@ class LearnsByChunk:
         return self
 
     def without_memory(self) -> Any:
-        """A light copy that predicts as this one does, but cannot go on learning.
+        """Return a small copy without gradient memory, which predicts the same but cannot continue training.
 
-        ``wrapped.estimator_ = wrapped.estimator_.without_memory()`` keeps ``Incremental.predict`` from sending the
-        memory, 4 bytes a row of the training data and output, to each of its tasks.
+        Use it before sending an estimator to workers. For example, ``Incremental.predict`` sends the estimator to each
+        of its tasks, with 4 bytes per training row and output. Avoid this by
+        ``wrapped.estimator_ = wrapped.estimator_.without_memory()``.
 
         Returns
         -------
         object
-            Without ``state_``; `partial_fit` and `forget` raise ValueError, `fit` starts afresh.
+            The copy, whose ``state_`` is None. Its `partial_fit` and `forget` raise ValueError. Its `fit` works as
+            usual.
         """
         check_is_fitted(self)
         light = copy.copy(self)
@@ -157,4 +162,4 @@ def _checked_id(chunk_id: Any) -> Any:
         return None
     if isinstance(chunk_id, bool) or not isinstance(chunk_id, (str, Integral)):
         raise TypeError(f"chunk_id={chunk_id!r} must be a str or an int")
-    return int(chunk_id) if isinstance(chunk_id, Integral) else chunk_id  # numpy's 2 equals 2, but prints otherwise
+    return int(chunk_id) if isinstance(chunk_id, Integral) else chunk_id  # numpy's repr differs
