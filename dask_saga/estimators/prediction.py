@@ -1,6 +1,6 @@
-"""Linear predictions and scores, block by block; Dask stays lazy.
+"""Compute linear predictions and scores, lazily and block by block for Dask collections.
 
-A graph carries coefficients only, never an estimator with its gradient memory.
+The Dask graphs contain the coefficients only, never an estimator with its gradient memory.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ __all__ = ["accuracy", "elementwise", "linear", "probabilities", "r2", "to_label
 
 
 def linear(X: Any, coef: np.ndarray, intercept: np.ndarray) -> Any:
-    """``X coef' + intercept`` for k outputs: a dask array for a Dask collection, an array for rows as read.
+    """Return ``X coef' + intercept`` for k outputs, of shape (n,) for one output and (n, k) for more.
 
-    Of shape (n,) for one output, else (n, k).
+    The result is a dask array if X is a Dask collection, and a numpy array if X holds validated rows.
     """
     if not is_dask_collection(X):
         z = np.asarray(X @ coef.T) + intercept
@@ -48,12 +48,12 @@ def _linear_block(X: Any, coef: np.ndarray, intercept: np.ndarray, names: list |
 
 
 def elementwise(function: Callable, z: Any) -> Any:
-    """``function(z)``, lazily for a dask array."""
+    """Return ``function(z)``; lazy for a dask array."""
     return z.map_blocks(function, dtype=np.float64, meta=z._meta) if is_dask_collection(z) else function(z)
 
 
 def to_labels(z: Any, classes: np.ndarray) -> Any:
-    """Labels at linear predictions."""
+    """Return the class labels for linear predictions."""
     if is_dask_collection(z):
         drop = [1] if z.ndim == 2 else None
         return z.map_blocks(to_labels, classes, drop_axis=drop, dtype=classes.dtype, meta=classes[:0])
@@ -61,22 +61,25 @@ def to_labels(z: Any, classes: np.ndarray) -> Any:
 
 
 def probabilities(z: Any, loss: Any) -> Any:
-    """Probabilities of all classes at linear predictions, of shape (n, n_classes)."""
+    """Return the probabilities of all classes for linear predictions, of shape (n, n_classes)."""
     if is_dask_collection(z):
         k = 2 if z.ndim == 1 else z.shape[1]
         new = {"new_axis": 1} if z.ndim == 1 else {}
         chunks = (z.chunks[0], (k,))
         return z.map_blocks(probabilities, loss, chunks=chunks, **new, dtype=float, meta=np.empty((0, k)))
-    if z.ndim == 1:  # 1 - p would lose the small probabilities
+    if z.ndim == 1:  # 1 - p would lose the digits of small probabilities
         return np.column_stack([loss.probability(-z), loss.probability(z)])
     p = loss.probability(z)
     total = p.sum(axis=1, keepdims=True)
-    # One against the rest: where none claims the row, all are alike.
+    # One-vs-rest: if every class has probability 0, return equal probabilities.
     return np.where(total > 0, p / np.where(total > 0, total, 1.0), 1.0 / p.shape[1])
 
 
 def _by_block(predict: Callable, X: Any, y: Any, sample_weight: Any, part: Callable) -> np.ndarray:
-    """Columns of ``part(prediction, y, weights)`` of every block that has rows; the second is the weight."""
+    """Return ``part(prediction, y, weights)`` of every block with rows, one block per column.
+
+    The second row of the result is the total weight of each block.
+    """
     check_containers(X=X, y=y, sample_weight=sample_weight)
     if not any(map(is_dask_collection, (X, y, sample_weight))):
         parts = [_score_block((X, y, sample_weight), predict, part)]
@@ -112,7 +115,7 @@ def _score_block(block: tuple, predict: Callable, part: Callable, names: list | 
 
 
 def accuracy(predict: Callable, X: Any, y: Any, sample_weight: Any) -> float:
-    """Weighted mean accuracy."""
+    """Return the weighted mean accuracy."""
     right, weights = _by_block(predict, X, y, sample_weight, _accuracy_part)
     return float(right.sum() / weights.sum())
 
@@ -127,7 +130,7 @@ def _accuracy_part(prediction, y, weights):
 
 
 def r2(predict: Callable, X: Any, y: Any, sample_weight: Any) -> float:
-    """Coefficient of determination; the mean of those of several outputs."""
+    """Return the coefficient of determination R^2, averaged over several outputs."""
     columns = _by_block(predict, X, y, sample_weight, _r2_part)
     weights, k = columns[1], (len(columns) - 1) // 3
     errors, means, spreads = (columns[[0, *range(2, len(columns))]][part * k : part * k + k] for part in range(3))
@@ -144,6 +147,6 @@ def _r2_part(prediction, y, weights):
             raise ValueError(f"y has {targets.shape[1]} columns, but the fit had {prediction.size // len(targets)}")
     prediction, total = prediction.reshape(targets.shape), weights.sum()
     mean = weights @ targets / total if total else np.zeros(targets.shape[1])
-    with np.errstate(over="ignore"):  # predictions of rows unlike those of the fit
+    with np.errstate(over="ignore"):  # predictions may be huge for rows unlike those of the fit
         errors = weights @ np.nan_to_num((targets - prediction) ** 2, nan=np.inf)
     return errors[0], total, *errors[1:], *mean, *(weights @ (targets - mean) ** 2)
