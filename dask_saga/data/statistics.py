@@ -37,8 +37,8 @@ __all__ = [
 # Maximum number of columns for which products of columns (the Gram matrix) are computed.
 MOST_ROTATED = 300
 
-# Numbers of rows. For products of non-quadratic losses: the minimum for all chunks together (MOST_MULTIPLIED) and for
-# one chunk (LEAST_MULTIPLIED). MOMENTS is the block size of moments and products.
+# These are numbers of rows. For non-quadratic losses, products use max(MOST_MULTIPLIED, 50 p) rows of all chunks
+# together, but at least max(LEAST_MULTIPLIED, 20 p) of each chunk. Moments and products use blocks of MOMENTS rows.
 MOST_MULTIPLIED, LEAST_MULTIPLIED, MOMENTS = 2**13, 2**10, 2**12
 
 # Minimum number of stored entries per column in one part of sparse rows; each part has its own table of sums.
