@@ -24,7 +24,7 @@ __all__ = [
 
 
 # Largest accepted magnitude of a value in X or y, in the units of the data.
-# Squares of larger values and their sums could overflow float64.
+# Squares of larger values and their sums could overflow float64, and no real data have such scales.
 LARGEST = 1e50
 
 # Message of the error for a missing y.
