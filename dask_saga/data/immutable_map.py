@@ -8,6 +8,7 @@ from typing import Any
 __all__ = ["ImmutableMap"]
 
 
+# Markers among the recent changes: the key has no recent change, or it was removed.
 _ABSENT, _GONE = object(), object()
 
 # Minimum number of recent changes before they are merged into a new base.
