@@ -1,7 +1,7 @@
-"""What SAGA carries from chunk to chunk.
+"""Immutable state of the solver: what one visit hands to the next, and what is stored for each chunk.
 
-Every array in a state is read only: a new state is made, never an old one written.
-So a copy is the state itself, and what fails half-way leaves no trace.
+All arrays are read-only, and every transition creates a new state. Therefore a state can be shared
+instead of copied, and a failed transition has no side effects.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_COEFFICIENT", "ChunkMemory", "SAGAState", "SolverState", "adapt", "new_solver_state", "new_state"]
 
 
-# Beyond this a coefficient has left every scale on which data are measured.
+# Largest absolute coefficient, in the user's units. A visit that exceeds it counts as diverged.
 LARGEST_COEFFICIENT = 1e100
 
 
 class SolverState(NamedTuple):
-    """What travels from chunk to chunk. Arrays have shape (outputs, p + 1), the intercept last.
+    """State of the solver that one visit hands to the next.
+
+    Arrays have shape (outputs, p + 1) unless stated otherwise. The last column is the intercept.
 
     Parameters
     ----------
@@ -37,32 +39,39 @@ class SolverState(NamedTuple):
         Current coefficients.
     gradient_sum : ndarray
         sum_i m_i a_i over all chunks, where m_i is the memory gradient of row i.
-    weight, rows : float, int
-        Sum of weights and number of rows of positive weight, of the chunks that count.
+    weight : float
+        Sum of the row weights of the chunks in memory.
+    rows : int
+        Number of rows with positive weight in these chunks.
     step_multiplier : float
-        Multiplies the "auto" step: below one where visits forgot where they came from, above it where
-        they went on and on the same way.
-    window_start, window_sum : ndarray
-        x at the opening of the averaging window, and the sum of x at its visits' ends.
+        Factor of the "auto" step. It falls below 1 if single visits forget where they started, and rises
+        above 1 if windows keep moving x in the same direction.
+    window_start : ndarray
+        x at the start of the averaging window.
+    window_sum : ndarray
+        Sum of x at the ends of the visits in the window.
     window_count : int
-        Visits in the window.
-    past_weight, past_sum : float, ndarray
-        Weight of the rows visited in this pass, and the sum over them of weight and x at their visit. Infinite
-        where chunks come and go, and visits are not of a pass over all.
+        Number of visits in the window.
+    visited_weight : float
+        Weight of the rows visited in this pass. inf when no full pass is in progress (``partial_fit`` streams).
+    visited_sum : ndarray
+        Sum of x over the rows visited in this pass, weighted by row. Each visit contributes its x halfway.
     window_ratio : float
-        Sum of the logarithms of their halves' ratios of squared moves.
-    window_energy, last_energy : float
-        Sum of squared moves of x in this window, and in the one before.
+        Sum over the visits of the window of log(squared move in the first half / squared move in the second).
+    window_energy : float
+        Sum of the squared moves of x in this window.
+    last_energy : float
+        ``window_energy`` of the previous window.
     last_step_multiplier : float
-        The cut in the window before.
+        ``step_multiplier`` in the previous window.
     last_move : ndarray
-        How far the window before moved x.
+        Move of x in the previous window.
     limits : ndarray of shape (p,)
-        The least of ``axis_limits`` of the chunks visited with these axes.
+        Minimum of ``axis_limits`` over the chunks visited with the current preconditioner.
     preconditioner_key : str
-        ``Problem.geometry`` for which the cut was found.
+        ``Problem.preconditioner_key`` for which ``step_multiplier`` was adapted.
     diverged : bool
-        Whether a step left finite numbers; x then stays at its last good value.
+        Whether a visit produced non-finite or too large coefficients. x then keeps its last valid value.
     """
 
     x: np.ndarray
@@ -86,27 +95,32 @@ class SolverState(NamedTuple):
 
     @property
     def gradient_average(self) -> np.ndarray:
-        """gradient_sum / weight."""
+        """Weighted mean of the memory gradients times their rows, ``gradient_sum / weight``."""
         return self.gradient_sum / self.weight if self.weight > 0 else np.zeros_like(self.gradient_sum)
 
 
 class ChunkMemory(NamedTuple):
-    """What stays beside one chunk of n rows.
+    """Gradient memory of one chunk with n rows, and facts about that chunk.
 
     Parameters
     ----------
     gradients : ndarray of shape (n, outputs)
-        Memory gradients m_i = w_i f'(z_i) of each row's last visit; zero before the first.
+        Memory gradients m_i = w_i f'(z_i) from the last visit of each row. Zero before the first visit.
     visits : int
-        Passes made over the chunk.
-    content, weights_content : str
-        Hashes of the rows with their targets, and of the weights.
-    weight, rows : float, int
-        The chunk's share of the same fields of ``SolverState``.
+        Number of visits of the chunk.
+    content : str
+        Hash of the rows and their targets.
+    weights_content : str
+        Hash of the row weights.
+    weight : float
+        Contribution of the chunk to ``SolverState.weight``.
+    rows : int
+        Contribution of the chunk to ``SolverState.rows``.
     total : ndarray of shape (outputs, p + 1) or None
-        sum_i m_i a_i of this chunk; None where that is large beside the gradients.
+        sum_i m_i a_i over this chunk. None if it would be large compared with `gradients`.
     stats : ColumnStats or None
-        Of this chunk at its first visit, without products; None where large, or where ``fit`` read it.
+        Column statistics at the first visit, without the product matrix. None if they would be large, or
+        if the chunk was read by ``fit``.
     """
 
     gradients: np.ndarray
@@ -120,25 +134,27 @@ class ChunkMemory(NamedTuple):
 
 
 class SAGAState(NamedTuple):
-    """All that an estimator learnt and needs to go on exactly where it stopped.
+    """Complete state of an estimator, from which a fit continues exactly where it stopped.
 
     Parameters
     ----------
-    head : Head
+    head : SolverState
+        State after the last visit.
     stats : ColumnStats
-        Of all chunks.
-    metric : Metric
-        The solver's coordinates, and ``preconditioner_for`` what they were chosen for.
+        Column statistics of all chunks.
+    metric : Preconditioner or None
+        The solver's coordinates. None before the first chunk.
     preconditioner_for : tuple of str and float
-        ``Problem.geometry``, and the share of the data that came or left since.
-    chunks : SharedMap of chunk id to ChunkMemory
-        In order of arrival.
-    window_ids : SharedMap
-        Ids visited in the current averaging window, and whether that was their first visit.
+        ``Problem.preconditioner_key`` for which `metric` was chosen, and the fraction of the data that was
+        added or removed since.
+    chunks : ImmutableMap of chunk id to ChunkMemory
+        Gradient memory by chunk, in order of arrival.
+    window_ids : ImmutableMap of chunk id to bool
+        Chunks visited in the current averaging window, and whether it was their first visit.
     digest : str
-        Hash chained over every transition.
+        Hash chained over all transitions.
     seed : int
-        Entropy of all row and chunk orders.
+        Seed of all row and chunk orders.
     """
 
     head: SolverState
@@ -152,27 +168,27 @@ class SAGAState(NamedTuple):
 
     @property
     def x(self) -> np.ndarray:
-        """Current coefficients, of shape (p,) for one output."""
+        """Current coefficients, of shape (p,) for one output, else (outputs, p)."""
         return _one_output(self.head.x[:, :-1])
 
     @property
     def intercept(self) -> Any:
-        """Current intercept."""
+        """Current intercept: a float for one output, else an array of shape (outputs,)."""
         return self.head.x[0, -1] if len(self.head.x) == 1 else self.head.x[:, -1]
 
     @property
     def gradient_average(self) -> np.ndarray:
-        """Average of the memory gradients times their rows, of shape (p,) for one output."""
+        """Weighted mean of the memory gradients times their rows, of shape (p,) for one output."""
         return _one_output(self.head.gradient_average[:, :-1])
 
     @property
     def memory_gradients(self) -> dict:
-        """Memory gradients by chunk id, of shape (n,) for one output."""
+        """Memory gradients by chunk id, of shape (n,) for one output, else (n, outputs)."""
         return {key: _one_output(memory.gradients.T).T for key, memory in self.chunks.items()}
 
     @property
     def n_samples(self) -> int:
-        """Rows in memory."""
+        """Number of rows in the gradient memory."""
         return sum(len(memory.gradients) for memory in self.chunks.values())
 
     def __repr__(self) -> str:
@@ -198,7 +214,7 @@ def _restore(
     chunks: Mapping,
     *rest: Any,
 ) -> SAGAState:
-    """A state from its pickled fields; unpickled arrays have lost their read-only flag."""
+    """Restore a state from its pickled fields. Unpickled arrays have lost their read-only flag, so set it again."""
 
     def freeze(fields: Any) -> Any:
         if isinstance(fields, np.ndarray):
@@ -227,7 +243,7 @@ def _sizeof_state(state: SAGAState) -> int:
 def new_solver_state(
     n_columns: int, n_outputs: int = 1, *, weight: float = 0.0, rows: int = 0, preconditioner_key: str = ""
 ) -> SolverState:
-    """A head at x = 0, before any visit."""
+    """Return the SolverState before any visit, at x = 0."""
     zeros, no_limits = frozen(np.zeros((n_outputs, n_columns + 1))), frozen(np.full(n_columns, np.inf))
     return SolverState(
         x=zeros,
@@ -252,7 +268,7 @@ def new_solver_state(
 
 
 def new_state(n_columns: int, n_outputs: int, seed: int) -> SAGAState:
-    """A state that has seen no chunk."""
+    """Return the SAGAState before any chunk."""
     return SAGAState(
         new_solver_state(n_columns, n_outputs),
         no_stats(n_columns),
@@ -266,7 +282,12 @@ def new_state(n_columns: int, n_outputs: int, seed: int) -> SAGAState:
 
 
 def adapt(head: SolverState, problem: Problem) -> SolverState:
-    """The head for a problem of other geometry: cut and window start anew."""
+    """Adapt a SolverState to a problem that needs another preconditioner.
+
+    x is projected onto the bounds of the penalty, and its intercept is set to zero if the problem has none. The step
+    multiplier and the averaging window are reset. The gradient memory stays valid. A state that already
+    has the problem's ``preconditioner_key`` is returned unchanged.
+    """
     if head.preconditioner_key == problem.preconditioner_key:
         return head
     x = head.x
