@@ -1,4 +1,4 @@
-"""What is minimised, and how: the parameters that every visit needs."""
+"""The optimisation problem: loss, penalty and the solver parameters that every visit needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .identity import _hash, _parts
 __all__ = ["CONSTRAINTS", "Problem", "problem_for", "to_float"]
 
 
-# What scikit-learn's validation accepts, for the estimators as for ``saga``.
+# Parameter constraints for scikit-learn's validation, shared by the estimators and ``saga``.
 CONSTRAINTS: dict[str, list] = {
     "loss": [StrOptions(set(LOSSES)), tuple, type, HasMethods(["value", "derivative"])],
     "fit_intercept": ["boolean"],
@@ -32,30 +32,33 @@ CONSTRAINTS: dict[str, list] = {
 
 
 class Problem(NamedTuple):
-    """What is minimised, and how: F = (1/W) sum_i w_i f(a_i'x + c, b_i) + penalty(x).
+    """Minimise F(x, c) = (1/W) sum_i w_i f(a_i'x + c, b_i) + penalty(x), where W is the sum of the weights.
 
     Parameters
     ----------
-    loss, penalty : object
-        From ``losses`` and ``penalties``, or the user's own.
+    loss : object
+        The loss f, from ``losses`` or the user's own.
+    penalty : object
+        The penalty, from ``penalties`` or the user's own.
     fit_intercept : bool, default=False
-        Whether c, which is never penalised, is fitted or stays zero.
+        Whether to fit the intercept c. It is never penalised. If False, c stays zero.
     step_size : "auto" or float, default="auto"
-        "auto" is ``step_size_scale / L``, L the mean over the rows, with rows of larger L_i visited
-        more often, implicit derivatives and control of the step. A float is the step of plain SAGA.
+        "auto" starts from ``step_size_scale / L`` with the mean Lipschitz constant L of the rows. It visits
+        rows with a larger constant more often, uses implicit derivatives and controls the step. A float is the
+        constant step of plain SAGA.
     step_size_scale : float, default=0.3
-        Multiplies "auto" only. 0.3 is the post's, about the 1/(3L) of the SAGA paper.
+        Factor of the "auto" step. 0.3 is the value of the post, about the 1/(3L) of the SAGA paper.
     average : bool, default=True
-        Whether chunk-end iterates are averaged where x circles, and "auto" steps cut where
-        visits settle. False is the plain algorithm.
+        Whether to average the iterates at the ends of visits when x circles, and to reduce the "auto" step
+        when single visits settle. False is the plain algorithm.
     precondition : bool, default=True
-        Whether the solver centres and scales the columns inside its steps.
+        Whether the solver centres, scales and rotates the columns inside its steps.
     memory_dtype : str, default="float32"
-        Type of the memory gradients.
+        dtype of the memory gradients.
     outputs : int, default=1
-        Linear predictions of a row.
+        Number of linear predictions per row.
     n_threads : int, default=1
-        Threads that share a visit, at most.
+        Maximum number of threads that share a visit.
     """
 
     loss: Any
@@ -71,27 +74,31 @@ class Problem(NamedTuple):
 
     @property
     def automatic(self) -> bool:
-        """Whether steps are found and controlled, not given."""
+        """Whether the step size is computed and controlled (``step_size="auto"``) rather than given."""
         return self.step_size == "auto"
 
     def step(self, metric: Any, step_multiplier: float = 1.0) -> float:
-        """Step size in units of x per unit of mean gradient."""
+        """Step size, in units of x per unit of mean gradient in the solver's coordinates.
+
+        "auto" is min(step_size_scale * step_multiplier * step_factor, max_step) / L. See
+        docs/algorithm/step_size.md.
+        """
         if not self.automatic:
             return float(self.step_size)
         return min(self.step_size_scale * step_multiplier * metric.step_factor, metric.max_step or 1.0) / metric.L
 
     @property
     def preconditioner_key(self) -> str:
-        """Hash of what the solver's coordinates for given rows depend on."""
+        """Hash of the parameters that determine the preconditioner of given rows."""
         return _hash(*_parts(self.loss, self.penalty), self.fit_intercept, self.precondition)
 
     def token(self) -> str:
-        """Hash equal for equal problems only; of a user's own loss or penalty it knows the code as well."""
+        """Hash of the whole problem. For a user's own loss or penalty it includes the code."""
         return _hash(*_parts(self.loss, self.penalty), *self[2:])
 
 
 def problem_for(problem: Problem, classes: np.ndarray | None) -> Problem:
-    """The problem of several classes: multinomial for "log_loss", one output against the rest for other losses."""
+    """Adapt a problem to the classes of y: multinomial for "log_loss", one-vs-rest for other losses."""
     count = 0 if classes is None else len(classes)
     if type(problem.loss) is LogLoss and count > 2:
         problem = problem._replace(loss=MultinomialLogLoss(count))
@@ -102,7 +109,7 @@ def problem_for(problem: Problem, classes: np.ndarray | None) -> Problem:
 
 
 def to_float(name: str, value: Any) -> float:
-    """A parameter as float; Python's integers may be larger than any."""
+    """Convert a parameter to float, with a clear error for Python integers that are too large."""
     try:
         return float(value)
     except OverflowError:

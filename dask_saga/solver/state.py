@@ -284,9 +284,9 @@ def new_state(n_columns: int, n_outputs: int, seed: int) -> SAGAState:
 def adapt(head: SolverState, problem: Problem) -> SolverState:
     """Adapt a SolverState to a problem that needs another preconditioner.
 
-    x is projected onto the bounds of the penalty, and its intercept is set to zero if the problem has none. The step
-    multiplier and the averaging window are reset. The gradient memory stays valid. A state that already
-    has the problem's ``preconditioner_key`` is returned unchanged.
+    x is clipped to the bounds of the penalty, and its intercept is set to zero if the problem has none. The
+    step multiplier and the averaging window are reset. The gradient sum is kept. A state that already has the
+    problem's ``preconditioner_key`` is returned unchanged.
     """
     if head.preconditioner_key == problem.preconditioner_key:
         return head
