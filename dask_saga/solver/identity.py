@@ -1,4 +1,7 @@
-"""Digests and seeds: what tells problems, chunks and visits apart, the same in every process."""
+"""Digests that identify problems, chunks and visits, and the seeds derived from them.
+
+They are the same in every process and on every scheduler.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ __all__ = ["digest", "draw_seed", "number_occurrences", "visit_seed"]
 
 
 def draw_seed(random_state: Any) -> int:
-    """Entropy for all orders: an int as it is, else one draw."""
+    """Return the seed of all row and chunk orders: `random_state` itself if it is an int, else one draw from it."""
     if isinstance(random_state, Integral):
         return int(random_state)
     if random_state is None:
@@ -25,12 +28,15 @@ def draw_seed(random_state: Any) -> int:
 
 
 def visit_seed(seed: int, chunk_id: Hashable, visits: int) -> int:
-    """Seed of the row order of one visit; a repeated order would ruin convergence."""
+    """Return the seed of the row order of one visit.
+
+    It differs between visits, because SAGA converges badly if every pass repeats the same order.
+    """
     return int(digest(seed, chunk_id, visits), 16)
 
 
 def number_occurrences(contents: Iterable[str]) -> list[tuple[str, int]]:
-    """Ids of chunks that came without one, repeated content told apart."""
+    """Return ids (content, occurrence) of chunks that have none. Repeated content gets occurrences 0, 1, ..."""
     seen: dict[str, int] = {}
     ids = []
     for content in contents:
@@ -40,12 +46,12 @@ def number_occurrences(contents: Iterable[str]) -> list[tuple[str, int]]:
 
 
 def digest(*parts: Any) -> str:
-    """Hash of a few short values."""
+    """Hash a few short values by their ``repr``."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def _parts(*objects: Any) -> list:
-    # With their types, as instances without fields are equal to each other.
+    # Include the types, because all instances without fields compare equal.
     return [part for item in objects for part in (type(item), _plain(tuple(item)))]
 
 
@@ -55,9 +61,9 @@ def _hash(*parts: Any) -> str:
 
 
 def _identity(kind: type) -> tuple:
-    """What tells a class from others; of the user's own its attributes, and the code of its methods."""
+    """Identify a class by its name, and a user's own class also by its attributes and the code of its methods."""
     if kind.__module__.startswith("dask_saga."):
-        return kind.__module__, kind.__qualname__  # its code differs from one Python to the next
+        return kind.__module__, kind.__qualname__  # the bytecode depends on the Python version
     members = {name: value for base in reversed(kind.__mro__) for name, value in vars(base).items()}
     fields = getattr(kind, "_fields", ())
     told = [(name, _plain(value)) for name, value in members.items() if name[0] != "_" and name not in fields]
@@ -65,8 +71,11 @@ def _identity(kind: type) -> tuple:
 
 
 def _plain(value: Any, within: tuple = ()) -> Any:
-    """A value as what has the same text in every process: functions by their code and the globals that it names."""
-    for name in ("py_func", "fget", "__func__"):  # of compiled functions, properties, static methods
+    """Convert a value to one whose ``repr`` is the same in every process.
+
+    Functions become their code and the values of the globals and closure cells that the code uses.
+    """
+    for name in ("py_func", "fget", "__func__"):  # unwrap compiled functions, properties, static methods
         value = getattr(value, name, value)
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, value.tobytes()
@@ -83,11 +92,11 @@ def _plain(value: Any, within: tuple = ()) -> Any:
         return value
     if isinstance(value, frozenset):
         return tuple(sorted(map(repr, value)))
-    text = repr(value)  # but paths and addresses
+    text = repr(value)  # not used if it contains a file path or a memory address
     return getattr(value, "__name__", type(value).__qualname__) if " at 0x" in text or "<module" in text else text
 
 
 def _names(code: CodeType) -> set:
-    """Names that code looks up, and functions within it."""
+    """Return the global and attribute names that code uses, including those of its inner functions."""
     inner = (_names(part) for part in code.co_consts if isinstance(part, CodeType))
     return set(code.co_names).union(*inner)
