@@ -1,4 +1,7 @@
-"""The solver's coordinates, and the step that suits them."""
+"""The preconditioner: coordinates in which the solver takes its steps, and conversions from and to the user's.
+
+See docs/algorithm/preconditioning.md.
+"""
 
 from __future__ import annotations
 
@@ -28,29 +31,33 @@ __all__ = [
 
 
 class Preconditioner(NamedTuple):
-    """The solver's coordinates: rows ``(a - shift) basis``, steps ``step * scale``.
+    """Coordinates of the solver: rows ``(a - shift) rotation``, steps ``step * scale``.
 
-    The optimum does not depend on it, as only the steps know it.
+    The preconditioner changes the steps only. The objective and its optimum do not depend on it.
 
     Parameters
     ----------
-    shift, scale : ndarray of shape (p,)
-        The shift is that of the columns before, the scale that of those after the rotation. In
-        sparse chunks only columns that every row stores are shifted.
+    shift : ndarray of shape (p,)
+        Subtracted from the columns before the rotation. In sparse chunks it is zero for all columns but those
+        that every row stores.
+    scale : ndarray of shape (p,)
+        Factor of the steps along each axis, after the rotation.
     rotation : ndarray of shape (p, p) or None
-        Orthonormal columns, or None for no rotation.
+        Matrix with orthonormal columns, or None for no rotation.
     inverse_density : ndarray of shape (p,)
-        D of sparse SAGA: rows seen over rows in which the column is stored.
+        D of sparse SAGA: number of rows, divided by the number of rows that store the column.
     spread : ndarray of shape (p,)
-        Mean squares of the rows along the axes, unscaled.
+        Mean square of the shifted and rotated rows along each axis, not scaled.
     mean_square : float
-        Mean of ||a||^2 in these coordinates, the intercept's 1 included.
+        Mean of ||a||^2 in these coordinates, plus 1 for the intercept.
     curvature : float
-        The loss's bound, or its mean at the optimum where there is none.
+        Upper bound of f''. For a loss without a bound, its estimated mean at the optimum.
     step_factor : float
-        What steps are multiplied by: above one where rows are few for their condition, below it where many.
+        Factor of the step. It is above 1 if there are few rows for the condition of the problem, below 1 if
+        there are many.
     max_step : float
-        Bound of steps in units of 1 / L; a handful of rows allow no more than plain gradient steps.
+        Upper bound of the step, in units of 1 / L. With only a few rows it allows no more than plain gradient
+        steps.
     """
 
     shift: np.ndarray
@@ -65,19 +72,30 @@ class Preconditioner(NamedTuple):
 
     @property
     def L(self) -> float:
-        """Mean Lipschitz constant of the rows' gradients; 1 where all rows are zero."""
+        """Mean Lipschitz constant of the gradients of the rows. 1 if all rows are zero."""
         return self.curvature * self.mean_square or 1.0
 
     @property
     def unshifted(self) -> Preconditioner:
-        """The coordinates of differences, which no shift changes."""
+        """The same coordinates with shift zero, for differences of two points, which do not depend on a shift."""
         return self._replace(shift=np.zeros_like(self.shift))
 
 
 def row_norms(chunk: Chunk, metric: Preconditioner, problem: Any) -> np.ndarray:
-    """Squared lengths of rows in the solver's coordinates, the intercept's 1 included, by one pass over them.
+    """Compute the squared length of each row in the solver's coordinates, plus 1 for the intercept.
 
-    float32 will do: steps follow them, no optimum.
+    This reads the rows once. float32 is precise enough, since the lengths determine steps but not the optimum.
+
+    Parameters
+    ----------
+    chunk : Chunk
+    metric : Preconditioner
+    problem : Problem
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Of dtype float32.
     """
     measure_rows = sparse_norms if sp.issparse(chunk.rows) else dense_norms
     n = len(chunk.targets)
@@ -101,23 +119,26 @@ def row_norms(chunk: Chunk, metric: Preconditioner, problem: Any) -> np.ndarray:
 def solver_rows(
     rows: Any, metric: Preconditioner, order: np.ndarray | None = None
 ) -> Iterator[tuple[slice, Any, bool]]:
-    """Rows as the kernels take them, before any shift.
+    """Yield the rows as the kernels expect them, rotated if the preconditioner has a rotation.
 
-    Without a basis these are its own, all at once. With one they come block by block, turned, in one
-    array that is used again: no second chunk is held in memory.
+    Without a rotation these are `rows` themselves, in a single block, and the kernels subtract the shift. With a
+    rotation, blocks of rows are shifted and rotated into a buffer that the next block overwrites. Thus no
+    second copy of the chunk is held in memory.
 
     Parameters
     ----------
+    rows : ndarray or CSR of shape (n, p)
+    metric : Preconditioner
     order : ndarray of int, default=None
-        Row numbers; by default all in turn.
+        Row numbers in the order of their visits. By default all rows in their own order.
 
     Yields
     ------
     block : slice
-        Of `order`.
+        Positions in `order`.
     rows : ndarray or CSR
     gathered : bool
-        Whether row k is that of ``order[block][k]``, not that of number k.
+        If True, row k of the block is row ``order[block][k]`` of the chunk. If False, it is row k.
     """
     n, p = rows.shape
     steps = n if order is None else len(order)
@@ -131,30 +152,30 @@ def solver_rows(
         for start in range(0, steps, size):
             block = slice(start, min(start + size, steps))
             count = block.stop - start
-            # "clip" does without a copy; no number is out of range
+            # mode="clip" lets np.take write to `out` without a temporary copy. All row numbers are in range.
             some = rows[block] if order is None else np.take(rows, order[block], 0, taken[:count], "clip")
             np.subtract(some, metric.shift, out=centred[:count])
             yield block, np.matmul(centred[:count], metric.rotation, out=turned[:count]), True
 
 
 def shift_of(metric: Preconditioner) -> np.ndarray:
-    """The shift that is left to the kernels: none for rotated rows."""
+    """Return the shift that the kernels subtract. It is zero for rotated rows, which are already shifted."""
     return frozen(np.zeros_like(metric.shift) if metric.rotation is not None else metric.shift)
 
 
-# Arrays of shape (k, p + 1), the intercept last, from the user's coordinates to the solver's and back; what is the same
-# there is given back as it is.
+# The functions below convert arrays of shape (k, p + 1), the intercept last, between the user's and the solver's
+# coordinates. An array that the conversion does not change is returned itself, not copied.
 
 
 def x_to_solver(x: np.ndarray, metric: Preconditioner) -> np.ndarray:
-    """Coefficients from the user's coordinates."""
+    """Convert coefficients from the user's to the solver's coordinates."""
     if metric.shift.any():
         x = _with_last(x, (x[:, :-1] * metric.shift).sum(axis=1))
     return _turn(x, metric.rotation)
 
 
 def x_to_user(x: np.ndarray, metric: Preconditioner) -> np.ndarray:
-    """The inverse of ``x_to_solver``."""
+    """Convert coefficients from the solver's to the user's coordinates."""
     x = _turn(x, None if metric.rotation is None else metric.rotation.T)
     return _with_last(x, -(x[:, :-1] * metric.shift).sum(axis=1)) if metric.shift.any() else x
 
@@ -166,14 +187,14 @@ def _with_last(x: np.ndarray, more: np.ndarray) -> np.ndarray:
 
 
 def sum_to_solver(gradient_sum: np.ndarray, metric: Preconditioner) -> np.ndarray:
-    """A sum of gradients from the user's coordinates."""
+    """Convert a sum of gradients from the user's to the solver's coordinates."""
     if metric.shift.any():
         gradient_sum = gradient_sum - gradient_sum[:, -1:] * np.append(metric.shift, 0.0)
     return _turn(gradient_sum, metric.rotation)
 
 
 def sum_to_user(gradient_sum: np.ndarray, metric: Preconditioner) -> np.ndarray:
-    """The inverse of ``sum_to_solver``."""
+    """Convert a sum of gradients from the solver's to the user's coordinates."""
     gradient_sum = _turn(gradient_sum, None if metric.rotation is None else metric.rotation.T)
     return gradient_sum + gradient_sum[:, -1:] * np.append(metric.shift, 0.0) if metric.shift.any() else gradient_sum
 

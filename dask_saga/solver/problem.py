@@ -47,12 +47,14 @@ class Problem(NamedTuple):
         rows with a larger constant more often, uses implicit derivatives and controls the step. A float is the
         constant step of plain SAGA.
     step_size_scale : float, default=0.3
-        Factor of the "auto" step. 0.3 is the value of the post, about the 1/(3L) of the SAGA paper.
+        Factor of the "auto" step. 0.3 is the value of the 2018 Dask blog post, about the 1/(3L) of the SAGA
+        paper.
     average : bool, default=True
         Whether to average the iterates at the ends of visits when x circles, and to reduce the "auto" step
         when single visits settle. False is the plain algorithm.
     precondition : bool, default=True
-        Whether the solver centres, scales and rotates the columns inside its steps.
+        Whether the solver centres and scales the columns inside its steps, and rotates them where that saves
+        time.
     memory_dtype : str, default="float32"
         dtype of the memory gradients.
     outputs : int, default=1
