@@ -1,4 +1,7 @@
-"""Which preconditioner suits columns like these: scales, rotation, and how long steps may be."""
+"""Choice of the preconditioner from column statistics: scales, rotation, step factor and limits per axis.
+
+See docs/algorithm/preconditioning.md and docs/algorithm/step_size.md.
+"""
 
 from __future__ import annotations
 
@@ -19,53 +22,63 @@ if TYPE_CHECKING:
 __all__ = ["STALE", "axis_limits", "choose_preconditioner", "limit_axes", "staleness"]
 
 
-# To turn p columns costs p / ROTATES_FREELY visits of their rows (benchmarks/rotation.py).
+# Cost of the rotation: rotating p columns costs as much as p / ROTATES_FREELY visits of their rows
+# (benchmarks/rotation.py).
 ROTATES_FREELY = 40.0
 
-# Passes that even perfect coordinates take, and the accuracy for which passes are predicted.
+# Number of passes that a fit takes even with ideal columns; relative suboptimality to which passes are predicted.
 FEWEST_PASSES, ACCURACY = 5.0, 1e-6
 
-# Mean curvature in units of its bound, for that prediction; and what is counted on where steps are shortened.
+# Assumed curvature in units of its bound: its mean, to predict the passes without rotation; and a low value, to choose
+# shorter steps, because a step that is too short costs more than one that is too long.
 MEAN_CURVATURE, LEAST_CURVATURE = 0.4, 0.03
 
-# Of what there was a first pass leaves the one times its step, a later one the other, for steps in units of 1 / L
-# and where nothing else holds them up (benchmarks/step.py).
+# Suboptimality that noise leaves after a pass with step s / L: FIRST_NOISE * s of the initial one after the first pass,
+# NOISE * s of the previous one after each further pass (benchmarks/step.py).
 FIRST_NOISE, NOISE = 0.7, 1.0 / 3.0
 
-# What steps may be shortened to.
+# Candidate factors by which steps are shortened.
 SHARES = (1.0, 0.5, 0.25, 0.125)
 
-# What steps may be, where a chunk limits them: the bound of a loss's curvature is above its mean.
+# Slack factor on the limits per axis, since the curvature bound overestimates the mean curvature.
 ACTUAL = 5.0
 
-# Coordinates are chosen anew where chunks that came or left since make so large a share of the rows or weights.
+# The preconditioner is chosen anew when the chunks added or removed since the last choice exceed this fraction of the
+# rows or of the weight.
 STALE = 0.1
 
-# What is taken for L over the least curvature where the curvature may fall far below its bound.
+# Largest assumed condition, L over the smallest curvature, for losses whose curvature may fall far below its bound.
 ILL_CONDITION = 4500.0
 
 
 def choose_preconditioner(stats: ColumnStats, problem: Any, sampled: float | None = None) -> Preconditioner:
-    """The solver's coordinates for columns like these.
+    """Choose the preconditioner for the given column statistics.
 
-    Dense rows are centred, where there is an intercept to absorb it, and scaled to unit
-    variance, yet so that no squared entry exceeds LARGEST_ENTRY: rare levels would else
-    rule the step. Where it is predicted to pay in time, they are rotated to their principal
-    axes before. Sparse rows are centred in columns that every row stores, and scaled by
-    the geometric mean of their mean square and that of their stored entries.
+    Dense columns are centred if there is an intercept to absorb the shift, and scaled to unit variance. The scale
+    is capped so that no squared entry exceeds LARGEST_ENTRY, because otherwise rare levels would determine the
+    step. If a rotation to the principal axes is predicted to save time, the columns are rotated first.
+
+    Sparse columns are centred only if every row stores them. The scale of the others is the inverse of the
+    geometric mean of two mean squares: over all rows, and over the rows that store the column.
 
     Parameters
     ----------
     stats : ColumnStats
-        Of all chunks seen.
+        Statistics of all chunks seen so far.
     problem : Problem
-        Its `loss`, `penalty`, `precondition` and `fit_intercept`.
+        Only `loss`, `penalty`, `precondition`, `fit_intercept` and the step parameters are used.
     sampled : float, default=None
-        Rows of the sample that leads the passes of a fit, or 0 where none does. None where chunks come one by one.
+        Effective rows of the subsample of a fit, or 0 if the subsample step is not used. None for streams of
+        chunks (``partial_fit``).
+
+    Returns
+    -------
+    Preconditioner
     """
     p, weight = len(stats.mean), max(stats.weight, np.finfo(float).tiny)
     bound = problem.loss.curvature
-    # Poisson's is exp(z): the mean target at the optimum, but 1 at x = 0, which only an intercept leaves fast.
+    # The curvature of the Poisson loss is exp(z). At the optimum its mean is the mean target. At x = 0 it is 1, and
+    # without an intercept x leaves that region slowly, so use at least 1 then.
     curvature = max(stats.target, 0.1 if problem.fit_intercept else 1.0) if bound is None else float(bound)
     out, varies, scales = np.empty((4, p)), np.empty(p, bool), bool(problem.precondition and stats.rows)
     told = tuple(frozen(one) for one in (stats.mean, stats.squares, stats.low, stats.high, stats.counts, stats.full))
@@ -91,10 +104,21 @@ def _above_least(mean_square: float) -> float:
 
 
 def staleness(before: ColumnStats, now: ColumnStats, problem: Any) -> float:
-    """How far a chunk that came or left changed the statistics: its share of the rows, or of the weights.
+    """Measure how much an added or removed chunk changed the statistics: its share of the rows or of the weight.
 
-    Infinite where coordinates chosen before would be wrong: where columns came to be stored in some rows only,
-    or values lie so far off that they would rule the step.
+    It is inf if the current preconditioner would be wrong. That is the case if a column is no longer stored in every
+    row (or now is), or if new values are so extreme that they would determine the step.
+
+    Parameters
+    ----------
+    before, now : ColumnStats
+        Statistics before and after the change.
+    problem : Problem
+
+    Returns
+    -------
+    float
+        Compared with ``STALE`` after summing over changes.
     """
     if not before.rows or not now.rows:
         return np.inf
@@ -116,10 +140,10 @@ def staleness(before: ColumnStats, now: ColumnStats, problem: Any) -> float:
 
 
 def _step_factor(rows: int, mean_square: float, problem: Any) -> float:
-    """How much longer steps may be where there are few rows for the condition of the problem.
+    """Return the factor by which steps are longer if there are few rows for the condition of the problem.
 
-    Implicit steps converge best at about sqrt(condition / rows) / L (Defazio 2016, theorem 1), when
-    that is more than what serves many rows.
+    It is sqrt(condition / rows) / 0.3 where that is above 1, else 1. Implicit steps converge best at about
+    sqrt(condition / rows) / L (Defazio 2016, theorem 1), and 0.3 / L is the default step for many rows.
     """
     condition = mean_square if getattr(problem.loss, "quadratic", False) else min(100 * mean_square, ILL_CONDITION)
     return max(1.0, float(np.sqrt(condition / max(rows, 1))) / 0.3)
@@ -133,16 +157,20 @@ def _rotated(
     problem: Any,
     sampled: float | None,
 ) -> Preconditioner:
-    """Coordinates along the principal axes, if they are predicted to pay in time."""
+    """Return the preconditioner with rotation to the principal axes if it is predicted to save time, else `scaled`.
+
+    In both cases ``_shortened`` then chooses the step factor.
+    """
     p = len(products)
-    # What the penalty adds to the curvature, and enough for the Cholesky factor of columns that depend on each other.
+    # The L2 penalty adds this to the mean square along every axis.
     ridge = problem.penalty.l2 / scaled.curvature
     if ridge > 1.0 / LEAST_SQUARE:
         return scaled
     size = np.where(varies, np.sqrt(scaled.spread + ridge), 1.0)
     products = np.where(np.outer(varies, varies), products, 0.0)
-    # Rounded, as the last bits of BLAS depend on the alignment of the rows and on its threads.
+    # Round, because the last bits of BLAS depend on memory alignment and threads.
     correlation = np.round((products + ridge * np.eye(p)) / np.outer(size, size), 9)
+    # The small addend makes a Cholesky factor exist if columns are linearly dependent.
     np.fill_diagonal(correlation, 1.0 + 1e-8 + 1e-9 * p)
     with one_blas_thread():
         units = size * np.sqrt(scaled.scale)
@@ -151,18 +179,18 @@ def _rotated(
         gains = (axes.T @ (stats.cross * np.sqrt(scaled.scale))) ** 2 / curvatures
         visited = MEAN_CURVATURE * 0.3 * scaled.step_factor * (sampled or stats.rows) / scaled.mean_square
         passes, turning = _drift_passes(curvatures, gains, visited), p / ROTATES_FREELY
-        # Newton's step needs the axes. A sample is turned once, other rows in each visit.
+        # Newton's step needs the rotation. A subsample is rotated once, while other rows are rotated in each visit.
         newton = sampled is not None and problem.automatic and getattr(problem.loss, "quadratic", False)
         if not newton and passes < (1.0 + turning if sampled else FEWEST_PASSES * turning):
             return _shortened(scaled, curvatures, gains, stats.rows)
-        # One-sided Jacobi keeps small axes exact beside columns in large units (Demmel, Veselic 1992).
+        # One-sided Jacobi keeps small axes accurate beside columns in large units (Demmel, Veselic 1992).
         try:
             factor = np.asfortranarray(size[:, None] * np.linalg.cholesky(correlation))
-        except np.linalg.LinAlgError:  # rounding, where most of what was known has left again
+        except np.linalg.LinAlgError:  # rounding errors, after most of the rows were subtracted again
             return scaled
         lengths, rotation, _, work, _, info = lapack.dgejsv(factor, joba=2, jobu=0, jobv=3)
-        # Orthonormal but for rounding, of which the coefficient of a small column, a large number, would bring much
-        # into the others: one step of Newton and Schulz leaves rounding in each column's own units.
+        # One Newton-Schulz step restores orthonormality. Otherwise a rounding error times the large coefficient of a
+        # column in small units would disturb the other columns.
         rotation = rotation - 0.5 * (rotation @ rotation.T - np.eye(p)) @ rotation
     if info:
         return scaled
@@ -181,14 +209,21 @@ def _rotated(
 
 
 def _drift_passes(curvatures: np.ndarray, gains: np.ndarray, step_factor: float) -> float:
-    """Passes until what is left along all axes is ACCURACY of what there was to gain."""
+    """Predict the number of passes until the remaining suboptimality, summed over axes, is ACCURACY of the initial.
+
+    An axis of curvature c keeps exp(-2 step_factor passes c) of its initial suboptimality `gains`.
+    """
     passes = 2.0 ** np.arange(0, 15, 0.5)
     left = (np.exp(-2.0 * step_factor * np.outer(passes, curvatures)) * gains).sum(axis=1)
     return float(passes[min(int((left > ACCURACY * gains.sum()).sum()), len(passes) - 1)])
 
 
 def _shortened(metric: Preconditioner, curvatures: np.ndarray, gains: np.ndarray, rows: int) -> Preconditioner:
-    """With the steps that are predicted to take the fewest passes: short ones are noisy less, but drift slower."""
+    """Choose the shorter step factor that is predicted to take the fewest passes.
+
+    Shorter steps have less noise but drift more slowly, and the larger of the two predictions counts. A step
+    factor above 1 is kept.
+    """
     if metric.step_factor > 1.0:
         return metric
 
@@ -201,23 +236,27 @@ def _shortened(metric: Preconditioner, curvatures: np.ndarray, gains: np.ndarray
 
 
 def axis_limits(stats: ColumnStats, metric: Preconditioner, problem: Any) -> np.ndarray:
-    """The longest steps along the axes with which visits of a chunk do not overshoot the whole, of shape (p,).
+    """Compute the longest steps along each axis with which visits of one chunk do not overshoot the optimum of all.
 
-    With curvature h along an axis, of the chunk h_c, steps s over n rows move x by (1 - exp(-s n h_c)) h / h_c
-    times what it is off: too far where the chunk knows little of the axis. What it cannot tell from the intercept
-    it does not know. Columns of sparse rows move in rows that store them only; there it is what one such row knows.
+    Let h be the curvature of all rows along an axis, and h_c that of a chunk with n rows. A visit with step s moves
+    x by (1 - exp(-s n h_c)) h / h_c times its distance to the optimum. The limit -log(1 - h_c / h) / (n h_c) keeps
+    this factor at 1. Without it x moves too far where h_c is small.
+
+    With an intercept, h_c is taken about the chunk's own mean, because the chunk cannot distinguish the rest from
+    its intercept. In sparse rows only the rows that store a column move it, so h is scaled by the density of
+    the column in the chunk relative to that in all rows.
 
     Parameters
     ----------
     stats : ColumnStats
-        Of the chunk.
-    metric : Metric
+        Statistics of the chunk.
+    metric : Preconditioner
     problem : Problem
 
     Returns
     -------
     ndarray of shape (p,)
-        Of ``step * scale``; infinite where the chunk tells nothing.
+        Upper bounds of ``step * scale``. inf where the chunk sets no limit.
     """
     if not stats.rows:
         return np.full(len(metric.scale), np.inf)
@@ -238,16 +277,25 @@ def axis_limits(stats: ColumnStats, metric: Preconditioner, problem: Any) -> np.
 def limit_axes(
     metric: Preconditioner, limits: np.ndarray, problem: Any, step_multiplier: float = 1.0
 ) -> Preconditioner:
-    """Shorter steps along axes on which visits would overshoot.
+    """Shorten the steps along axes on which visits would overshoot.
 
     Parameters
     ----------
+    metric : Preconditioner
     limits : ndarray of shape (p,)
-        The least of ``axis_limits`` of the chunks.
+        Minimum of ``axis_limits`` over the chunks.
+    problem : Problem
+    step_multiplier : float, default=1.0
+        ``SolverState.step_multiplier``.
+
+    Returns
+    -------
+    Preconditioner
+        With scale reduced to at most ``ACTUAL * limits / step``.
     """
     if not (problem.automatic and problem.average):
         return metric
     with np.errstate(divide="ignore"):
         shares = np.minimum(1.0, ACTUAL * limits / (problem.step(metric, step_multiplier) * metric.scale))
-    # Rounded as in ``_rotated``.
+    # Round, as in ``_rotated``.
     return metric._replace(scale=metric.scale * np.exp2(np.round(np.log2(shares), 2)))
