@@ -159,7 +159,7 @@ def _rotated(
 ) -> Preconditioner:
     """Return the preconditioner with rotation to the principal axes if it is predicted to save time, else `scaled`.
 
-    In both cases ``_shortened`` then chooses the step factor.
+    Unless the axes cannot be computed, ``_shortened`` then chooses the step factor.
     """
     p = len(products)
     # The L2 penalty adds this to the mean square along every axis.

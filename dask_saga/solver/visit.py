@@ -1,4 +1,7 @@
-"""One SAGA pass over one chunk as a pure function, and what surrounds it."""
+"""A SAGA visit, that is one pass over one chunk, as a pure function of the state and the chunk's memory.
+
+See docs/algorithm/saga_visit.md.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,24 @@ __all__ = ["chunk_saga", "fresh_memory", "split_memory", "take_steps", "visit_di
 def take_steps(
     plan: RowSchedule, chunk: Chunk, head: SolverState, memory: ChunkMemory, problem: Problem, metric: Preconditioner
 ) -> tuple[SolverState, ChunkMemory] | None:
-    """The head and memory after one visit, or None where it left finite numbers."""
+    """Take the steps of one visit, and return the state and memory after it. Return None if it diverged.
+
+    The steps run in the solver's coordinates, and the state is converted back to the user's afterwards.
+
+    Parameters
+    ----------
+    plan : RowSchedule
+    chunk : Chunk
+    head : SolverState
+    memory : ChunkMemory
+    problem : Problem
+    metric : Preconditioner
+
+    Returns
+    -------
+    tuple of SolverState and ChunkMemory, or None
+        None if x exceeds ``LARGEST_COEFFICIENT`` or a number is not finite.
+    """
     start, gradients = frozen(x_to_solver(head.x, metric)), memory.gradients.copy()
     past, left, end = _shares(head, memory, problem)
     anchor = frozen(x_to_solver(head.visited_sum / head.visited_weight, metric)) if past else start
@@ -45,16 +65,17 @@ def take_steps(
         moves = squared_moves(start, middle, x, metric.scale)
         x, middle, gradient_sum = x_to_user(x, metric), x_to_user(middle, metric), sum_to_user(gradient_sum, metric)
         if metric.rotation is not None:
-            # Turned there and back, large columns would leave their rounding in small ones.
+            # Recompute the change in the user's coordinates. Rotating the sum forth and back would carry rounding errors
+            # of large columns into small ones.
             gradient_sum = head.gradient_sum + weighted_sum(
                 chunk.rows, gradients - memory.gradients.astype(float), problem, len(plan.orders)
             )
-        good = largest_of(x, middle) < LARGEST_COEFFICIENT and np.isfinite(gradient_sum.sum())  # a sum tells NaN
+        good = largest_of(x, middle) < LARGEST_COEFFICIENT and np.isfinite(gradient_sum.sum())  # NaN propagates
     if not good:
         return None
     if memory.total is not None:
         memory = memory._replace(total=frozen(memory.total + (gradient_sum - head.gradient_sum)))
-    visited_sum = np.multiply(middle, memory.weight, out=middle)  # nobody else asks for x on the way
+    visited_sum = np.multiply(middle, memory.weight, out=middle)  # in place, since `middle` is not used below
     tiny = np.finfo(float).tiny
     head = head._replace(
         x=frozen(x),
@@ -70,21 +91,24 @@ def take_steps(
 
 
 def _shares(head: SolverState, memory: ChunkMemory, problem: Problem) -> tuple[float, float, float]:
-    """Shares of all rows: of other chunks visited in this pass, and not yet visited before and after this visit."""
-    # Slopes without bound, as exp(z), say nothing of those elsewhere.
+    """Return fractions of the total weight: visited in other chunks of this pass, not visited before and after.
+
+    They are the weights v and u of docs/algorithm/without_replacement.md, u at the start and at the end of the visit.
+    """
+    # If f'' is unbounded (Poisson), the derivative at one x says nothing about that at another.
     if not problem.automatic or problem.loss.curvature is None or head.visited_weight == np.inf:
         return 0.0, 1.0, 1.0
     own = memory.weight / head.weight
-    past = max(0.0, min(head.visited_weight / head.weight, 1.0 - own))  # rounding may leave less than nothing
+    past = max(0.0, min(head.visited_weight / head.weight, 1.0 - own))  # rounding may make it negative
     return past, 1.0 - past, max(0.0, 1.0 - past - own)
 
 
-# How often a step that left finite numbers is cut and tried again.
+# Number of attempts of a visit with an "auto" step; factor of the step after each attempt that diverged.
 RETRIES, RETRY_CUT = 5, 0.1
 
 
 def fresh_memory(chunk: Chunk, problem: Problem) -> ChunkMemory:
-    """The memory of a chunk before its first visit."""
+    """Return the memory of a chunk before its first visit: all gradients are zero."""
     (n, p), k = chunk.rows.shape, count_outputs(chunk, problem)
     rows = int(np.count_nonzero(chunk.weights)) if chunk.weights.size else n
     gradients = np.zeros((n, k), dtype=problem.memory_dtype)
@@ -99,7 +123,24 @@ def _total_pays(gradients: np.ndarray, columns: int) -> bool:
 def split_memory(
     chunk: Chunk, memory: ChunkMemory, parts: list[ChunkMemory], lengths: list[int], problem: Problem
 ) -> list[ChunkMemory]:
-    """The memory of joined chunks as that of each; `parts` are their facts, `lengths` their rows."""
+    """Split the memory of joined chunks into one memory per chunk.
+
+    Parameters
+    ----------
+    chunk : Chunk
+        The joined chunks.
+    memory : ChunkMemory
+        Memory of `chunk`.
+    parts : list of ChunkMemory
+        Facts of each single chunk, whose gradients are replaced.
+    lengths : list of int
+        Number of rows of each single chunk.
+    problem : Problem
+
+    Returns
+    -------
+    list of ChunkMemory
+    """
     if len(parts) == 1:
         return [memory]
     split, start = [], 0
@@ -121,38 +162,37 @@ def chunk_saga(
     seed: int,
     norms: np.ndarray | None = None,
 ) -> tuple[SolverState, ChunkMemory]:
-    """One pass of SAGA over one chunk.
+    """Make one SAGA visit: one pass over one chunk.
 
-    A pure function: nothing is written but what it returns, and equal arguments give
-    equal bits. It is the post's ``_chunk_saga`` (SAGA paper, equations 1 and 2; sparse
-    rows: Leblond et al. 2017, section 2.2).
+    This is a pure function. It changes none of its arguments, and equal arguments give equal bits. It corresponds to
+    ``_chunk_saga`` of the 2018 Dask blog post (SAGA paper, equations 1 and 2; for sparse rows Leblond et al. 2017,
+    section 2.2).
 
     Parameters
     ----------
     chunk : Chunk
         From ``read_chunk``.
-    head : Head
-        What the previous visit, of whichever chunk, returned.
+    head : SolverState
+        State returned by the previous visit, of any chunk.
     memory : ChunkMemory or None
-        What this chunk's own last visit returned. None if there was none: its rows and
-        weight are then added to the head's. ``fresh_memory`` for a chunk that the head
-        already counts.
+        Memory returned by the last visit of this chunk. None for a new chunk, whose rows and weight are then
+        added to those of `head`. If `head` already counts the chunk, pass ``fresh_memory``.
     problem : Problem
-    metric : Metric
+    metric : Preconditioner
     seed : int
-        Of the row order.
+        Seed of the row order.
     norms : ndarray of shape (n,), default=None
-        ``row_norms`` of the chunk, where they are known.
+        ``row_norms`` of the chunk. By default they are computed.
 
     Returns
     -------
-    head : Head
+    head : SolverState
     memory : ChunkMemory
 
     Raises
     ------
     ValueError
-        If `memory` is that of other content.
+        If `memory` belongs to a chunk of other content.
     """
     head = adapt(head, problem)
     if memory is None:
@@ -168,11 +208,11 @@ def chunk_saga(
         head = head._replace(weight=head.weight + now.weight - memory.weight, rows=head.rows + now.rows - memory.rows)
         memory = memory._replace(weights_content=now.weights_content, weight=now.weight, rows=now.rows)
     memory = memory._replace(visits=memory.visits + 1)
-    if head.diverged or head.weight <= 0 or not head.rows:  # rounding may leave a weight of no rows
+    if head.diverged or head.weight <= 0 or not head.rows:  # by rounding, a weight may remain without rows
         return head, memory
     plan = plan_visit(chunk, head, memory, problem, metric, seed, norms)
     if memory.visits == 1:
-        # The memory is not yet that of steps, or there is none: no variance reduction would allow long ones.
+        # Before the first visit the memory is empty or not from steps, so no variance reduction allows longer steps.
         metric = metric._replace(step_factor=min(metric.step_factor, 1.0))
     if memory.weight < head.weight:
         metric = limit_axes(metric, head.limits, problem, min(head.step_multiplier, 1.0))
@@ -185,5 +225,5 @@ def chunk_saga(
 
 
 def visit_digest(before: str, chunk_id: Hashable, memory: ChunkMemory, problem: Problem) -> str:
-    """The digest of a state after one more visit."""
+    """Return the digest of a state after one more visit, chained to the digest `before`."""
     return digest(before, "visit", chunk_id, memory.content, memory.weights_content, problem.token())
