@@ -1,4 +1,4 @@
-"""The step multiplier, from what the visits of an averaging window did (docs/algorithm/step_size.md)."""
+"""Control of the step multiplier after every averaging window (docs/algorithm/step_size.md, "Step control")."""
 
 from __future__ import annotations
 
@@ -20,50 +20,71 @@ if TYPE_CHECKING:
 __all__ = ["LEAST_MULTIPLIER", "next_step_multiplier", "restarted", "shortened"]
 
 
-# x moves less in a visit's second half than in its first where visits forget where they came from:
-# the squared distances have the ratio e^(step x rows x curvature) of the direction it moves in.
-# The step is kept where the mean logarithm of that ratio is between these.
+# Bounds of r, the mean over the visits of a window of log(d_1^2 / d_2^2), where d_1 and d_2 are the distances that x
+# moves in the first and the second half of a visit. The ratio is exp(step x rows x curvature) in the direction of the
+# move, so it is large if visits settle. The step is kept for r from LEAST_RATIO to MOST_RATIO, and reduced above, such
+# that r becomes about AIM.
 LEAST_RATIO, AIM, MOST_RATIO = 0.3, 0.5, 1.0
 
-# A chunk's largest curvature, at most, in units of the mean square of all rows.
+# Assumed largest curvature of a chunk, in units of the mean square of all rows. It caps r.
 SETTLES = 2.0
 
-# Bounds of one change of the step, up and down.
+# Factor by which a multiplier below 1 is raised; largest divisor of one reduction because of r.
 RAISE_BY, CUT_BY = 2.0, 10.0
 
-# Where x circles and its squared moves fall by less than the first from window to window, or where
-# they grow by more than the second, the step is cut by the third.
+# Ratios of the squared moves of two consecutive windows. The step is divided by UNSTICK_BY if the ratio is above
+# STUCK_ABOVE while x circles or turns back, or above GROWS_ABOVE in any case.
 STUCK_ABOVE, GROWS_ABOVE, UNSTICK_BY = 0.5, 2.0, 3.0
 
-# Where one window moves x on as the last did.
+# Cosines between the moves of two consecutive windows: above ALONG they have the same direction, below ACROSS opposite
+# ones. Then a multiplier of at least 1 is multiplied or divided by FASTER, up to FASTEST and down to 1.
 ALONG, ACROSS, FASTER, FASTEST = 0.5, 0.0, 1.5, 30.0
 
-# Windows so much alike that x is under way, however it turns from chunk to chunk, and the step too short.
+# Cosine between the moves of two windows above which x drifts and the step is too short, even if x turns at every
+# visit.
 STRAIGHT = 0.9
 
+# Lower bound of the step multiplier.
 LEAST_MULTIPLIER = 1e-200
 
 
 def next_step_multiplier(
     head: SolverState, move: np.ndarray, problem: Problem, metric: Preconditioner, circles: bool
 ) -> float:
-    """The next window's cut of the step, from what the visits of this one did, and how it moved x.
+    """Return the step multiplier of the next window.
 
-    A visit that settles early forgets where it came from: x returns to a point of the
-    chunk's own at each visit, and the chunks never agree (docs/algorithm.md, "Step").
+    Shorten the step if visits settle, if x circles, or if the moves grow. Lengthen it if windows keep moving
+    x in the same direction. If the step is too long, x ends every visit of a chunk at the same point of that chunk, and
+    the chunks never agree (docs/algorithm/step_size.md, "Step control").
+
+    Parameters
+    ----------
+    head : SolverState
+        State at the end of the window.
+    move : ndarray of shape (outputs, p + 1)
+        Move of x in the window.
+    problem : Problem
+    metric : Preconditioner
+    circles : bool
+        Whether x circles, from ``averaged_iterate``.
+
+    Returns
+    -------
+    float
     """
     if not (problem.average and problem.automatic) or head.diverged:
         return head.step_multiplier
     ratio, fell = head.window_ratio / max(head.window_count, 1), head.window_energy / (head.last_energy or 1.0)
     along = _cosine(move, head.last_move, metric)
     if head.window_count < 2:
-        ratio, circles = 0.0, along < ACROSS  # a chunk alone may settle
-    # Nothing settles faster than step x rows x curvature; more is one row's luck to be in either half.
+        ratio, circles = 0.0, along < ACROSS  # a single chunk may settle, since no other must agree
+    # Cap r at its theoretical maximum, step x rows x curvature. A column stored in one or two rows yields a random
+    # ratio, and the step would keep shrinking.
     rows = head.rows / max(head.window_count, 1)
     ratio = min(ratio, SETTLES * problem.step(metric, head.step_multiplier) * metric.L * rows)
     if ratio > MOST_RATIO:
         return head.step_multiplier * max(1.0 / CUT_BY, AIM / ratio)
-    # Of a step just changed, moves must grow by more than the step did.
+    # After a raise of the step, moves count as growing only beyond the square of that raise.
     grows = min(fell, fell * (head.last_step_multiplier / head.step_multiplier) ** 2) > GROWS_ABOVE
     straight = along > STRAIGHT
     stuck = (circles and not straight) or (along < ACROSS and head.step_multiplier <= 1.0)
@@ -79,7 +100,10 @@ def next_step_multiplier(
 
 
 def restarted(head: SolverState, x: np.ndarray, step_multiplier: float) -> SolverState:
-    """The head at an x that no visit led to, with this cut of the step."""
+    """Return a state that starts anew at x, with the given step multiplier and the limits of `head`.
+
+    The gradient sum is zero, and the caller fills it.
+    """
     fresh = new_solver_state(
         x.shape[1] - 1, len(x), weight=head.weight, rows=head.rows, preconditioner_key=head.preconditioner_key
     )
@@ -89,12 +113,12 @@ def restarted(head: SolverState, x: np.ndarray, step_multiplier: float) -> Solve
 
 
 def shortened(head: SolverState, x: np.ndarray) -> SolverState:
-    """The head at an x from which a pass led far astray, for shorter steps."""
+    """Return a state that starts anew at x with a shorter step, after a pass from x was undone."""
     return restarted(head, x, max(head.step_multiplier / UNSTICK_BY, LEAST_MULTIPLIER))
 
 
 def _cosine(u: np.ndarray, v: np.ndarray, metric: Preconditioner) -> float:
-    """Of two moves, in the solver's coordinates; 0 where one is none."""
+    """Cosine of the angle between two moves in the solver's coordinates. 0 if one of them is zero."""
     unshifted = metric.unshifted
     uu, uv, vv = scaled_products(*(frozen(x_to_solver(move, unshifted)) for move in (u, v)), metric.scale)
     return uv / (math.sqrt(uu) * math.sqrt(vv) or 1.0)
