@@ -1,5 +1,6 @@
-"""The averaging window of a fit, and the step that follows from what its visits did (docs/algorithm.md, "Averaging",
-"Step").
+"""The averaging window: when it is complete, which iterate it yields, and how the next one starts.
+
+See docs/algorithm/averaging.md.
 """
 
 from __future__ import annotations
@@ -33,26 +34,55 @@ __all__ = [
 ]
 
 
-# The iterate circles, rather than drifts, where the cosine between its last and its
-# mean displacement over the window is below this (docs/algorithm.md, "Averaging").
+# x circles rather than drifts if the cosine between mean - start and last x - mean of the window is below this
+# (docs/algorithm/averaging.md).
 CIRCLES_BELOW = 0.6
 
 
 def window_is_complete(window_ids: Collection, known: int, count: int) -> bool:
-    """Whether the averaging window holds every known chunk, or has had visits enough for two rounds."""
+    """Whether the averaging window contains every known chunk, or at least twice as many visits as known chunks.
+
+    Parameters
+    ----------
+    window_ids : collection of chunk ids
+        Chunks visited in the window.
+    known : int
+        Number of known chunks.
+    count : int
+        Number of visits in the window.
+
+    Returns
+    -------
+    bool
+    """
     return len(window_ids) >= known or count >= 2 * known
 
 
 def window_is_due(chunk_id: Hashable, window_ids: Collection, known: int, count: int) -> bool:
-    """Whether this chunk's arrival opens a new window."""
+    """Whether the visit of this chunk opens a new window: it comes again, and the window is complete."""
     return chunk_id in window_ids and window_is_complete(window_ids, known, count)
 
 
 def stream_window_is_due(window_ids: Mapping[Hashable, bool], known: int, count: int, *, first: bool) -> bool:
-    """Whether a chunk's arrival opens a new window where not all come round.
+    """Whether a visit opens a new window in a stream, where not all chunks come again.
 
-    A chunk's first arrival, when the window would hold half of the chunks: none may come again that would. Or
-    the first that comes back after new ones only: a window is then to hold one pass.
+    A new chunk opens one if the window holds at least half of the known chunks, because no chunk that would close it
+    may come again. A known chunk opens one if all chunks of the window were new, so that a window holds one pass.
+
+    Parameters
+    ----------
+    window_ids : mapping of chunk id to bool
+        Chunks visited in the window, and whether it was their first visit.
+    known : int
+        Number of known chunks.
+    count : int
+        Number of visits in the window.
+    first : bool
+        Whether this is the first visit of the chunk.
+
+    Returns
+    -------
+    bool
     """
     if first:
         return 2 * count >= max(known, 4)
@@ -60,7 +90,23 @@ def stream_window_is_due(window_ids: Mapping[Hashable, bool], known: int, count:
 
 
 def averaged_iterate(head: SolverState, problem: Problem, metric: Preconditioner) -> tuple[np.ndarray, bool]:
-    """The x of the averaging window, and whether it circles: one step from its mean if so, else the last x."""
+    """Return the averaged iterate of the window.
+
+    If x circles, it is one proximal gradient step from the mean of the window, because the mean of sparse coefficients
+    is not sparse. If x drifts, it is the last x, because the mean would lag behind.
+
+    Parameters
+    ----------
+    head : SolverState
+    problem : Problem
+    metric : Preconditioner
+
+    Returns
+    -------
+    x : ndarray of shape (outputs, p + 1)
+    circles : bool
+        Whether x circles.
+    """
     if not problem.average or head.window_count < 2 or head.diverged:
         return head.x, False
     mean = head.window_sum / head.window_count
@@ -74,7 +120,7 @@ def averaged_iterate(head: SolverState, problem: Problem, metric: Preconditioner
 
 
 def open_window(head: SolverState, problem: Problem, metric: Preconditioner) -> SolverState:
-    """The head with x at the old window's candidate and a new, empty window."""
+    """Close the averaging window: move x to its averaged iterate, adapt the step and open an empty window."""
     (x, circles), move = averaged_iterate(head, problem, metric), frozen(head.x - head.window_start)
     return head._replace(
         x=x,
@@ -91,17 +137,20 @@ def open_window(head: SolverState, problem: Problem, metric: Preconditioner) -> 
 
 
 def begin_pass(head: SolverState) -> SolverState:
-    """The head before the first visit of a pass."""
+    """Mark the start of a pass over all chunks: no row of it has been visited yet."""
     return head._replace(visited_weight=0.0, visited_sum=frozen(np.zeros_like(head.x)))
 
 
 def leave_pass(head: SolverState) -> SolverState:
-    """The head where chunks came or left: of the others it is not known when they were visited."""
+    """Mark that no full pass is in progress, after chunks were added or removed.
+
+    It is then unknown when the other chunks were visited, so visits do not correct for the row order.
+    """
     return head._replace(visited_weight=np.inf)
 
 
 def reported_x(state: SAGAState, problem: Problem) -> np.ndarray:
-    """What ``coef_`` shows: the candidate once the window is complete, x before."""
+    """Return the x that ``coef_`` shows: the averaged iterate if the window is complete, else the current x."""
     if window_is_complete(state.window_ids, len(state.chunks), state.head.window_count):
         return averaged_iterate(state.head, problem, state.metric)[0]
     return state.head.x
