@@ -1,4 +1,4 @@
-"""Gradients, and how far a point is from optimal."""
+"""Exact gradients of chunks, proximal gradient steps, and the norm that measures the distance from optimality."""
 
 from __future__ import annotations
 
@@ -34,7 +34,21 @@ __all__ = [
 def proximal_gradient_step(
     x: np.ndarray, gradient: np.ndarray, step: float, problem: Problem, metric: Preconditioner
 ) -> Any:
-    """One proximal gradient step from x, both of shape (outputs, p + 1) in the solver's coordinates."""
+    """Take one proximal gradient step from x, in the solver's coordinates.
+
+    Parameters
+    ----------
+    x : ndarray of shape (outputs, p + 1)
+    gradient : ndarray of shape (outputs, p + 1)
+        Mean gradient at x, without the penalty.
+    step : float
+    problem : Problem
+    metric : Preconditioner
+
+    Returns
+    -------
+    ndarray of shape (outputs, p + 1)
+    """
     out = np.empty_like(x)
     kernels = kernels_for(problem.loss, problem.penalty)
     for row, direction, result in zip(x, gradient, out, strict=True):
@@ -48,7 +62,21 @@ def proximal_gradient_step(
 def gradient_mapping_norm(
     x: np.ndarray, gradient_average: np.ndarray, problem: Problem, metric: Preconditioner
 ) -> float:
-    """Norm of the proximal gradient at x, scaled by the metric; zero at the optimum only."""
+    """Compute the norm of the gradient mapping at x, in the solver's coordinates. It is zero only at the optimum.
+
+    Parameters
+    ----------
+    x : ndarray of shape (outputs, p + 1)
+        In the user's coordinates.
+    gradient_average : ndarray of shape (outputs, p + 1)
+        Mean gradient at x in the user's coordinates, or its estimate by the gradient memory.
+    problem : Problem
+    metric : Preconditioner
+
+    Returns
+    -------
+    float
+    """
     step, squared_mapping = 0.3 / metric.L, kernels_for(problem.loss, problem.penalty).squared_mapping
     x, gradient = x_to_solver(x, metric), sum_to_solver(gradient_average, metric)
     square = sum(
@@ -61,12 +89,26 @@ def gradient_mapping_norm(
 
 
 def penalty_value(x: np.ndarray, problem: Problem) -> float:
-    """The penalty of coefficients of shape (outputs, p + 1), the intercept last."""
+    """Return the penalty of coefficients of shape (outputs, p + 1). The intercept, in the last column, has none."""
     return float(penalty_values(problem.penalty, x[:, :-1]).sum())
 
 
 def weighted_sum(rows: Any, factors: np.ndarray, problem: Problem, count: int = 1) -> np.ndarray:
-    """sum_i factors_i a_i over rows, of shape (k, p + 1), by `count` threads."""
+    """Compute sum_i factors_i (a_i, 1) over the rows.
+
+    Parameters
+    ----------
+    rows : ndarray or CSR of shape (n, p)
+    factors : ndarray of shape (n, k)
+    problem : Problem
+    count : int, default=1
+        Number of threads for dense rows.
+
+    Returns
+    -------
+    ndarray of shape (k, p + 1)
+        The last column is for the intercept.
+    """
     if sp.issparse(rows):
         return np.column_stack([factors.T @ rows, factors.sum(axis=0)])
 
@@ -80,23 +122,24 @@ def weighted_sum(rows: Any, factors: np.ndarray, problem: Problem, count: int = 
 
 
 def count_outputs(chunk: Chunk, problem: Problem) -> int:
-    """Linear predictions of a row: those of the loss, or one for each column of targets."""
+    """Return the number of linear predictions per row: that of the problem, or the number of target columns."""
     return max(problem.outputs, chunk.targets.shape[1])
 
 
 def chunk_gradient(
     chunk: Chunk, x: np.ndarray, problem: Problem, gradients: np.ndarray | None = None
 ) -> tuple[float, np.ndarray]:
-    """Exact sums over a chunk at one x: of w_i f(z_i), and of its gradient.
+    """Compute the sum of w_i f(z_i) over a chunk at x, and its gradient sum_i w_i f'(z_i) a_i.
 
     Parameters
     ----------
     chunk : Chunk
     x : ndarray of shape (k, p + 1)
-        The intercept last, in the user's coordinates.
+        Coefficients in the user's coordinates, the intercept last.
     problem : Problem
     gradients : ndarray of shape (n, k), default=None
-        Is overwritten by w_i f'(z_i), whose rounded values then make the sum.
+        If given, it is overwritten with w_i f'(z_i). The gradient is then the sum of these values after rounding
+        to its dtype, so that it is consistent with them as gradient memory.
 
     Returns
     -------
@@ -122,7 +165,21 @@ def chunk_gradient(
 
 
 def factors_at_zero(chunk: Chunk, problem: Problem) -> tuple[float, np.ndarray]:
-    """The sum of w_i f(0), and w_i f'(0) of each row, of one output: of two labels all rows know the same two."""
+    """Compute the sum of w_i f(0), and w_i f'(0) for each row, for one output.
+
+    At zero f' depends on the target only. For a loss with two labels it is therefore computed once per label instead of
+    once per row.
+
+    Parameters
+    ----------
+    chunk : Chunk
+    problem : Problem
+
+    Returns
+    -------
+    value : float
+    factors : ndarray of shape (n, 1)
+    """
     labels, targets, weights, which = getattr(problem.loss, "labels", None), chunk.targets, chunk.weights, None
     if labels and len(labels) == 2:
         which = (targets[:, 0] == labels[1]).astype(np.intp)
