@@ -65,8 +65,8 @@ def take_steps(
         moves = squared_moves(start, middle, x, metric.scale)
         x, middle, gradient_sum = x_to_user(x, metric), x_to_user(middle, metric), sum_to_user(gradient_sum, metric)
         if metric.rotation is not None:
-            # Recompute the change in the user's coordinates. Rotating the sum forth and back would carry rounding errors
-            # of large columns into small ones.
+            # Recompute the change in the user's coordinates. Rotating the sum forth and back would carry rounding
+            # errors of large columns into small ones.
             gradient_sum = head.gradient_sum + weighted_sum(
                 chunk.rows, gradients - memory.gradients.astype(float), problem, len(plan.orders)
             )
