@@ -1,4 +1,7 @@
-"""The steps of one visit: which rows in which order, and what comes of them."""
+"""The row schedule of a visit: which rows it takes, how often, in which order and by which thread.
+
+See docs/algorithm/step_size.md and docs/algorithm/without_replacement.md.
+"""
 
 from __future__ import annotations
 
@@ -21,43 +24,64 @@ if TYPE_CHECKING:
 __all__ = ["RowSchedule", "plan_visit", "row_order"]
 
 
-# A row is visited once for every ROW_BOUND times the mean Lipschitz constant that its own has.
+# Largest Lipschitz constant of a single visit of a row, in units of the mean constant L. A row with a larger constant
+# L_i is visited ceil(L_i / (ROW_BOUND * L)) times in a pass.
 ROW_BOUND = 2.0
 
-# Neighbouring rows that are visited about the same time, as they share lines of the cache; and how many such blocks,
-# from all over the chunk, are mixed. Larger blocks are quicker, but rows sorted by a category would bring each level's
-# column all its visits at once.
+# Number of neighbouring rows in a block, which are visited at about the same time because they share cache lines;
+# number of blocks, from all over the chunk, whose rows are shuffled together. Larger blocks are faster, but in rows
+# sorted by a category all visits of a level would follow each other.
 NEIGHBOURS, BLOCKS = 4, 256
 
-# Rows whose numbers agree but for the last so many bits have one thread, so that the lines of the cache with their
-# memory gradients do not go to and fro.
+# Up to 2**BLOCK_BITS neighbouring rows belong to one thread, so that threads hardly share cache lines of the gradient
+# memory.
 BLOCK_BITS = 6
 
 
 def row_order(seed: Any, rows: np.ndarray, firsts: int) -> np.ndarray:
-    """Bring rows, of which those after so many are there once more, into the order of a visit with this seed.
+    """Shuffle row numbers, in place, into the order of one visit.
 
-    In place. Further visits, and rows that fill no block, change places with any.
+    Blocks of neighbours are shuffled, then the rows within groups of blocks. Repeated visits, and rows that do not
+    fill a block, swap places with any row.
+
+    Parameters
+    ----------
+    seed : int or tuple of int
+    rows : ndarray of int
+        Row numbers: first each row once, then the repeated visits.
+    firsts : int
+        Number of rows before the repeated visits.
+
+    Returns
+    -------
+    ndarray of int
+        `rows` itself.
     """
     blocks = max(-(-len(rows) // NEIGHBOURS), 1)
-    size = NEIGHBOURS * -(-blocks // -(-blocks // BLOCKS))  # of a group; none is much smaller
+    size = NEIGHBOURS * -(-blocks // -(-blocks // BLOCKS))  # rows per group, such that groups are about equal
     [state] = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     shuffle_rows(rows, state, firsts - firsts % NEIGHBOURS, NEIGHBOURS, size)
     return rows
 
 
 class RowSchedule(NamedTuple):
-    """How a visit takes its rows.
+    """Schedule of the rows of a visit.
 
     Parameters
     ----------
     orders : list of ndarray of int
-        Row numbers in the order of their visits, for each thread its own rows.
+        Row numbers in the order of their visits, one array per thread.
     lengths : ndarray of shape (n,) or (0,)
-    pull, often, most : float
-        As the kernels take them.
+        ``row_norms`` of the chunk. Empty for a float ``step_size``.
+    pull : float
+        Factor of the change of a row's gradient in a step: number of rows over their weight, times the mean number
+        of visits of a row.
+    often : float
+        Length threshold. A row is visited ceil(weight * squared length / often) times. inf for a float ``step_size``.
+    most : float
+        Maximum number of visits of a row.
     step : float
-        What the problem's step is multiplied by.
+        Factor of the problem's step, the inverse of the mean number of visits of a row.
     """
 
     orders: list[np.ndarray]
@@ -77,16 +101,33 @@ def plan_visit(
     seed: int,
     norms: np.ndarray | None = None,
 ) -> RowSchedule:
-    """Rows in a new random order, those with large bounds several times."""
+    """Draw the row schedule of a visit: a random order in which rows with large bounds occur several times.
+
+    Parameters
+    ----------
+    chunk : Chunk
+    head : SolverState
+    memory : ChunkMemory
+    problem : Problem
+    metric : Preconditioner
+    seed : int
+    norms : ndarray of shape (n,), default=None
+        ``row_norms`` of the chunk. By default they are computed if needed.
+
+    Returns
+    -------
+    RowSchedule
+    """
     n, pull, step = len(chunk.targets), head.rows / head.weight, 1.0
-    taken = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)  # plans are small beside short rows, too
+    taken = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)  # int32 keeps schedules small even for short rows
     if chunk.weights.size:
-        # Rows without weight take no step, but a gradient from an earlier weight must go.
+        # Skip rows with zero weight, except if their memory still holds a gradient of an earlier weight to be removed.
         taken = taken[(chunk.weights > 0) | memory.gradients.any(axis=1)]
     firsts, lengths, often, most = len(taken), np.empty(0, np.float32), np.inf, float(len(taken))
     if problem.automatic:
         lengths = row_norms(chunk, metric, problem) if norms is None else norms
-        # Sampling by bounds (Schmidt et al. 2015, section 3): then the largest row does not rule the step.
+        # Sample rows by their bounds (Schmidt et al. 2015, section 3), so that the largest row does not determine
+        # the step.
         often = ROW_BOUND * (metric.mean_square or 1.0) / pull
         rest = (frozen(lengths), frozen(chunk.weights), often)
         visits = repeated(taken, *rest, taken[:0])
@@ -101,7 +142,11 @@ def plan_visit(
 
 
 def _orders(seed: int, taken: np.ndarray, firsts: int, n: int, count: int) -> list[np.ndarray]:
-    """The rows of each thread, of n drawn at random: no memory gradient has two writers."""
+    """Distribute the scheduled rows over `count` threads at random, and order the rows of each.
+
+    Every row has one owner, so that no memory gradient has two writers. Owners are drawn per block of
+    neighbouring rows among the `n` rows of the chunk.
+    """
     if count == 1:
         return [row_order(seed, taken, firsts)]
     bits = min(max(1, n // (16 * count)).bit_length() - 1, BLOCK_BITS)
