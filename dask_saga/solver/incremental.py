@@ -1,4 +1,4 @@
-"""Chunks that come one by one: a visit of one that arrives, and a chunk that is taken out again."""
+"""Transitions of a state in a stream of chunks: learn a chunk that arrives (``partial_fit``), or forget one."""
 
 from __future__ import annotations
 
@@ -29,12 +29,27 @@ __all__ = ["counted_stats", "forget", "is_other", "last_of", "learn", "visit"]
 def learn(
     state: SAGAState, chunk: Chunk, problem: Problem, *, chunk_id: Hashable = None, replace: bool = False
 ) -> tuple[SAGAState, Hashable]:
-    """The state after one pass over a chunk, new, known or in place of the one that has its id, and the id.
+    """Make one visit of a chunk, which may be new, known, or replace the chunk with the same id.
+
+    Parameters
+    ----------
+    state : SAGAState
+    chunk : Chunk
+    problem : Problem
+    chunk_id : hashable, default=None
+        By default the id is derived from the content.
+    replace : bool, default=False
+        Whether to forget the known chunk first if its content differs.
+
+    Returns
+    -------
+    state : SAGAState
+    chunk_id : hashable
 
     Raises
     ------
     ValueError
-        If the id is known with other content that is not to be replaced, or cannot be without its data.
+        If the id is known with other content and `replace` is False, or if replacing needs the old data.
     """
     key = anonymous_id(state, chunk.content) if chunk_id is None else chunk_id
     known = state.chunks.get(key)
@@ -56,31 +71,39 @@ def learn(
 
 
 def is_other(chunk: Chunk, known: ChunkMemory) -> bool:
-    """Whether a chunk is not the one known, as far as is known of both: content that was not hashed is "" """
+    """Whether a chunk differs from the known one.
+
+    Hashes of the content are compared. If one of them is "" because it was not computed, the numbers of rows are.
+    """
     if chunk.content and known.content:
         return chunk.content != known.content
     return len(chunk.targets) != len(known.gradients)
 
 
 def forget(state: SAGAState, chunk_id: Hashable, problem: Problem, chunk: Chunk | None = None) -> SAGAState:
-    """The state without one chunk: as if its rows had no memory, and no part in the sums.
+    """Remove one chunk from a state: its gradient memory, and its part of all sums.
 
-    x stays where it is, and moves on at the next visit of another chunk.
+    x does not change. It moves at the next visit of another chunk.
 
     Parameters
     ----------
     state : SAGAState
     chunk_id : str, int or tuple
-        A key of ``state.chunks``.
+        Key of ``state.chunks``.
     problem : Problem
     chunk : Chunk, default=None
-        The data of the chunk, needed where its memory has no ``total``. With it column statistics are
-        those of the rest; without, and where its memory has none either, the chunk is taken to be like the rest.
+        Data of the chunk. Required if its memory has no ``total``. The data, or else the statistics in its
+        memory, are also used to subtract the chunk from the column statistics. Without both the chunk is assumed to
+        have the statistics of all rows.
+
+    Returns
+    -------
+    SAGAState
 
     Raises
     ------
     ValueError
-        If the chunk is unknown, or its data are needed.
+        If the chunk is unknown, or if its data are required and not given.
     """
     memory = state.chunks.get(chunk_id)
     if memory is None:
@@ -95,7 +118,7 @@ def forget(state: SAGAState, chunk_id: Hashable, problem: Problem, chunk: Chunk 
         total = weighted_sum(chunk.rows, memory.gradients.astype(float), problem)
     stats, head = without(state.stats, counted_stats(memory, chunk, state.stats, problem)), state.head
     rows, weight, left = head.rows - memory.rows, head.weight - memory.weight, head.gradient_sum - total
-    if not rows:  # nothing, not what rounding left
+    if not rows:  # set the sums to exactly zero, without rounding errors
         weight, left = 0.0, np.zeros_like(left)
     preconditioner_key, stale = state.preconditioner_for
     return state._replace(
@@ -109,7 +132,7 @@ def forget(state: SAGAState, chunk_id: Hashable, problem: Problem, chunk: Chunk 
 
 
 def last_of(state: SAGAState, content: str) -> Hashable | None:
-    """Id of the last chunk of this content that came without an id, or None."""
+    """Return the id of the last chunk with this content that came without an id, or None if there is none."""
     occurrence = 0
     while (content, occurrence) in state.chunks:
         occurrence += 1
@@ -117,7 +140,10 @@ def last_of(state: SAGAState, content: str) -> Hashable | None:
 
 
 def anonymous_id(state: SAGAState, content: str) -> Hashable:
-    """Id of a chunk that came without one: the least visited of equal content, or a new one."""
+    """Return the id of a chunk that came without one.
+
+    If chunks of equal content are known, it is the id of the least visited of them. Otherwise it is a new id.
+    """
     same, occurrence = [], 0
     while (content, occurrence) in state.chunks:
         same.append((content, occurrence))
@@ -125,17 +151,30 @@ def anonymous_id(state: SAGAState, content: str) -> Hashable:
     return min(same, key=lambda key: state.chunks[key].visits) if same else (content, 0)
 
 
-# In a stream a chunk's first step is its share of the rows; that of each visit more is so many times longer.
+# In a stream, the step factor of a chunk at its first visit is at most its share of all rows. Each further visit raises
+# this limit by the factor TRUSTED.
 TRUSTED = 3.0
 
 
 def _stats_pay(memory: ChunkMemory) -> bool:
-    """Whether column statistics, 49 bytes a column, are small beside the gradients, with the total."""
+    """Whether the column statistics (49 bytes per column) and ``total`` are small compared with the gradients."""
     return memory.total is not None and memory.total.nbytes + 49 * memory.total.shape[1] <= memory.gradients.nbytes / 4
 
 
 def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) -> SAGAState:
-    """The state after one pass over one chunk that arrived, new or known.
+    """Make one visit of a chunk in a stream, and update statistics, preconditioner and averaging window.
+
+    Parameters
+    ----------
+    state : SAGAState
+    chunk_id : hashable
+        Known or new id.
+    chunk : Chunk
+    problem : Problem
+
+    Returns
+    -------
+    SAGAState
 
     Raises
     ------
@@ -157,7 +196,7 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
         head = head._replace(limits=frozen(np.minimum(head.limits, axis_limits(own, axes, problem))))
     visits, known, metric = memory.visits if memory else 0, len(state.chunks), axes
     if problem.average:
-        # A new chunk may lie far from the others: x follows it by its share first.
+        # A new chunk may differ much from the others, so limit its step by its share of the rows at first.
         share = len(chunk.targets) / max(stats.rows, 1)
         metric = metric._replace(step_factor=min(metric.step_factor, share * TRUSTED ** min(visits, 99)))
     returns = window_is_due(chunk_id, window_ids, known, head.window_count)
@@ -184,12 +223,27 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
 
 
 def counted_stats(memory: ChunkMemory, chunk: Chunk | None, whole: ColumnStats, problem: Problem) -> ColumnStats:
-    """The statistics with which a chunk counts among the whole's, as far as they are known, or its data given."""
+    """Return the part of a chunk in the statistics of all chunks, in order to subtract it.
+
+    Parameters
+    ----------
+    memory : ChunkMemory
+    chunk : Chunk or None
+        Data of the chunk, if available.
+    whole : ColumnStats
+        Statistics of all chunks. They are used, scaled to the chunk's number of rows, if neither `chunk` nor
+        ``memory.stats`` is available.
+    problem : Problem
+
+    Returns
+    -------
+    ColumnStats
+    """
     if memory.stats is not None and (chunk is None or memory.weights_content):
         return memory.stats
     if chunk is None:
         return typical(whole, memory.rows)
-    stats = column_stats(chunk._replace(weights=np.empty(0)), problem)  # of weights only the sum is known
+    stats = column_stats(chunk._replace(weights=np.empty(0)), problem)  # only the sum of the old weights is known
     factor = memory.weight / stats.weight
     return stats._replace(
         rows=memory.rows,
