@@ -1,5 +1,7 @@
-"""Where the passes of a fit begin, and how far a sample of the rows brings them: a pass over all rows tells the exact
-gradient, and the sample, which stands for their curvature, what to do about it."""
+"""Subsample steps: a small part of the rows serves as a model of the curvature of all rows.
+
+Gradients are exact and computed over all rows. See docs/algorithm/subsample_steps.md.
+"""
 
 from __future__ import annotations
 
@@ -22,30 +24,32 @@ if TYPE_CHECKING:
 __all__ = ["Subsample", "effective_rows", "make_sample", "sample_rows", "subsample_step"]
 
 
-# The sample holds this share of all chunks, but at least so many bytes and no more, nor a larger share of one.
+# Size of the subsample: the fraction SAMPLE_PART of all rows, but at least LEAST_BYTES and at most MOST_BYTES of rows,
+# and at most the fraction SAMPLE_SHARE of any chunk.
 SAMPLE_PART, LEAST_BYTES, MOST_BYTES, SAMPLE_SHARE = 1 / 32, 2**24, 2**26, 1 / 8
 
-# It must have so many rows, and so many for each column, else its optimum is too far from that of all rows.
+# Least effective rows of a subsample, in all and per column. With fewer rows its optimum is too far from that of all.
 LEAST_ROWS, ROWS_A_COLUMN = 2000, 20
 
-# It is visited until this share of what it cannot tell is left of the gradient, and so often at least and at most; or
-# a visit leaves more than this share of what was left.
+# Visits of the subsample end when the gradient norm is below SOLVED * sqrt(p / n_s) times the first one, or above
+# STALLED times the previous one. n_s is the number of its rows. There are at least LEAST_VISITS and at most MOST_VISITS
+# visits.
 SOLVED, LEAST_VISITS, MOST_VISITS, STALLED = 0.2, 2, 8, 0.9
 
 
 class Subsample(NamedTuple):
-    """Rows that stand for all.
+    """Subsample of all rows, prepared for ``subsample_step``.
 
     Parameters
     ----------
     chunk : Chunk
-        Turned to the axes where they have a basis. Its rows weigh as much as all do.
-    axes : Metric
-        The solver's coordinates for all rows.
-    metric : Metric
-        Those for the chunk.
+        The sampled rows, rotated if `axes` has a rotation. Their total weight is that of all rows.
+    axes : Preconditioner
+        Preconditioner of all rows.
+    metric : Preconditioner
+        Preconditioner of `chunk`. It has no rotation, since the chunk is already rotated.
     norms : ndarray of shape (n,)
-        ``row_norms`` of the chunk.
+        ``row_norms`` of `chunk`.
     """
 
     chunk: Chunk
@@ -55,10 +59,21 @@ class Subsample(NamedTuple):
 
 
 def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
-    """Rows drawn at random from one of so many chunks, of those that weigh anything, which weigh as much as all of it.
+    """Draw this chunk's part of the subsample at random from the rows with positive weight.
 
-    Bytes of dense rows count as float64's, as that is what turned ones are. None are drawn where all that fit would
-    not be enough, which of several sparse chunks, each of another density, none can tell.
+    The weights are scaled so that their sum is that of the whole chunk. The size of dense rows is computed for float64,
+    because rotated rows are float64. No rows are drawn if even the largest subsample would be too small. For one of
+    several sparse chunks this is unknown, because the density differs between chunks.
+
+    Parameters
+    ----------
+    chunk : Chunk
+    chunks : int
+        Number of chunks of the fit.
+
+    Returns
+    -------
+    Chunk
     """
     weighty = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets))
     n, p = len(weighty), chunk.rows.shape[1]
@@ -70,7 +85,7 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     rng = np.random.default_rng(list(chunk.content.encode()))
     drawn = np.zeros(n, bool)
     drawn[rng.choice(n, count, replace=False, shuffle=False) if n else []] = True
-    some = weighty[drawn]  # in order
+    some = weighty[drawn]  # keeps the order of the rows
     weights = chunk.weights[some] if chunk.weights.size else np.ones(count)
     weights = weights * (chunk.weight / weights.sum()) if count else weights
     rows = chunk.rows[some] if sp.issparse(chunk.rows) else np.ascontiguousarray(chunk.rows[some])
@@ -78,7 +93,20 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
 
 
 def effective_rows(samples: list[Chunk]) -> float:
-    """Rows of equal weight that the samples of all chunks are worth, or 0: their optimum is not near that of all."""
+    """Compute the effective rows (sum w)^2 / sum w^2 of the samples of all chunks.
+
+    It is the number of rows of equal weight that would be worth as much. It is 0 if these are too few, so that the
+    subsample step is not used, or if sparse and dense chunks are mixed.
+
+    Parameters
+    ----------
+    samples : list of Chunk
+        From ``sample_rows``.
+
+    Returns
+    -------
+    float
+    """
     weight, squares = (sum((chunk.weights**power).sum() for chunk in samples) for power in (1, 2))
     if not weight or len({sp.issparse(chunk.rows) for chunk in samples}) > 1:
         return 0.0
@@ -91,7 +119,20 @@ def _least_rows(p: int) -> int:
 
 
 def make_sample(chunk: Chunk, axes: Preconditioner, problem: Problem) -> Subsample:
-    """The sample of all rows, given those coordinates."""
+    """Prepare the subsample: rotate its rows, adapt the preconditioner to it and compute the lengths of its rows.
+
+    Parameters
+    ----------
+    chunk : Chunk
+        Joined samples of all chunks.
+    axes : Preconditioner
+        Preconditioner of all rows.
+    problem : Problem
+
+    Returns
+    -------
+    Subsample
+    """
     metric, n = axes, len(chunk.targets)
     if axes.rotation is not None:
         turned = np.concatenate([rows.copy() for _, rows, _ in solver_rows(chunk.rows, axes)])
@@ -105,34 +146,37 @@ def make_sample(chunk: Chunk, axes: Preconditioner, problem: Problem) -> Subsamp
 def subsample_step(
     sample: Subsample | Preconditioner, x: np.ndarray, gradient: np.ndarray | None, problem: Problem, turn: int
 ) -> np.ndarray:
-    """The optimum, nearly, of the sample's objective with a linear term that corrects its gradient at x.
+    """Move x towards the optimum of all rows by minimising a corrected objective of the subsample.
 
-    What the sample lacks is then only how the curvature of all rows differs from its own: each refinement leaves a
-    share of the distance that falls with the number of its rows (Shamir, Srebro, Zhang 2014, section 3; Hendrikx,
-    Xiao, Bubeck, Bach, Massoulié 2020, section 2). The linear term needs no code: it is what a gradient sum
-    holds beyond the sum of its rows' memory.
+    The objective is F_s(x') + (grad F(x) - grad F_s(x))' x', minimised approximately over x' by SAGA visits, where
+    F_s is the objective on the subsample. The linear term corrects the gradient at x. The remaining error comes from
+    how the curvature of the subsample differs from that of all rows, so it decreases with the number of its rows
+    (Shamir, Srebro, Zhang 2014, section 3; Hendrikx, Xiao, Bubeck, Bach, Massoulié 2020, section 2).
+
+    The linear term needs no code of its own. SAGA starts with the gradient sum of all rows, and the part of it
+    that the memory of the subsample does not explain is the linear term.
 
     Parameters
     ----------
-    sample : Sample or Metric
-        Coordinates alone where they and the gradient tell all, of however few rows: Newton's step for a quadratic loss.
+    sample : Subsample or Preconditioner
+        A Preconditioner alone for a quadratic loss with rotation. The step is then Newton's and needs no rows.
     x : ndarray of shape (k, p + 1)
     gradient : ndarray of shape (k, p + 1) or None
-        Mean of the gradients of all rows at x. None for that of the sample: the start of growing samples (Daneshmand,
-        Lucchi, Hofmann 2016, section 3).
+        Mean gradient of all rows at x. With None there is no linear term, and the subsample itself is solved, as at
+        the start of growing samples (Daneshmand, Lucchi, Hofmann 2016, section 3).
     problem : Problem
     turn : int
-        Number of the refinement, for the order of the rows.
+        Number of the subsample step, used as seed of the row orders.
 
     Returns
     -------
     ndarray of shape (k, p + 1)
-        `x` itself where steps diverged.
+        The new x, or `x` itself if the steps diverged.
     """
     if isinstance(sample, Preconditioner):
         return _newton_step(x, sample, gradient, problem)
     chunk, axes, metric, norms = sample
-    if not sp.issparse(chunk.rows):  # of which so few are not worth more
+    if not sp.issparse(chunk.rows):  # the dense subsample is too small for several threads
         problem = problem._replace(n_threads=1)
     weight, turned = chunk.weight, metric.rotation is not axes.rotation
     there, total = x, np.zeros_like(x) if gradient is None else gradient * weight
@@ -167,7 +211,11 @@ def _left(head: SolverState, problem: Problem, metric: Preconditioner) -> float:
 
 
 def _newton_step(x: np.ndarray, metric: Preconditioner, gradient: np.ndarray, problem: Problem) -> np.ndarray:
-    """The optimum of a quadratic loss, whose mean gradient at x this is: along the axes its Hessian is diagonal."""
+    """Return the optimum of a quadratic loss from the mean gradient of all rows at x.
+
+    Newton's step x - H^-1 grad F(x) is exact for a quadratic loss. In rotated coordinates the Hessian H, which includes
+    the L2 penalty, is diagonal.
+    """
     gradient = gradient.copy()
     gradient[:, :-1] += getattr(problem.penalty, "l2", 0.0) * x[:, :-1]
     move = np.zeros_like(gradient)
