@@ -1,4 +1,8 @@
-"""Kernels run over the rows of a visit, by threads that share them."""
+"""Runs the kernels over the rows of a visit, in one thread or in several that share the rows.
+
+Threads work on copies of x and the gradient sum, which are merged several times in a visit. See
+docs/algorithm/parallelism.md.
+"""
 
 from __future__ import annotations
 
@@ -25,39 +29,54 @@ if TYPE_CHECKING:
 __all__ = ["ENTRIES_A_COEFFICIENT", "share_dense_steps", "share_sparse_steps"]
 
 
-# Rows share x where the longest step of one is at most so long in units of the inverse of its curvature: four implicit
-# ones along one direction, of h / (1 + h) each, then do not overshoot by more than they were off.
+# Longest step of a row, in units of its inverse curvature, for which groups of rows take their derivatives at the same
+# x. Four implicit steps h / (1 + h) along one direction then overshoot by at most their initial distance.
 SHORT = 1.0
 
-# Times that threads bring together what they found in each half of a visit, at most.
+# Largest number of merges of the threads in each half of a visit: for dense rows, for sparse rows.
 ROUNDS, SPARSE_ROUNDS = 16, 3
 
-# Visits of a column by each thread in a round from which it is brought together after every one.
+# Columns of sparse rows with at least this many visits per thread and round are merged after every round.
 OFTEN = 2
 
-# Share of the bound of a loss's curvature by which rows of a round move a column, about: a bound is rarely met.
+# Assumed curvature in units of its bound, to predict how far a round moves a column. The bound is rarely reached.
 MOVED = 0.25
 
-# How many times the mean of threads' moves a column goes at most.
+# Largest extrapolation factor of a column: how many times as far as the mean of the threads' moves it goes.
 FARTHEST = 1.5
 
-# Entries of a thread's rows in a round, at least: of dense rows, and for each of x, as x and the sum are copied, and
-# what threads find apart is only averaged; of sparse rows, and for each column that is merged after every round.
+# Least number of stored entries of a thread's dense rows in a round: in all, and per coefficient. Each round copies x
+# and the gradient sum, and averages what the threads learned separately.
 ROUND_ENTRIES, ENTRIES_A_COEFFICIENT = 2**17, 32
 
+# The same for sparse rows: in all, and per column that is merged after every round.
 SPARSE_ROUND_ENTRIES, ENTRIES_A_COLUMN = 2**15, 8
 
 
 def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
-    """Steps from one x and gradient sum over the rows of all threads, which write to the gradients.
+    """Take the steps of a visit of dense rows, and store the new gradients of the rows.
 
-    Threads go on from one x and one sum, each on its own copies, and bring together the mean of the former
-    and the changes of the latter, several times. As a mean moves less than its parts, steps are raised.
+    In every round each thread starts from the same x and gradient sum and works on its own copies. Then x becomes the
+    mean of the threads' x, weighted by their numbers of row visits, and the gradient sum receives all changes. A
+    mean moves less than its parts, so "auto" steps are multiplied by sqrt(threads).
+
+    Parameters
+    ----------
+    orders : list of ndarray of int
+        Row numbers in the order of their visits, one array per thread.
+    start, before : ndarray of shape (k, p + 1)
+        x and gradient sum at the start of the visit, in the solver's coordinates.
+    left : tuple of float
+        Fraction of the total weight that the pass has not visited, at the start and at the end of the visit.
+    plan : RowSchedule
+    chunk : Chunk
+    **how
+        Further arguments of ``_run_steps``, as in ``share_sparse_steps``.
 
     Returns
     -------
     x, middle, gradient_sum : ndarray of shape (k, p + 1)
-        x at the end, and halfway.
+        x at the end of the visit, x halfway, and the gradient sum at the end.
     """
     x, middle, gradient_sum = start.copy(), start.copy(), before.copy()
     if len(orders) == 1:
@@ -76,7 +95,7 @@ def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
 
             list(each(run, parts, copies))
             counts = np.array([len(part) for part in parts])
-            if not counts.any():  # no row has weight, or there are fewer rows than rounds
+            if not counts.any():  # no row has positive weight, or there are fewer rows than rounds
                 continue
             x[:] = sum(count / counts.sum() * own for count, (own, *_) in zip(counts, copies, strict=True))
             gradient_sum += sum(own - gradient_sum for *_, own in copies)
@@ -84,7 +103,30 @@ def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
 
 
 def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, plan, chunk, head, problem, metric):
-    """The same of sparse rows: threads have tables of the columns, and bring together themselves what these hold."""
+    """Take the steps of a visit of sparse rows, and store the new gradients of the rows.
+
+    Each thread keeps its copies in a table of columns. At the end of a round the threads merge the tables themselves,
+    each for a part of the columns.
+
+    Parameters
+    ----------
+    orders, start, before, left, plan, chunk
+        As in ``share_dense_steps``.
+    anchor : ndarray of shape (k, p + 1)
+        Mean x of the visits of other chunks in this pass.
+    past : float
+        Fraction of the total weight in chunks that this pass has already visited.
+    gradients : ndarray of shape (n, k)
+        Gradient memory of the chunk, updated in place.
+    head : SolverState
+    problem : Problem
+    metric : Preconditioner
+
+    Returns
+    -------
+    x, middle, gradient_sum : ndarray of shape (k, p + 1)
+        x at the end of the visit, x halfway, and the gradient sum at the end.
+    """
     (outputs, p), count = (len(start), start.shape[1] - 1), len(orders)
     x, middle, gradient_sum = np.empty_like(start), np.empty_like(start), np.empty_like(before)
     plan, shift = _raised(plan, count, problem), shift_of(metric)
@@ -119,13 +161,13 @@ def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, 
 
 
 def _meeting(orders: list, chunk: Chunk, step: float, problem: Problem, metric: Preconditioner) -> TableMerge:
-    """How the threads that visit these rows meet."""
+    """Plan how the threads merge their tables: the number of rounds, and the columns merged in each."""
     visits, count = np.array([len(order) for order in orders]), len(orders)
-    # A column of rarity r is met visits / r times.
+    # A thread visits a column about visits / inverse_density times.
     frequent = np.count_nonzero(metric.inverse_density < visits.mean() / (2 * OFTEN * SPARSE_ROUNDS))
     rounds = 2 * _worth(chunk, count, max(SPARSE_ROUND_ENTRIES, ENTRIES_A_COLUMN * frequent), SPARSE_ROUNDS)
     limit = visits.mean() / (OFTEN * rounds)
-    # A mean leaves no domain of a penalty of the user's own.
+    # With a user's own penalty use the plain mean, which stays in the domain of the penalty.
     limits = 1.0, np.inf, -np.inf, np.inf
     if isinstance(problem.penalty, ElasticNet):
         limits = FARTHEST, -math.log(FARTHEST - 1.0), problem.penalty.lower, problem.penalty.upper
@@ -141,12 +183,15 @@ def _raised(plan: Any, count: int, problem: Any) -> Any:
 
 
 def _worth(chunk: Chunk, count: int, least: int, most: int) -> int:
-    """Rounds of so many threads in half a visit, of at least so many entries of each."""
+    """Return the number of rounds in half a visit: at most `most`, each with `least` entries or more per thread."""
     return min(max(chunk.entries // (count * least), 1), most)
 
 
 def _rounds(orders: list, left: tuple, rounds: int) -> tuple[list, list]:
-    """The shares left at the start and end of each round, and the rows of each thread in it."""
+    """Split a visit into rounds.
+
+    Return the fractions not yet visited at the start and end of each round, and the rows of each thread in it.
+    """
     parts = list(zip(*([order[part] for part in even_slices(len(order), rounds)] for order in orders), strict=True))
     done = np.cumsum([0, *(sum(map(len, some)) for some in parts)])
     lefts = left[0] + (left[1] - left[0]) * done / max(done[-1], 1)
@@ -158,7 +203,7 @@ def _step(plan, head, problem, metric) -> float:
 
 
 def _pass_of(visits, left, past, plan, head, problem, metric) -> Pass:
-    """What a kernel is told, of so many visits."""
+    """Collect the parameters of a kernel call with this number of row visits."""
     bound, step, less = float(problem.loss.curvature or 0.0), _step(plan, head, problem, metric), left[0] - left[1]
     short = problem.automatic and bound and step * plan.pull * plan.often * bound <= SHORT
     return Pass(
@@ -168,7 +213,7 @@ def _pass_of(visits, left, past, plan, head, problem, metric) -> Pass:
 
 
 def _run_steps(order, x, middle, gradient_sum, left, *, anchor, past, gradients, plan, chunk, head, problem, metric):
-    """Call the kernel that updates the four arrays in place."""
+    """Run the dense kernel over the rows of `order`. It updates x, middle, gradient_sum and gradients in place."""
     kernels, written = kernels_for(problem.loss, problem.penalty), (x, middle, anchor, gradient_sum, gradients)
     do = _pass_of(len(order), left, past, plan, head, problem, metric)
     rest = (room_for(len(x)), problem.loss, problem.penalty)
