@@ -1,4 +1,7 @@
-"""Rounds: chunks that are visited at the same time, from one head, and the head that comes of them."""
+"""Rounds: chunks that are visited at the same time from one state, and the merge of the states that result.
+
+See docs/algorithm/parallelism.md.
+"""
 
 from __future__ import annotations
 
@@ -23,25 +26,28 @@ if TYPE_CHECKING:
 __all__ = ["EpochSummary", "VisitResult", "VisitSpec", "draw_rounds", "merge_round", "round_summary", "visit_chunk"]
 
 
-# A round goes on from its start to the mean of its ends, and this power of their number times as far.
+# Exponent of the extrapolation after a round of W visits: x moves W**FURTHER times as far as the mean of the visits.
 FURTHER = 0.25
 
-# Rows of a chunk on which its loss is estimated.
+# Number of rows of a chunk from which its loss is estimated.
 SAMPLE = 256
 
 
 class VisitResult(NamedTuple):
-    """What a visit leaves. It is handed on whole: taking it apart would cost another task in the chain.
+    """Result of a visit. Tasks pass it on as a whole, because taking it apart would need another task in the chain.
 
     Parameters
     ----------
-    head : Head or None
+    head : SolverState or None
+        State after the visit.
     memory : ChunkMemory or None
-        Both are there after a visit.
-    start : Head or None
-        Where the visits of its round began; None where it was alone.
-    loss, earlier : float
-        Sum of the weighted losses over the chunk, by a sample, and over those of the rounds before in this pass.
+        Memory of the chunk after the visit.
+    start : SolverState or None
+        State from which all visits of the round started. None if the visit was alone in its round.
+    loss : float
+        Sum of the weighted losses over the chunk, estimated from some of its rows.
+    earlier : float
+        Sum of the losses of the earlier rounds of this pass.
     """
 
     head: SolverState | None
@@ -52,8 +58,19 @@ class VisitResult(NamedTuple):
 
 
 class VisitSpec(NamedTuple):
-    """What is particular to one visit: the seed of its order, and whether it is the only one of its round, of the
-    first round of its pass, and opens a new averaging window."""
+    """Parameters of a single visit.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the row order.
+    alone : bool
+        Whether it is the only visit of its round.
+    first : bool
+        Whether its round is the first of the pass.
+    opens : bool
+        Whether it opens a new averaging window.
+    """
 
     seed: int
     alone: bool
@@ -62,7 +79,19 @@ class VisitSpec(NamedTuple):
 
 
 class EpochSummary(NamedTuple):
-    """What a client wants to know of a whole pass."""
+    """Summary of a whole pass, small enough to be sent to the client.
+
+    Parameters
+    ----------
+    x : ndarray of shape (outputs, p + 1)
+        Averaged iterate.
+    objective : float
+        Estimated objective.
+    gradient_norm : float
+        Norm of the gradient mapping at the last x, with the gradient memory as gradient.
+    step_size : float
+    diverged : bool
+    """
 
     x: np.ndarray
     objective: float
@@ -72,15 +101,43 @@ class EpochSummary(NamedTuple):
 
 
 def draw_rounds(parts: list[range], rng: np.random.Generator | None) -> list[list[int]]:
-    """The rounds of one pass over lanes: each in a new random order, or as it stands without `rng`."""
+    """Draw the rounds of one pass. Each round takes one chunk of every lane.
+
+    Parameters
+    ----------
+    parts : list of range
+        Chunk numbers of each lane.
+    rng : numpy.random.Generator or None
+        Shuffles the chunks within each lane. None keeps their order.
+
+    Returns
+    -------
+    list of list of int
+        Chunk numbers of each round.
+    """
     orders = [part if rng is None else [part[k] for k in rng.permutation(len(part))] for part in parts]
     return [[k for k in row if k is not None] for row in itertools.zip_longest(*orders)]
 
 
 def merge_round(problem: Problem, metric: Preconditioner, *visits: VisitResult) -> SolverState:
-    """The head after a round: x beyond the mean by weight, and the sum of all changes of the gradient.
+    """Merge the states after the visits of a round.
 
-    Each task of the next round merges for itself: a task of its own would make the chain longer.
+    x moves W**FURTHER times as far as the weighted mean of the W visits, followed by one proximal gradient step. The
+    gradient sum receives the changes of all visits. Each visit knows only its own chunk, so the mean of the moves
+    is too short and their sum too long.
+
+    Every task of the next round calls this for itself, because a separate task would make the chain longer.
+
+    Parameters
+    ----------
+    problem : Problem
+    metric : Preconditioner
+    *visits : VisitResult
+        All visits of the round. A single one has its state returned unchanged.
+
+    Returns
+    -------
+    SolverState
     """
     heads, start = [one.head for one in visits], visits[0].start
     if len(heads) == 1:
@@ -88,7 +145,7 @@ def merge_round(problem: Problem, metric: Preconditioner, *visits: VisitResult) 
     weights = np.array([one.memory.weight for one in visits])
     weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(heads), 1 / len(heads))
 
-    further = (1 / (weights**2).sum()) ** FURTHER  # of chunks of one weight their number
+    further = (1 / (weights**2).sum()) ** FURTHER  # W**FURTHER for chunks of equal weight
 
     def mean(name):
         return sum(w * getattr(head, name) for w, head in zip(weights, heads, strict=True))
@@ -109,7 +166,7 @@ def merge_round(problem: Problem, metric: Preconditioner, *visits: VisitResult) 
         diverged=any(head.diverged for head in heads),
     )
     if not head.diverged:
-        # A mean of sparse coefficients is not sparse, and beyond it may be out of bounds.
+        # The mean of sparse coefficients is not sparse, and a point beyond it may violate bounds.
         x, average = x_to_solver(head.x, metric), sum_to_solver(head.gradient_average, metric)
         step = min(problem.step(metric, head.step_multiplier), 0.3 / metric.L)
         head = head._replace(x=frozen(x_to_user(proximal_gradient_step(x, average, step, problem, metric), metric)))
@@ -125,17 +182,25 @@ def visit_chunk(
     own: tuple | None,
     *before: VisitResult,
 ) -> VisitResult:
-    """A visit that follows the round before.
+    """Merge the previous round, then visit one chunk. This is the task of a pass.
 
     Parameters
     ----------
-    turn : Turn
+    problem : Problem
+    metric : Preconditioner
+    turn : VisitSpec
     chunk : Chunk
     norms : ndarray of shape (n,) or None
+        ``row_norms`` of the chunk, if known.
     own : tuple or None
-        What has this chunk's last memory at 1.
-    before : Visited
-        Of the round before.
+        The chunk's last VisitResult or ChunkGradients, of which only the field at index 1, `memory`, is used. None
+        before the first visit.
+    *before : VisitResult
+        Visits of the previous round.
+
+    Returns
+    -------
+    VisitResult
     """
     head = merge_round(problem, metric, *before)
     if turn.opens:
@@ -147,9 +212,9 @@ def visit_chunk(
 
 
 def _sampled_loss(chunk: Chunk, x: np.ndarray, problem: Problem) -> float:
-    """Sum of the weighted losses over a chunk, from rows at equal distances."""
+    """Estimate the sum of the weighted losses over a chunk from about SAMPLE rows at equal distances."""
     every = slice(None, None, max(1, -(-len(chunk.targets) // SAMPLE)))
-    if chunk.weights.size:  # rows that weigh nothing tell nothing
+    if chunk.weights.size:  # skip rows with zero weight
         weighty = np.flatnonzero(chunk.weights)
         every = weighty[:: max(1, -(-len(weighty) // SAMPLE))]
     rows, targets, weights = (part[every] if part.shape[0] else part for part in chunk[:3])
@@ -163,9 +228,21 @@ def _pass_loss(visits: tuple[VisitResult, ...]) -> float:
 
 
 def round_summary(problem: Problem, metric: Preconditioner, *visits: VisitResult) -> EpochSummary:
-    """The summary of a pass whose last round these are."""
+    """Summarise a pass from the visits of its last round.
+
+    Parameters
+    ----------
+    problem : Problem
+    metric : Preconditioner
+    *visits : VisitResult
+        Visits of the last round.
+
+    Returns
+    -------
+    EpochSummary
+    """
     head = merge_round(problem, metric, *visits)
-    with np.errstate(over="ignore", invalid="ignore"):  # where a refinement went astray
+    with np.errstate(over="ignore", invalid="ignore"):  # a diverging subsample step overflows
         norm = gradient_mapping_norm(head.x, head.gradient_average, problem, metric)
     x = averaged_iterate(head, problem, metric)[0]
     objective = _pass_loss(visits) / (head.weight or 1.0) + penalty_value(x, problem)
