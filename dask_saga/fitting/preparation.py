@@ -1,4 +1,7 @@
-"""The preparing pass: what must be known of all chunks before the first visit."""
+"""The preparing pass: one parallel pass over all chunks before the first visit.
+
+It computes column statistics, the preconditioner, the gradient at zero and the subsample.
+"""
 
 from __future__ import annotations
 
@@ -30,42 +33,46 @@ if TYPE_CHECKING:
 __all__ = ["ChunkGradients", "Prepared", "gradients_at", "prepare"]
 
 
-# Chunks whose statistics one task merges, and of which it finds the limits of axes.
+# Number of chunks whose statistics one task merges; number of chunks whose limits per axis one task computes.
 MERGED, LIMITED = 32, 16
 
-# Coordinates of so few bytes go with the tasks that want them first: these need not wait until they are put.
+# Largest size, in bytes, of a preconditioner that is sent along with the first tasks that need it. They then do not
+# wait until it is stored on the executor.
 TRAVELS = 2**16
 
-# Data up to this size are one chunk, however they are blocked: a visit costs 0.25 ms of Python, on a cluster some ms.
+# Data up to this size, in bytes, are joined into one chunk, however they are blocked. A visit has an overhead of
+# 0.25 ms in Python, and of some ms on a cluster.
 JOINED_BYTES = 2**22
 
 
 class Prepared(NamedTuple):
-    """What is known before the first visit.
+    """Result of the preparing pass.
 
     Parameters
     ----------
     groups : list of list of int
-        Numbers of the chunks that are visited together.
+        Numbers of the chunks that are visited together as one.
     lengths : list of int
-        Rows of each chunk.
+        Number of rows of each chunk.
     facts : list of ChunkMemory
-        Of each chunk, without gradients.
+        Facts of each chunk, without gradients.
     stats : ColumnStats
-    axes : Metric
-        The coordinates that the columns suggest.
+        Column statistics of all chunks.
+    axes : Preconditioner
+        Preconditioner chosen from `stats`.
     metric : object
-        Reference to them, as they may be large.
+        Reference to `axes` on the executor, since a preconditioner may be large.
     value : float
         Sum of the weighted losses at x = 0.
     zero : ndarray of shape (k, p + 1)
-        Sum of the gradients there.
+        Sum of the gradients at x = 0.
     sample : list
-        A reference to what ``subsample_step`` takes, as long as it is needed, if there is one.
+        Contains a reference to the `sample` argument of ``subsample_step`` as long as it is needed. Empty if the
+        subsample step is not used.
     gradient : ndarray of shape (k, p + 1) or None
-        What ``subsample_step`` takes at zero.
+        The `gradient` argument of ``subsample_step`` at x = 0.
     limits : list
-        References to what is so named in ``SolverState``, of single chunks, until that has it.
+        References to the ``axis_limits`` of groups of chunks, until their minimum is in ``SolverState.limits``.
     """
 
     groups: list[list[int]]
@@ -82,10 +89,10 @@ class Prepared(NamedTuple):
 
 
 class ChunkGradients(NamedTuple):
-    """What a chunk tells at one x."""
+    """Gradients of one chunk at one x."""
 
     total: np.ndarray  # sum of the gradients, of shape (k, p + 1)
-    memory: ChunkMemory  # which holds them
+    memory: ChunkMemory  # holds the gradients of the single rows
     value: float  # sum of the weighted losses
 
 
@@ -98,7 +105,7 @@ class _Shape(NamedTuple):
 
 
 class _Examined(NamedTuple):
-    """What one chunk tells, or several as one."""
+    """Result of the preparing pass for one chunk, or merged for several."""
 
     facts: list[ChunkMemory]
     shapes: list[_Shape]
@@ -112,13 +119,13 @@ def _examine(chunk: Chunk, problem: Problem, chunks: int, estimator: str | None,
     memory = fresh_memory(chunk, problem)
     facts = memory._replace(gradients=np.empty((0, memory.gradients.shape[1])), total=None)
     outputs, factors = count_outputs(chunk, problem), None
-    if outputs == 1:  # else they would take more room than the rows
+    if outputs == 1:  # for several outputs the factors might need more memory than the rows
         value, factors = factors_at_zero(chunk, problem)
     with blame("X", name):
         try:
             stats, gradient = measure(chunk, problem, chunks, factors)
         except ValueError:
-            check_finite(chunk.rows, estimator)  # the same error of NaN, but naming the estimator
+            check_finite(chunk.rows, estimator)  # raises the same error for NaN, but names the estimator
             raise
     if outputs > 1:
         value, gradient = chunk_gradient(chunk, np.zeros((outputs, chunk.rows.shape[1] + 1)), problem)
@@ -128,15 +135,15 @@ def _examine(chunk: Chunk, problem: Problem, chunks: int, estimator: str | None,
 
 
 def _bytes_examined(columns: float, problem: Problem) -> float:
-    """About what ``_examine`` tells of so many columns, beside a few rows: statistics, sums of gradients, products."""
+    """Estimate the size of a result of ``_examine`` without sampled rows: statistics, gradient sums and products."""
     return 8.0 * columns * (10 + problem.outputs + (columns if wants_products(columns, problem) else 0))
 
 
 def _merge(*examined: _Examined) -> _Examined:
-    """It carries p x p products, which a client need not see of each."""
+    """Merge results on the workers, so that the client does not receive p x p products for every chunk."""
     parts = zip(*((one.facts, one.shapes, one.samples) for one in examined), strict=True)
     facts, shapes, samples = (list(itertools.chain(*part)) for part in parts)
-    if len({shape[-2:] for shape in shapes}) > 1:  # which an error will tell
+    if len({shape[-2:] for shape in shapes}) > 1:  # `prepare` raises an error for this
         return examined[0]._replace(facts=facts, shapes=shapes)
     stats, zero = functools.reduce(merge, [one.stats for one in examined]), sum(one.zero for one in examined)
     return _Examined(facts, shapes, sum(one.value for one in examined), stats, zero, samples)
@@ -156,7 +163,19 @@ def _make_sample(metric: Preconditioner, problem: Problem, *examined: _Examined)
 
 
 def gradients_at(chunk: Chunk, x: np.ndarray, problem: Problem, visits: int) -> ChunkGradients:
-    """What a chunk tells at x, remembered as after so many visits."""
+    """Compute the gradients of a chunk at x, and a memory that holds them as if after `visits` visits.
+
+    Parameters
+    ----------
+    chunk : Chunk
+    x : ndarray of shape (k, p + 1)
+    problem : Problem
+    visits : int
+
+    Returns
+    -------
+    ChunkGradients
+    """
     memory = fresh_memory(chunk, problem)
     gradients = np.empty_like(memory.gradients)
     value, total = chunk_gradient(chunk, x, problem, gradients)
@@ -166,16 +185,25 @@ def gradients_at(chunk: Chunk, x: np.ndarray, problem: Problem, visits: int) -> 
 
 
 def prepare(source: Source, problem: Problem, *, joins: bool = True, estimator: str | None = None) -> Prepared:
-    """The preparing pass, in parallel: column statistics, coordinates and the gradient at zero.
+    """Run the preparing pass over all chunks in parallel.
 
     Parameters
     ----------
     source : Source
     problem : Problem
     joins : bool, default=True
-        Whether small chunks are visited together.
+        Whether to join small data into one chunk.
     estimator : str, default=None
-        Names the estimator in error messages.
+        Name of the estimator for error messages.
+
+    Returns
+    -------
+    Prepared
+
+    Raises
+    ------
+    ValueError
+        If chunks differ in their numbers of columns or outputs.
     """
     executor, size = source.executor, _bytes_examined(source.columns, problem)
     examined = source.map(_examine, problem, len(source), estimator, name="saga-examine", named=True, nbytes=size)
@@ -204,7 +232,7 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True, estimator: 
     [there] = executor.put([axes]) if near is axes else [near]
     groups, nbytes = [[k] for k in range(len(source))], sum(source.sizes)
     if joins and len(source) > 1 and nbytes <= JOINED_BYTES and len({shape.is_sparse for shape in shapes}) == 1:
-        # Whether `persist` or not: it must not change the bits.
+        # Join regardless of `persist`, which must not change the result.
         if not source.holds:
             source.hold()
         groups = [list(range(len(source)))]
