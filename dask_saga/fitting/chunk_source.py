@@ -1,4 +1,4 @@
-"""Where chunks come from: held where the tasks run, or loaded again for each visit."""
+"""The source of chunks of a fit. Chunks are held where the tasks run, or loaded again for each visit."""
 
 from __future__ import annotations
 
@@ -21,58 +21,64 @@ __all__ = ["Source", "lanes"]
 logger = logging.getLogger("dask_saga")
 
 
-# Share of the executor's memory that held chunks may take.
+# Largest fraction of the executor's memory that held chunks may take.
 HELD_SHARE = 0.4
 
-# n_parallel="auto" makes no less rounds of a pass: the fewer they are, the more passes it takes.
+# Least number of rounds in a pass with n_parallel="auto", because a fit with fewer rounds takes more passes.
 LEAST_ROUNDS = 5
 
-# Chunks that one task reads at most, their bytes, and those of its results: what is running when a fit is interrupted
-# goes on to its end, and what wants one result gets all.
+# Bounds of a task that reads several chunks in turn: number of chunks, their bytes, and the bytes of its results. They
+# are bounded because an interrupted task runs to its end, and every consumer receives the whole result.
 READ_IN_TURN, TURN_BYTES, RESULT_BYTES = 16, 2**30, 2**25
 
 
 def lanes(n: int, width: int) -> list[range]:
-    """Numbers 0 to n - 1 in `width` consecutive parts, of which a round has one number each."""
+    """Split the numbers 0 to n - 1 into `width` consecutive lanes. A round takes one chunk of each lane."""
     cuts = [k * n // width for k in range(width + 1)]
     return [range(first, end) for first, end in itertools.pairwise(cuts)]
 
 
 class Source:
-    """Blocks of the user's data on an executor, and how one becomes a chunk; to be closed after use.
+    """Access to the chunks of a fit: turns blocks of the user's data on an executor into chunks.
+
+    Use it as a context manager. It releases the data at the end.
 
     Parameters
     ----------
     executor : LocalExecutor or ClientExecutor
     blocks : list of tuple
-        As ``dask_blocks`` gives them: in memory, or with lazy parts.
+        Blocks from ``dask_blocks``, in memory or with lazy parts.
     nbytes : float, default=0
-        What the chunks may take at most; NaN where it is not known.
-    rows, columns : float, default=NaN
-        Of all blocks, where they are known.
+        Upper bound of the size of all chunks in bytes. NaN if unknown.
+    rows : float, default=NaN
+        Number of rows of all blocks. NaN if unknown.
+    columns : float, default=NaN
+        Number of columns. NaN if unknown.
     persist : bool or "auto", default=True
-        Whether chunks are held between visits; "auto": where they fit HELD_SHARE of the memory.
+        Whether to hold chunks between visits. "auto" holds them if they fit into the fraction HELD_SHARE of the
+        memory.
     n_parallel : int or "auto", default=1
-        How many are visited at a time.
+        Number of chunks that are visited at a time.
 
     Attributes
     ----------
     width : int
-        The same as a number.
+        `n_parallel` as a number, which is also the number of lanes.
     holds : bool
         Whether chunks are held.
     held : dict of int to reference
+        References to the held chunks by number.
     expected : list of (str, str)
-        Hashes of content and weights that chunks must have, once they are known.
+        Hashes of content and weights that each chunk must have. Empty until they are known.
     sizes : list of int
-        Bytes of the chunks, once they are known.
+        Size of each chunk in bytes. Empty until they are known.
     interrupted : bool
-        Whether Ctrl-C ended what it was for.
+        Whether the fit was ended by Ctrl-C.
 
     Raises
     ------
     ValueError
-        If `persist` is none of the three.
+        If `persist` is not True, False or "auto".
     """
 
     def __init__(
@@ -114,7 +120,7 @@ class Source:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Let go of everything: a kept traceback must not hold chunks, or a thread that loads."""
+        """Release all references, so that a stored traceback keeps neither chunks nor the loading thread alive."""
         if hasattr(self.running, "close"):
             self.running.close()
         self.held.clear()
@@ -127,14 +133,19 @@ class Source:
         self.blocks = self.executor.load(self.blocks)
 
     def load_again(self) -> None:
-        """Load chunks for each visit."""
+        """Load chunks again for each visit from now on."""
         self.decided = True
         self.loads = self.executor.recipes(self.blocks)
 
     def begin(self, read: Callable[..., Chunk]) -> None:
-        """Set how a block is read, given its name and the order of its rows.
+        """Set the function that reads a block, and decide whether chunks are held if that is still open.
 
-        Chunks are held from now on if that was left open and a first one tells that they fit.
+        They are held if their total size, estimated from the first chunk that has rows, fits into the memory.
+
+        Parameters
+        ----------
+        read : callable
+            Called as ``read(block, name, order=order)`` with the memory order of the rows. It returns a Chunk.
         """
         self.read = read
         if self.decided:
@@ -152,34 +163,37 @@ class Source:
         logger.info("chunks of about %.3g bytes are %s", nbytes, "held" if self.holds else "loaded for each visit")
 
     def name(self, k: int) -> int | None:
-        """What error messages call a block."""
+        """Return the name of a block for error messages: its number, or None if there is only one block."""
         return k if len(self) > 1 else None
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of chunks read so far, as often as they were."""
+        """Number of bytes read so far. A chunk counts each time that it is read."""
         return sum(size * reads for size, reads in zip(self.sizes, self.reads, strict=True))
 
     def lane(self, k: int) -> int:
-        """Which of the lanes a block is in."""
+        """Return the number of the lane that contains a block."""
         return bisect.bisect_right([part.stop for part in lanes(len(self), self.width)], k)
 
     def targets(self) -> list:
-        """References to blocks of which only y and sample_weight are asked; X is None where it is not there."""
+        """Return references to the blocks, for callers that need only y and sample_weight.
+
+        X is None if the blocks are not held, so that it is not loaded.
+        """
         if self.holds:
             return self.blocks
         blocks = self.executor.recipes([(None, *block[1:]) for block in self.blocks])
         return [self.executor.load([block])[0] for block in blocks]
 
     def chunk(self, k: int) -> Any:
-        """Reference to a chunk."""
+        """Return a reference to a chunk, which is read if it is not held."""
         if k in self.held:
             return self.held[k]
         [chunk] = self._chunks([k])
         return chunk
 
     def _chunks(self, numbers: list[int], order: str | None = "C") -> list:
-        """References to chunks that are not there."""
+        """Read chunks that are not held, and return references to them."""
         calls = [self._reading(k, order) for k in numbers]
         chunks = self.executor.map(_read, calls, name="saga-read", lanes=[self.lane(k) for k in numbers])
         if self.holds:
@@ -189,35 +203,55 @@ class Source:
         return chunks
 
     def _reading(self, k: int, order: str | None) -> tuple:
-        """What ``_read`` takes for a chunk."""
+        """Return the arguments of ``_read`` for a chunk, and count the read."""
         self.reads[k] += 1
         block = self.blocks[k] if self.holds else self.executor.load([self.loads[k]], self.lane(k))[0]
         return self.read, block, self.name(k), self.expected[k] if self.expected else None, order
 
     def _chunk_within(self, k: int) -> Any:
-        """A chunk that is for one task, which reads it once: there if its block can be made there, too."""
+        """Return a chunk for a single task. If its block is lazy, the task itself evaluates and reads it."""
         if isinstance(self.loads[k], DeferredCall):
             return DeferredCall(_read, *self._reading(k, None))
         [chunk] = self._chunks([k], None)
         return chunk
 
     def each(self, order: list[int], load: Callable[[int], Any] | None = None) -> Iterator[tuple[int, Any]]:
-        """Numbers of chunks and references; what is not held is loaded a little ahead of its turn."""
+        """Iterate over numbers and references of chunks. Chunks that are not held are loaded slightly ahead."""
         self.running = iter(()) if self.holds else self.executor.ahead(load or self.chunk, order)
         return ((k, self.chunk(k)) for k in order) if self.holds else zip(order, self.running, strict=True)
 
     def used(self, task: Any, most: int = 0) -> None:
-        """Tell which task works on the chunk that came last, so that loads do not run further ahead of it.
+        """Register the task that works on the last chunk, so that loading does not run too far ahead of it.
 
-        `most` tasks may, if that is more than the executor wants of visits.
+        Parameters
+        ----------
+        task : object
+            Reference to the task.
+        most : int, default=0
+            Number of unfinished tasks that are allowed, if it is above the executor's own limit.
         """
         if not self.holds:
             self.executor.throttle(task, most)
 
     def map(self, function: Callable, *args: Any, name: str, named: bool = False, nbytes: float = math.nan) -> list:
-        """References to ``function(chunk, *args)`` of every chunk, a result of at most `nbytes`, if that is known.
+        """Call ``function(chunk, *args)`` for every chunk, and return references to the results.
 
-        If `named`, it gets the chunk's name as well.
+        Parameters
+        ----------
+        function : callable
+        *args
+            Further arguments of `function`.
+        name : str
+            Name of the tasks.
+        named : bool, default=False
+            Whether to pass the name of the chunk as last argument.
+        nbytes : float, default=NaN
+            Upper bound of the size of a result in bytes. NaN if unknown.
+
+        Returns
+        -------
+        list of reference
+            In the order of the chunks.
         """
 
         def call(k: int, chunk: Any) -> tuple:
@@ -235,17 +269,18 @@ class Source:
             parts = self.executor.in_turn(function, calls, name=name, lane=self.lane(group[0]), size=size)
             tasks.update(zip(group, parts, strict=True))
             self.used(parts[-1], 2 * threads)
-        next(coming, None)  # which ends its thread
+        next(coming, None)  # exhausts the iterator, which ends its thread
         return [tasks[k] for k in sorted(tasks)]
 
     def _size(self) -> float:
-        """Bytes of the largest chunk, once they are known, or of one in the mean; NaN where neither is."""
+        """Size of the largest chunk in bytes. Until sizes are known it is the mean size, or NaN if that is unknown."""
         return max(self.sizes, default=self.nbytes / len(self))
 
     def _groups(self, threads: int, nbytes: float) -> list[range]:
-        """Chunks that one task reads, the next one while it works on this; ever fewer, so that all threads end at once.
+        """Group the chunks into tasks. A task loads its next chunk while it works on the current one.
 
-        Lanes come in turn: else all would be loaded in one first.
+        Groups become smaller towards the end, so that all threads finish at about the same time. Groups of different
+        lanes alternate, because otherwise one lane would load all of its chunks first.
         """
         most = 1
         if self._size() > 0 and nbytes > 0 and all(isinstance(load, DeferredCall) for load in self.loads):
@@ -260,7 +295,7 @@ class Source:
         return [group for turn in itertools.zip_longest(*groups) for group in turn if group]
 
     def join(self) -> None:
-        """Hold all chunks as one."""
+        """Join all chunks into one, and hold it."""
         chunks = [self.chunk(k) for k in range(len(self))]
         self.held = {0: self.executor.submit(join_chunks, *chunks, name="saga-join")}
         self.blocks = [None]
