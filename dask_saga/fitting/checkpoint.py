@@ -1,7 +1,7 @@
-"""Files from which ``fit`` goes on after its process died, with the bits of an undisturbed run.
+"""Checkpoints from which ``fit`` resumes after its process died, with the same bits as an undisturbed run.
 
-A checkpoint is one ``.npz`` file without pickles: arrays, and a JSON text for the rest. It is written beside
-its place and moved there; the one before stays, in case the last one cannot be read.
+A checkpoint is one ``.npz`` file without pickles. It contains arrays, and JSON for everything else. It is written to a
+temporary name and then moved. The previous checkpoint is kept, in case the last one cannot be read.
 """
 
 from __future__ import annotations
@@ -26,30 +26,34 @@ from ..solver.state import ChunkMemory, SolverState
 __all__ = ["Checkpoint", "Saved"]
 
 
+# Version of the file format. Files of a newer format are rejected.
 FORMAT = 1
 
-# A checkpoint is written after a pass where the last is older, and writing takes less than a tenth of the time.
+# A checkpoint is written after a pass if the last one is at least SECONDS old, and at least LEAST_RATIO times as old as
+# writing it took. Writing then takes less than a tenth of the time.
 SECONDS, LEAST_RATIO = 30.0, 10.0
 
+# Number of checkpoints that are kept.
 KEPT = 2
 
-# Their names, as only these are read and deleted.
+# Names of checkpoint files. No other files are read or deleted.
 OWN = re.compile(r"(^|[/\\])saga-\d{8,}\.npz$")
 
 
+# Exceptions that mean that a checkpoint is damaged, so that the previous one is used.
 UNREADABLE = (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, TypeError, AttributeError)
 
 
 class Saved(NamedTuple):
-    """Where a fit stood after a whole pass.
+    """Content of a checkpoint: the state of a fit after a whole pass.
 
     Parameters
     ----------
-    head : Head
+    head : SolverState
     memories : list of ChunkMemory
-        Of each group of chunks.
+        Memory of each group of chunks.
     facts : dict
-        Of JSON types: the window, counters, history, digest and seed.
+        Window, counters, history, digest and seed, all of JSON types.
     """
 
     head: SolverState
@@ -58,26 +62,26 @@ class Saved(NamedTuple):
 
 
 class Checkpoint:
-    """A folder of checkpoints of one fit.
+    """Folder with the checkpoints of one fit.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Folder, or any URL that fsspec knows.
+        Folder, or a URL that fsspec supports.
 
     Raises
     ------
     TypeError
-        If it is neither.
+        If `path` is neither a string nor a path.
     ValueError
-        If fsspec does not know the URL's protocol.
+        If fsspec does not support the protocol of the URL.
     """
 
     def __init__(self, path: Any):
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"checkpoint={path!r} must be a folder or an URL")
         try:
-            # fsspec would take a ~ for the home of a user; only what is an URL is its own to read.
+            # Give only URLs to fsspec as they are, because it would expand a ~ in a path to a home directory.
             is_url = isinstance(path, str) and ("://" in path or "::" in path)
             self.files, self.folder = fsspec.core.url_to_fs(path if is_url else os.path.abspath(path))
         except ValueError as error:
@@ -89,18 +93,18 @@ class Checkpoint:
         return since >= SECONDS and since >= LEAST_RATIO * self.took
 
     def save(self, identity: dict, saved: Saved) -> None:
-        """Write one more checkpoint, and delete all but the last two.
+        """Write a checkpoint, and delete all but the last two.
 
         Parameters
         ----------
         identity : dict of str to str
-            What a fit that resumes must agree with.
+            Properties that a fit must share to resume from this checkpoint.
         saved : Saved
 
         Raises
         ------
         OSError
-            If it cannot be written; those before stay.
+            If the file cannot be written. Earlier checkpoints are kept.
         """
         began = time.monotonic()
         arrays: dict[str, np.ndarray] = {}
@@ -114,7 +118,7 @@ class Checkpoint:
             with self.files.open(place + ".part", "wb") as file:
                 np.savez(file, **arrays)
         except OSError as error:
-            with contextlib.suppress(OSError):  # else what there is of it would go on filling the disk
+            with contextlib.suppress(OSError):  # remove the partial file, which would still occupy the disk
                 self.files.rm_file(place + ".part")
             raise _told(error, place) from error
         _move(self.files, place + ".part", place)
@@ -123,14 +127,26 @@ class Checkpoint:
         self.last, self.took = time.monotonic(), time.monotonic() - began
 
     def load(self, identity: dict) -> Saved | None:
-        """The last checkpoint that can be read, or None where there is none.
+        """Load the last readable checkpoint.
+
+        This also creates the folder, so that a folder that cannot be written is reported before the first pass.
+
+        Parameters
+        ----------
+        identity : dict of str to str
+            Properties of this fit. Values that are None are not compared.
+
+        Returns
+        -------
+        Saved or None
+            None if the folder has no checkpoint.
 
         Raises
         ------
         ValueError
-            If it is of another fit, naming what differs, or of a newer format.
+            If the checkpoint is of another fit or of a newer format, or if none of the checkpoints can be read.
         OSError
-            If there can be no such folder; told before the passes, not after.
+            If the folder cannot be created.
         """
         self._make_folder()
         names = self._names()
@@ -162,7 +178,7 @@ class Checkpoint:
             raise _told(error, self.folder) from error
 
     def _names(self) -> list[str]:
-        """Checkpoints in the folder, the last one last; what else is there is not ours."""
+        """Return the names of the checkpoints in the folder, the oldest first. Other files are ignored."""
         return sorted(name for name in map(str, self.files.ls(self.folder, detail=False)) if OWN.search(name))
 
 
@@ -172,8 +188,8 @@ def _told(error: OSError, place: str) -> OSError:
 
 def _move(files: Any, one: str, other: str) -> None:
     if isinstance(files, LocalFileSystem):
-        os.replace(one, other)  # older versions of fsspec copy
-    elif type(files).mv is AbstractFileSystem.mv:  # which would take a * in the folder's name for a pattern
+        os.replace(one, other)  # atomic, while older versions of fsspec copy
+    elif type(files).mv is AbstractFileSystem.mv:  # this mv would expand a * in the folder's name as a pattern
         files.cp_file(one, other)
         files.rm_file(one)
     else:
@@ -181,7 +197,7 @@ def _move(files: Any, one: str, other: str) -> None:
 
 
 def _fields(name: str, values: Any, arrays: dict[str, np.ndarray]) -> dict:
-    """The fields of a NamedTuple as JSON; arrays go to `arrays`, and their names remain."""
+    """Convert the fields of a NamedTuple to JSON types. Arrays are moved to `arrays` and replaced by their names."""
     fields = values._asdict()
     for key, value in fields.items():
         if isinstance(value, np.ndarray):
