@@ -89,6 +89,7 @@ class Checkpoint:
         self.last, self.took = time.monotonic(), 0.0
 
     def is_due(self) -> bool:
+        """Whether the last checkpoint is old enough to write another one."""
         since = time.monotonic() - self.last
         return since >= SECONDS and since >= LEAST_RATIO * self.took
 

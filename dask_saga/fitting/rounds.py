@@ -182,7 +182,7 @@ def visit_chunk(
     own: tuple | None,
     *before: VisitResult,
 ) -> VisitResult:
-    """Merge the previous round, then visit one chunk. This is the task of a pass.
+    """Merge the previous round, then visit one chunk. A SAGA pass calls this once per chunk, each as one task.
 
     Parameters
     ----------

@@ -66,8 +66,9 @@ def window_is_due(chunk_id: Hashable, window_ids: Collection, known: int, count:
 def stream_window_is_due(window_ids: Mapping[Hashable, bool], known: int, count: int, *, first: bool) -> bool:
     """Whether a visit opens a new window in a stream, where not all chunks come again.
 
-    A new chunk opens one if the window holds at least half of the known chunks, because no chunk that would close it
-    may come again. A known chunk opens one if all chunks of the window were new, so that a window holds one pass.
+    A new chunk opens one if the window has visits of at least half of the known chunks (at least 2), because perhaps no
+    chunk comes again that would close it. A known chunk opens one if all chunks of the window were new, so that a
+    window holds one pass.
 
     Parameters
     ----------

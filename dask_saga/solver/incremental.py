@@ -92,9 +92,9 @@ def forget(state: SAGAState, chunk_id: Hashable, problem: Problem, chunk: Chunk 
         Key of ``state.chunks``.
     problem : Problem
     chunk : Chunk, default=None
-        Data of the chunk. Required if its memory has no ``total``. The data, or else the statistics in its
-        memory, are also used to subtract the chunk from the column statistics. Without both the chunk is assumed to
-        have the statistics of all rows.
+        Data of the chunk. They are required if its memory has no ``total``. The column statistics of the chunk,
+        from its memory or from these data, are subtracted from those of all chunks. Without both the chunk is
+        assumed to have the statistics of all rows.
 
     Returns
     -------

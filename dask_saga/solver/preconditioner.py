@@ -49,7 +49,7 @@ class Preconditioner(NamedTuple):
     spread : ndarray of shape (p,)
         Mean square of the shifted and rotated rows along each axis, not scaled.
     mean_square : float
-        Mean of ||a||^2 in these coordinates, plus 1 for the intercept.
+        Mean of ||a||^2 in these coordinates, plus 1 if there is an intercept.
     curvature : float
         Upper bound of f''. For a loss without a bound, its estimated mean at the optimum.
     step_factor : float
@@ -82,7 +82,7 @@ class Preconditioner(NamedTuple):
 
 
 def row_norms(chunk: Chunk, metric: Preconditioner, problem: Any) -> np.ndarray:
-    """Compute the squared length of each row in the solver's coordinates, plus 1 for the intercept.
+    """Compute the squared length of each row in the solver's coordinates, plus 1 if there is an intercept.
 
     This reads the rows once. float32 is precise enough, since the lengths determine steps but not the optimum.
 

@@ -55,7 +55,7 @@ class SolverState(NamedTuple):
     visited_weight : float
         Weight of the rows visited in this pass. inf when no full pass is in progress (``partial_fit`` streams).
     visited_sum : ndarray
-        Sum of x over the rows visited in this pass, weighted by row. Each visit contributes its x halfway.
+        Sum over the visits of this pass of x halfway through the visit, times the weight of the chunk.
     window_ratio : float
         Sum over the visits of the window of log(squared move in the first half / squared move in the second).
     window_energy : float

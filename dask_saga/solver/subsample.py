@@ -47,7 +47,8 @@ class Subsample(NamedTuple):
     axes : Preconditioner
         Preconditioner of all rows.
     metric : Preconditioner
-        Preconditioner of `chunk`. It has no rotation, since the chunk is already rotated.
+        Preconditioner of `chunk`. It has no rotation, since the chunk is already rotated. For sparse rows its
+        ``inverse_density`` is that of the subsample.
     norms : ndarray of shape (n,)
         ``row_norms`` of `chunk`.
     """
