@@ -1,9 +1,7 @@
-"""When a fit has converged, and Newton steps where it has not.
+"""Decide whether a fit has converged, and take Newton steps where passes of steps gain too little.
 
-A fit has converged where two measures are below `tol`: the norm of the scaled proximal gradient, relative to that at
-zero, and the decrease of F that a Newton step promises, relative to what was gained so far. The first is free in every
-pass, but it depends on the columns' scales. The second does not: it takes the curvature at x (docs/algorithm.md,
-"Stopping").
+A fit has converged if two measures are at most `tol`: the norm of the scaled proximal gradient, and the decrease of F
+that a Newton step promises. See docs/algorithm/stopping.md.
 """
 
 from __future__ import annotations
@@ -41,52 +39,58 @@ if TYPE_CHECKING:
 __all__ = ["confirm", "is_slow", "may_step", "newton_pass", "norm_at_zero", "tells_exactly"]
 
 
-# Gradients this much smaller than those of which they are the mean: memory of float32 does not tell them exactly.
+# Relative accuracy of a float32 gradient memory. Below this ratio of the gradient norm to the derivatives of the rows,
+# the memory does not give the gradient exactly.
 KNOWN = 1e-6
 
-# And this much smaller they are zero. Of F itself a decrease so small is rounding.
+# Rounding errors. A gradient at zero is zero if its ratio to the derivatives of the rows is at most ROUNDING. A
+# decrease of F counts only if it is more than LEAST_DECREASE times F.
 ROUNDING, LEAST_DECREASE = 1e-14, 1e-13
 
-# Models that one task merges.
+# Number of models that one task merges.
 MERGED = 8
 
-# Passes are slow if so many of them leave more than this share of the norm; the second one where outputs are coupled.
+# Passes of steps are slow if SLOW_PASSES of them leave more than the fraction SLOW of the gradient norm. If the loss
+# couples the outputs, the fraction is SLOW_COUPLED.
 SLOW_PASSES, SLOW, SLOW_COUPLED = 3, 1 / 3, 0.7
 
-# A Hessian may take so many seconds where columns have extreme entries, as passes of steps may then not get there. Else
-# it may take the time of so many passes where it is but a safeguard, and that of all passes made where these are slow.
+# Time that a matrix H may take. A confirmation may take as long as SAFEGUARD_PASSES passes of steps. After slow passes
+# H may take as long as all passes made. With extreme columns EXTREME_SECONDS are allowed in any case, because passes of
+# steps may not reach the optimum there.
 EXTREME_SECONDS, SAFEGUARD_PASSES = 0.5, 5
 
-# Seconds of a multiplication, of one of sparse rows, of an entry's visit, and of a pass apart from these.
+# Assumed times in seconds: a multiplication in BLAS, a multiplication of sparse rows, the visit of one entry, and the
+# overhead of a pass.
 BLAS_SECONDS, SPARSE_SECONDS, VISIT_SECONDS, PASS_SECONDS = 1e-10, 3e-9, 2e-9, 3e-4
 
-# Where the other rows would go is looked at if so much of the gain seems to be left, or less.
+# The step of the usual rows is tried if the promised decrease is at most this fraction of the gain.
 PROBED = 1e-2
-# What the models of all chunks may take, or else the size of the data.
+# Largest size, in bytes, of the models of all chunks, unless the data are larger.
 MODEL_BYTES = 2**28
-# Newton steps go on where each promises so much of what the one before did.
+# Newton steps go on if each promises at most this fraction of the decrease that the previous one promised.
 HALVED = 0.5
 
-# The share of the promised decrease that a step must achieve. Else rows whose losses rise by such a share of it are
-# added to the model as they are, so often at most.
+# A step must achieve more than the fraction ACHIEVED of its promised decrease. Otherwise the rows whose losses rise by
+# at least the fraction LEAST_RISE of it are kept apart in the model. The step is computed at most ROUNDS times.
 ACHIEVED, LEAST_RISE, ROUNDS = 0.1, 1e-3, 6
 
+# Lengths at which a Newton step is evaluated first: x itself and the full step.
 FULL_STEP = np.array((0.0, 1.0))
 
 
 class Examined(NamedTuple):
-    """What an exact pass at x found.
+    """Result of the exact passes at x.
 
     Parameters
     ----------
     norm : float
-        Of the proximal gradient, scaled.
+        Norm of the proximal gradient in the solver's coordinates.
     value : float
-        F.
+        F at x.
     decrease : float
-        By how much F can still fall, as far as is known.
+        Estimated amount by which F can still fall.
     better : ndarray of shape (k, p + 1) or None
-        Coefficients to go on from, if F is smaller there.
+        Coefficients to go on from. None if no step is known to decrease F.
     """
 
     norm: float
@@ -96,13 +100,16 @@ class Examined(NamedTuple):
 
 
 def is_converged(fit: FitSetup, examined: Examined, at_zero: float, tol: float) -> bool:
-    """Whether both measures are below `tol`."""
+    """Return whether both measures are at most `tol`."""
     known = np.isfinite(examined.norm) and np.isfinite(examined.decrease)
     return bool(known and examined.norm <= tol * at_zero and examined.decrease <= tol * _gain(fit, examined))
 
 
 def _gain(fit: FitSetup, examined: Examined) -> float:
-    """By how much F is less than at zero, or could be; where zero is out of bounds, its own size stands for that."""
+    """Return the reference of the promised decrease: F(0) - F(x) plus this decrease.
+
+    If zero is out of bounds, abs(F(x)) replaces the difference.
+    """
     penalty = fit.problem.penalty
     if isinstance(penalty, ElasticNet) and not penalty.lower <= 0.0 <= penalty.upper:
         return abs(examined.value) + examined.decrease
@@ -115,16 +122,20 @@ def _at_zero(fit: FitSetup) -> float:
 
 
 def confirm(fit: FitSetup, place: FitState, at_zero: float, tol: float, is_exact: bool) -> FitState:
-    """The place with the exact norm, and whether it has converged; after a pass in vain the next one waits longer.
+    """Test for convergence, and return the state with the outcome.
 
-    `is_exact` tells that gradient and objective are those of a pass at x. The sample's curvature may then be enough.
+    One exact pass evaluates both measures and writes the exact norm and objective to the history. If the test fails,
+    the next one waits twice as many passes.
+
+    If `is_exact`, the gradient and the objective of the state are those of a pass at x. The curvature of the subsample
+    may then replace the exact pass.
     """
     if is_exact and _holds_by_sample(fit, place, tol):
         return place._replace(converged=True)
     examined = _examine(fit, place.summary.x, tol=tol)
     exact = {"objective": examined.value, "gradient_norm": examined.norm / at_zero, "bytes_read": fit.source.bytes_read}
     converged = is_converged(fit, examined, at_zero, tol)
-    # With a diagonal only where the norm misleads: passes of steps gain more than such steps.
+    # With a diagonal H, Newton steps follow only if the norm is at most `tol`. Otherwise passes of steps gain more.
     pays = examined.norm <= tol * at_zero or _plan(fit, len(fit.prepared.groups)).full
     steps = may_step(fit.problem) and pays and examined.decrease > tol * _gain(fit, examined)
     return place._replace(
@@ -138,12 +149,12 @@ def confirm(fit: FitSetup, place: FitState, at_zero: float, tol: float, is_exact
 
 
 def _holds_by_sample(fit: FitSetup, place: FitState, tol: float) -> bool:
-    """Whether what can still be gained is small by the curvature of the sample, which needs no pass."""
+    """Return whether the promised decrease is at most `tol` by the curvature of the subsample. This needs no pass."""
     prepared, executor = fit.prepared, fit.source.executor
     if not prepared.sample or has_extreme_columns(prepared.stats):
         return False
     if prepared.gradient is not None:
-        return True  # the norm along these axes is that of Newton's step
+        return True  # quadratic loss, rotated columns: the norm is that of Newton's step
     [visited] = place.visits
     plan = _plan(fit, 1)._replace(extreme=False)
     decrease = executor.submit(_sample_decrease, prepared.sample[0], visited, fit.problem, plan, name="saga-decrease")
@@ -158,14 +169,14 @@ def _sample_decrease(sample: Subsample, visited: VisitResult, problem: Problem, 
 
 
 def may_step(problem: Problem) -> bool:
-    """Whether Newton steps may be taken: plain SAGA, by a float step or without averaging, is left alone."""
+    """Return whether Newton steps may be taken. A float `step_size` and ``average=False`` ask for plain SAGA."""
     return problem.automatic and problem.average
 
 
 def is_slow(fit: FitSetup, place: FitState) -> bool:
-    """Whether passes of steps gain so little that a Newton step is tried, if its Hessian is cheap enough."""
+    """Return whether a Newton step is tried because passes of steps are slow and a matrix H is cheap enough."""
     norms = [row["gradient_norm"] for row in place.history]
-    # The Hessian leaves out what couples several outputs: its steps gain less.
+    # Each output has its own H, which ignores the coupling of outputs. Newton steps then gain less.
     slow = SLOW_COUPLED if hasattr(fit.problem.loss, "outputs") else SLOW
     return bool(
         len(norms) >= max(place.newton_check, SLOW_PASSES + 1)
@@ -176,9 +187,10 @@ def is_slow(fit: FitSetup, place: FitState) -> bool:
 
 
 def newton_pass(fit: FitSetup, place: FitState) -> FitState:
-    """The place after a Newton step, if F is smaller there; else where it was.
+    """Take a Newton step, and return the new state if F is smaller there. Otherwise keep the previous iterate.
 
-    Steps go on as long as the decrease that they promise halves and the Hessian is a matrix. Passes of steps follow.
+    Another Newton step follows if H is a matrix and the promised decrease is at most half of the previous one.
+    Otherwise passes of steps follow.
     """
     passes = place.newton
     step = place.step or _examine(fit, place.summary.x, passes)
@@ -194,7 +206,7 @@ def newton_pass(fit: FitSetup, place: FitState) -> FitState:
 
 
 def _waits(place: FitState) -> FitState:
-    """The place where passes of steps follow, before Newton steps are tried again: twice as many each time."""
+    """Return the state from which passes of steps follow. The wait for the next Newton step doubles each time."""
     wait = place.newton_wait
     return place._replace(
         newton=0, newton_decrease=np.inf, newton_check=len(place.history) + 1 + wait, newton_wait=2 * wait
@@ -202,7 +214,10 @@ def _waits(place: FitState) -> FitState:
 
 
 def _plan(fit: FitSetup, chunks: int, passes: float = SAFEGUARD_PASSES) -> ModelPlan:
-    """How the Hessian is found: a matrix, if it takes no longer than so many passes of steps, or its diagonal."""
+    """Return the plan of the model. H is a matrix if this takes no longer than `passes` passes of steps.
+
+    Otherwise H is its diagonal.
+    """
     prepared = fit.prepared
     plan, k, p = plan_model(prepared.stats, len(prepared.zero), chunks), len(prepared.zero), len(prepared.stats.mean)
     entries, rows = float(prepared.stats.counts.sum()), max(prepared.stats.rows, 1)
@@ -210,15 +225,16 @@ def _plan(fit: FitSetup, chunks: int, passes: float = SAFEGUARD_PASSES) -> Model
     each = SPARSE_SECONDS if prepared.stats.sparse else BLAS_SECONDS
     seconds = k * (BLAS_SECONDS * p**3 / 3 + each * used * width**2)
     budget = max(EXTREME_SECONDS if plan.extreme else 0.0, passes * (VISIT_SECONDS * entries * k + PASS_SECONDS))
-    room = max(MODEL_BYTES, 8.0 * entries)  # that the models of all chunks may take
+    room = max(MODEL_BYTES, 8.0 * entries)  # bytes for the models of all chunks
     return plan._replace(full=plan.full and seconds <= budget and 8.0 * chunks * k * p**2 <= room)
 
 
 def _examine(fit: FitSetup, x: np.ndarray, passes: float = SAFEGUARD_PASSES, tol: float = 0.0) -> Examined:
-    """What exact passes over all rows find at x: the norm, F, and how much less F could be.
+    """Evaluate the norm, F and the promised decrease at x by exact passes over all rows.
 
-    One pass finds F, its gradient and its curvature. Where rows are far outside of the others, and little seems to be
-    left, two more look where the others would go: codes for missing values hide it together, none of them alone.
+    One pass evaluates F, its gradient and its curvature. If there are far rows and the promised decrease is small, two
+    more passes try the step of the usual rows. Far rows, such as codes for missing values, may hide this decrease
+    together even if none of them does so alone.
     """
     plan = _plan(fit, len(fit.prepared.groups), passes)
     model = _merged(fit, local_model, x, plan)
@@ -232,7 +248,7 @@ def _examine(fit: FitSetup, x: np.ndarray, passes: float = SAFEGUARD_PASSES, tol
 
 
 def _merged(fit: FitSetup, model_of: Callable, x: np.ndarray, plan: ModelPlan) -> Any:
-    """A reference to the sum of all chunks' models."""
+    """Return a reference to the merged model of all chunks."""
     p, executor = x.shape[1] - 1, fit.source.executor
     nbytes = 8.0 * x.size * (3 + (p if plan.full else 1))
     models = fit.source.map(model_of, x, fit.problem, fit.prepared.metric, plan, name="saga-confirm", nbytes=nbytes)
@@ -248,11 +264,12 @@ def _direction(fit: FitSetup, model: Any, x: np.ndarray, *more: Extremes) -> Dir
 
 
 def _along_newton_step(fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan, tol: float) -> tuple[Examined, int]:
-    """What the Newton step of a model leads to, and the number of far rows.
+    """Evaluate the Newton step of a model. Return the result and the number of far rows.
 
-    A second pass evaluates F along it where the model may be wrong: where a few rows may make up a column's curvature
-    at x, but not a step further; and, if the promised decrease is above `tol`, where outputs depend on each other or
-    the Hessian is but its diagonal. Rows whose losses rise along it join the model.
+    A second pass evaluates F along the step where the model may be wrong. It is made if a column has extreme entries,
+    since a few rows may have most of the curvature at x but not one step further. If the promised decrease is above
+    `tol`, it is also made where outputs depend on each other or H is a diagonal. Rows whose losses rise along the step
+    are then kept apart in the model, and a new step is computed.
     """
     problem, more, p = fit.problem, [], x.shape[1] - 1
     measures = plan.extreme or not plan.full or hasattr(problem.loss, "outputs")
@@ -262,12 +279,12 @@ def _along_newton_step(fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan
         examined = Examined(norm, direction.value, direction.decrease, frozen(within(x + direction.move, problem)))
         if not direction.decrease > LEAST_DECREASE * abs(direction.value):
             return examined._replace(decrease=0.0, better=None), direction.far
-        # Worse than zero, or where nothing is known, a quadratic model may lead anywhere.
+        # If F(x) is above F(0), or the decrease is not finite, the step of a quadratic model is not trusted.
         if not (direction.value <= _at_zero(fit) and np.isfinite(direction.decrease)):
             return examined._replace(better=None), direction.far
         if not measures or (not plan.extreme and direction.decrease <= tol * _gain(fit, examined)):
             return examined, direction.far
-        # The step as it comes first; other lengths where it does not keep its word.
+        # Try the full step first, and other lengths only if it achieves too little of the promised decrease.
         better, measured = _on_line(fit, x, direction.move, FULL_STEP)
         if measured > ACHIEVED * direction.decrease:
             break
@@ -284,20 +301,21 @@ def _along_newton_step(fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan
 
 
 def _on_line(fit: FitSetup, x: np.ndarray, move: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, float]:
-    """The best point at some lengths of a move, by a pass over all rows, and how much less F is there."""
+    """Return the best point at the given lengths of a move, and the decrease of F there. This is one pass."""
     values = fit.source.map(chunk_values, x, move, lengths, fit.problem, name="saga-values", nbytes=1000.0)
     return best_on_line(x, move, lengths, sum(fit.source.executor.gather(values)), fit.weight, fit.problem)
 
 
 def norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
-    """What `tol` is relative to: the norm at x = 0, of the coefficients alone where these count.
+    """Return the reference of the gradient norm: the norm at x = 0 of the coefficients' part of the gradient.
 
-    An intercept that is far from zero would else hide them: centred columns do not feel it.
+    If this part is zero, the whole gradient is used. The intercept is left out because an intercept far from zero must
+    not hide the coefficients. It does not affect centred columns.
     """
     gradient = prepared.zero / weight
     zero, metric = np.zeros_like(gradient), prepared.axes.unshifted
     whole = gradient_mapping_norm(zero, gradient, problem, metric)
-    # What rounding leaves where zero is the optimum, as of labels that the columns tell nothing of.
+    # If zero is the optimum, only rounding errors remain, for example with labels that do not depend on the columns.
     if whole <= ROUNDING * _largest_norm(prepared, weight):
         return 0.0
     if not problem.fit_intercept:
@@ -309,10 +327,10 @@ def norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
 
 
 def tells_exactly(prepared: Prepared, weight: float, problem: Problem, norm: float) -> bool:
-    """Whether the gradient memory is exact enough for a norm so small."""
+    """Return whether the gradient memory is accurate enough for a gradient norm of `norm`."""
     return problem.memory_dtype == "float64" or norm >= KNOWN * _largest_norm(prepared, weight)
 
 
 def _largest_norm(prepared: Prepared, weight: float) -> float:
-    """A bound of the norm at zero: a loss's slope is at most the square root of twice the loss and its curvature."""
+    """Return a bound of the norm at zero. The derivative of a row's loss is at most sqrt(2 L F(0))."""
     return float(np.sqrt(2.0 * prepared.axes.L * abs(prepared.value) / weight))
