@@ -1,4 +1,7 @@
-"""Passes over all chunks, in memory and on Dask, and when to stop: ``run`` is the one driver."""
+"""The main loop of a fit: passes over all chunks until the fit has converged.
+
+``run`` is the only driver. It is the same in memory and on Dask.
+"""
 
 from __future__ import annotations
 
@@ -34,46 +37,48 @@ __all__ = ["Info", "join_x", "run", "split_x"]
 logger = logging.getLogger("dask_saga")
 
 
-# Passes after which results are taken from the cluster and put there anew: it would keep every task since, to run
-# them all again if a worker were lost.
+# Number of passes after which results are gathered and put on the cluster again. Otherwise the cluster keeps all tasks
+# so far, to run them again if a worker is lost.
 LINEAGE = 10
 
 
-# A refinement that leaves more than this share of the gradient is the last one: a pass of steps leaves less.
+# A subsample step that leaves more than this fraction of the gradient norm is the last one, as a pass of steps leaves
+# less.
 SLOW = 0.5
 
-# A pass of steps is undone that leaves so many times the least gradient there was, more than the one before, and this
-# share of that at zero: what is less may be an estimate that was too small.
+# A pass of steps is undone if its gradient norm exceeds DIVERGING times the smallest one so far, the previous one, and
+# FAR times the norm at zero. The last limit is needed because an earlier estimate may have been too small.
 DIVERGING, FAR = 10.0, 0.1
 
-# A loss may rise by this share, as sums are rounded.
+# Relative rise of F that counts as rounding.
 RISE = 1e-12
 
 
 class Info(NamedTuple):
-    """What a callback sees after each epoch.
+    """Argument of the callback after each epoch.
 
     Parameters
     ----------
     epoch : int
-        Passes made, from 1. One whose refinement found no better place tells the one before again.
+        Number of passes made, from 1. After a subsample step or a Newton step without gain, the values of the previous
+        pass are repeated.
     x : ndarray of shape (p,), or (k, p) for k outputs
-        Coefficients as they would be returned now.
+        Coefficients that the fit would return now.
     intercept : float, or ndarray of shape (k,)
     objective : float
-        F, estimated: each chunk's loss after its visit in this pass, on a sample of at most 256 rows, and the
-        penalty at `x`. Exact in refinements, and where a stop was to be confirmed.
+        Estimate of F: the sum of each chunk's loss after its visit in this pass, estimated from at most 256 rows, and
+        the penalty at `x`. It is exact after subsample steps, and after a test for convergence by an exact pass.
     gradient_norm : float
-        Norm of the proximal gradient, relative to its value at zero; exact and estimated as `objective` is.
+        Norm of the proximal gradient, relative to its value at zero. It is exact whenever `objective` is.
     step_size : float
     seconds : float
-        Since the first pass began.
+        Seconds since the first pass began.
     visits : int
-        Chunk visits so far.
+        Number of chunk visits so far.
     bytes_read : int
-        Size of the chunks that were loaded so far by this process, again and again where they are not held.
+        Size of all chunks that this process has loaded so far. Chunks that are not held count at every load.
     chunks : sequence
-        What the caller gave as chunks.
+        The chunks as the caller passed them.
     """
 
     epoch: int
@@ -89,7 +94,7 @@ class Info(NamedTuple):
 
 
 class Orders:
-    """The rounds of each pass: those of a number are the same, whichever passes have asked for theirs before."""
+    """Rounds of each pass. The rounds of an epoch depend only on its number, not on the order of the requests."""
 
     def __init__(self, parts: list[range], seed: int | None):
         self.parts, self.rng, self.drawn = parts, None if seed is None else np.random.default_rng(seed), []
@@ -101,12 +106,12 @@ class Orders:
 
 
 def split_x(x: np.ndarray) -> tuple[np.ndarray, Any]:
-    """Coefficients and intercept, of one output without its axis."""
+    """Split x into coefficients and intercept. With one output, the axis of outputs is dropped."""
     return (x[0, :-1], float(x[0, -1])) if len(x) == 1 else (x[:, :-1], x[:, -1])
 
 
 def join_x(coef: np.ndarray, intercept: Any) -> np.ndarray:
-    """The inverse of ``split_x``: coefficients of each output with its intercept last, as the solver has them."""
+    """Join coefficients and intercept to the solver's x, with the intercept in the last column. Undo ``split_x``."""
     return np.column_stack([np.atleast_2d(coef), np.ravel(intercept)])
 
 
@@ -124,36 +129,36 @@ def run(
     checkpoint: Checkpoint | None = None,
     start: np.ndarray | None = None,
 ) -> Result:
-    """SAGA over all chunks, round by round, epoch by epoch.
+    """Fit by SAGA over all chunks, with subsample steps and Newton steps where they gain more.
 
     Parameters
     ----------
     source : Source
     prepared : Prepared
-        From ``prepare``, of rows whose weights do not sum to zero.
+        Result of ``prepare``. The weights of the rows must not sum to zero.
     problem : Problem
     seed : int or None
-        Entropy of all orders; None draws some, or goes on with that of the checkpoint.
+        Seed of all random orders. None uses the seed of the checkpoint, or draws one.
     max_iter : int
-        Passes at most.
+        Maximum number of passes.
     tol : float
-        Stop where the norm of the proximal gradient is below `tol` times that at zero.
-        The memory's estimate of it is confirmed by one exact pass first.
+        Tolerance of the two measures of convergence (docs/algorithm/stopping.md). The gradient norm that the gradient
+        memory estimates decides when the exact test is made.
     shuffle : bool, default=True
-        Whether each epoch visits the chunks in a new random order.
+        If True, each epoch visits the chunks in a new random order.
     callback : callable, default=None
-        ``callback(info)`` after each epoch; True stops.
+        ``callback(info)`` is called after each epoch. The fit stops if it returns True.
     given : object, default=None
-        What ``info.chunks`` shows.
+        Value of ``info.chunks``.
     checkpoint : Checkpoint, default=None
-        Where to go on from, and to save to.
+        Checkpoint to resume from and to save to.
     start : ndarray of shape (k, p + 1), default=None
-        Coefficients to begin at, unless zero is better or there is a checkpoint.
+        Coefficients to start from. Ignored if zero is better or if the fit resumes from a checkpoint.
 
     Returns
     -------
     Result
-        After KeyboardInterrupt that of the last whole pass, if there was one.
+        Result of the last complete pass. A KeyboardInterrupt before the first one is raised again.
     """
     ids = number_occurrences(fact.content for fact in prepared.facts)
     weight = sum(fact.weight for fact in prepared.facts)
@@ -185,13 +190,13 @@ def run(
             is_exact = True
             if place.is_new:
                 place = place._replace(is_new=False)
-            elif place.newton:  # before a subsample step, which would lead away from the x that it starts at
+            elif place.newton:  # before a subsample step, which would leave the x of the Newton step
                 place, ahead = newton_pass(fit, place), None
             elif place.refines:
                 place = _refined(fit, place)
             else:
                 is_exact, coming = False, ahead or _one_pass(fit, place, orders[epoch], epoch)
-                # The next pass is submitted before this one has ended, unless its lineage will be cut then.
+                # Submit the next pass before this one has ended, unless the lineage is cut in between.
                 follows = source.holds and source.executor.goes_ahead and epoch % LINEAGE and epoch < max_iter
                 ahead = _one_pass(fit, coming, orders[epoch + 1], epoch + 1) if follows else None
                 ended = _ended(fit, place, coming)
@@ -220,16 +225,17 @@ def run(
         if not place.history:
             raise
         interrupted = source.interrupted = True
-    coming = ahead = None  # so that the cluster forgets it
+    coming = ahead = None  # the cluster releases the passes that are no longer referenced
     source.executor.let_go()
     needs_float64 = not tells_exactly(prepared, weight, problem, tol * at_zero)
     return result(fit, place, interrupted)._replace(needs_float64=needs_float64)
 
 
 def _refined(fit: FitSetup, place: FitState) -> FitState:
-    """The place where the sample leads, with the exact gradient there; the last one where gradient or loss is larger.
+    """Take a subsample step, and return the new state with the exact gradient.
 
-    Refinements end where the next one would gain less than a pass of steps.
+    If the gradient norm does not fall or F rises, the step is rejected and the previous iterate is kept. Subsample
+    steps end when a pass of steps would gain more.
     """
     source, executor, problem, epoch = fit.source, fit.source.executor, fit.problem, len(place.history) + 1
     [before] = place.visits
@@ -254,7 +260,7 @@ def _subsample_step(sample: Any, before: VisitResult, problem: Problem, turn: in
 
 
 def _one_pass(fit: FitSetup, place: FitState, rounds: list[list[int]], epoch: int) -> FitState:
-    """The place after one more visit of every chunk; its summary is a reference."""
+    """Submit one visit of every chunk, and return the state after it. Its summary is a reference."""
     source, executor, facts = fit.source, fit.source.executor, fit.prepared.facts
     visits, own, window, count, text = place.visits, list(place.own), place.window, place.count, place.text
     coming, norms = source.each(list(itertools.chain(*rounds))), fit.row_norms()
@@ -278,14 +284,14 @@ def _one_pass(fit: FitSetup, place: FitState, rounds: list[list[int]], epoch: in
 
 
 def _ended(fit: FitSetup, place: FitState, coming: FitState) -> FitState:
-    """The place where a pass ends, once it has; what was found out meanwhile holds there, too."""
+    """Wait for the end of a pass, and return its state with the history and the checks of the current state."""
     [summary] = fit.source.executor.gather([coming.summary])
     known = {name: getattr(place, name) for name in ("history", "next_check", "wait", "newton_check", "newton_wait")}
     return coming._replace(summary=summary, **known)
 
 
 def _is_diverging(place: FitState, ended: FitState, at_zero: float) -> bool:
-    """Whether a pass of steps, which would have been shorter had that been known, is to be undone."""
+    """Return whether a pass of steps is diverging and must be undone. Shorter steps follow then."""
     norms = [row["gradient_norm"] * at_zero for row in place.history]
     norm = ended.summary.gradient_norm
     least = max(norms[-1], DIVERGING * min(norms), FAR * at_zero) if norms else np.inf
@@ -293,7 +299,7 @@ def _is_diverging(place: FitState, ended: FitState, at_zero: float) -> bool:
 
 
 def _noted(fit: FitSetup, place: FitState, at_zero: float, began: float) -> FitState:
-    """The place with one more row of history."""
+    """Return the state with one more row of history, and log this row."""
     epoch, norm, seconds = len(place.history) + 1, place.summary.gradient_norm / at_zero, time.perf_counter() - began
     logger.info("epoch %d: gradient norm %.2e, %.2f s", epoch, norm, seconds)
     row = {
@@ -308,6 +314,6 @@ def _noted(fit: FitSetup, place: FitState, at_zero: float, began: float) -> FitS
 
 
 def _info(place: FitState, given: Any) -> Info:
-    """What the callback sees."""
+    """Return the argument of the callback."""
     x, intercept = split_x(place.summary.x)
     return Info(**place.history[-1], x=x, intercept=intercept, step_size=place.summary.step_size, chunks=given)
