@@ -1,6 +1,7 @@
-"""Where a fit stands between two passes, and how that gets to the executor and back.
+"""State of a fit between two passes, and its transfer to the executor and back.
 
-It holds references to heads and memories that an executor hands out: values in memory, futures on a cluster.
+The state holds references to solver states and gradient memories. A reference is a value in memory and a future on a
+cluster.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ __all__ = [
 
 
 class Result(NamedTuple):
-    """What a fit comes to."""
+    """Result of a fit."""
 
-    state: SAGAState  # without chunks where there is no room for their memory
+    state: SAGAState  # without the chunks if their memory does not fit into this process
     has_memory: bool
     x: np.ndarray
     step_size: float
@@ -58,12 +59,12 @@ class Result(NamedTuple):
     diverged: bool
     interrupted: bool
     history: list[dict]
-    n_chunks: int  # that are visited apart
-    needs_float64: bool = False  # whether float32 gradient memory is too coarse for `tol`
+    n_chunks: int  # number of chunks after joining; each of them has visits of its own
+    needs_float64: bool = False  # whether a float32 gradient memory is not accurate enough for `tol`
 
 
 class FitSetup(NamedTuple):
-    """What is the same in every pass."""
+    """Values that are the same in every pass."""
 
     source: Source
     prepared: Prepared
@@ -72,22 +73,25 @@ class FitSetup(NamedTuple):
     weight: float
     seed: int
     parts: list[range]
-    norms: list  # as ``row_norms`` gives them
+    norms: list  # cache of ``row_norms``
 
     def memory_bytes(self, rows: int) -> int:
-        """Size of the memory gradients of so many rows."""
+        """Return the size, in bytes, of the gradient memory of `rows` rows."""
         return rows * len(self.prepared.zero) * np.dtype(self.problem.memory_dtype).itemsize
 
     def has_room(self) -> bool:
-        """Whether the memory of all chunks may come to this process."""
+        """Return whether the gradient memory of all chunks fits into this process."""
         return self.source.executor.has_room(self.memory_bytes(sum(self.prepared.lengths)))
 
     def remembered_bytes(self) -> int:
-        """Size of what the largest chunk tells at one x: its memory, and the sum of its gradients."""
+        """Return the size, in bytes, of the ``gradients_at`` of the largest chunk: its memory and its gradient sum."""
         return self.memory_bytes(max(self.prepared.lengths)) + self.prepared.zero.nbytes
 
     def row_norms(self) -> list:
-        """Of each group a reference to its rows' norms, or None where chunks are not held; once visits ask for them."""
+        """Return a reference to the row norms of each group, or None if chunks are not held.
+
+        The norms are computed at the first call.
+        """
         if not self.norms:
             held, asked = self.source.holds, (self.prepared.metric, self.problem)
             there = (
@@ -98,32 +102,37 @@ class FitSetup(NamedTuple):
 
 
 class FitState(NamedTuple):
-    """Where a fit stands after a whole pass: references to what is on the executor, and what is known here."""
+    """State of a fit after a complete pass: references to values on the executor, and values of this process.
 
-    visits: list  # of the last round
-    own: list  # of each group, its own last
+    ``wait`` is the number of passes between a failed test for convergence and the next one. ``newton_wait`` is the same
+    for Newton steps that are tried after slow passes.
+    """
+
+    visits: list  # results of the last round
+    own: list  # last result of each group
     summary: EpochSummary
     window: frozenset
     count: int
     text: str
     history: tuple = ()
-    next_check: int = 1  # the epoch from which a stop may be confirmed, and how long to wait after one that was not
+    next_check: int = 1  # first epoch at which convergence may be tested again
     wait: int = 1
     converged: bool = False
-    refines: bool = False  # whether the next pass is to tell the exact gradient where the sample leads
-    in_vain: int = 0  # passes that found no better place, and left no trace
-    is_new: bool = False  # whether the first pass has told the exact gradient here, and is not yet noted
-    newton: int = 0  # if not zero, the next pass takes a Newton step, whose Hessian may cost as much as so many passes
-    newton_check: int = 0  # the epoch from which slow passes may be followed by one, and how long to wait after it
+    refines: bool = False  # whether the next pass is a subsample step
+    in_vain: int = 0  # number of passes whose step was rejected
+    is_new: bool = False  # whether the first pass was made at the given start, and is not yet in the history
+    newton: int = 0  # if not zero, the next pass is a Newton step, and H may cost as much as this many passes
+    newton_check: int = 0  # first epoch at which slow passes may lead to a Newton step
     newton_wait: int = 1
-    newton_decrease: float = math.inf  # that the last Newton step promised, if it was one
-    step: Any = None  # the Newton step, where it is known already
+    newton_decrease: float = math.inf  # decrease that the last Newton step promised; inf if the last pass was none
+    step: Any = None  # the next Newton step, if it is already known
 
 
-# Memories up to this share of the rows, and this size, go to where their sums are added up: a task less for each chunk.
+# Largest size of the gradient memory that is sent along to the task that adds the gradient sums: the fraction TRAVELS
+# of the data, and MOST_TRAVELS bytes. This saves one task for each chunk.
 TRAVELS, MOST_TRAVELS = 0.05, 2**25
 
-# What a checkpoint keeps of a place beside head and memories.
+# Fields of a FitState that a checkpoint saves in addition to the solver state and the memories.
 FACTS = (
     "window", "count", "text", "history", "next_check", "wait", "converged", "refines", "in_vain", "newton",
     "newton_check", "newton_wait", "newton_decrease",
@@ -131,9 +140,11 @@ FACTS = (
 
 
 def initial_state(fit: FitSetup, at_zero: float, start: np.ndarray | None = None) -> FitState:
-    """Before the first pass: at the optimum of the sample; or after it, at the start that is given.
+    """Return the state at which a fit begins.
 
-    Unless zero, or what is nearest within bounds, is better.
+    The given start is tried first, then the optimum of the subsample. Each is used if F is not larger there than at
+    zero, or at the point within bounds nearest to zero. If none is used, the fit begins at that point. The pass at a
+    given start counts as the first pass of the fit.
     """
     prepared, problem, executor = fit.prepared, fit.problem, fit.source.executor
     rows = sum(fact.rows for fact in prepared.facts)
@@ -141,7 +152,7 @@ def initial_state(fit: FitSetup, at_zero: float, start: np.ndarray | None = None
     text = digest("fit", fit.ids, problem.token(), len(fit.parts))
     limited = executor.submit(_limited, head, *prepared.limits, name="saga-head")
     there = FitState([limited], [None] * len(prepared.groups), None, frozenset(), 0, text)
-    prepared.limits.clear()  # the cluster would else remember the tasks before
+    prepared.limits.clear()  # otherwise the cluster keeps the tasks of the limits
     if at_zero and start is not None:
         x = adapt(head._replace(x=start, preconditioner_key=""), problem).x
         text = digest(text, x.tobytes())
@@ -156,20 +167,23 @@ def initial_state(fit: FitSetup, at_zero: float, start: np.ndarray | None = None
         if led.summary.objective <= _objective(fit, head.x):
             return led
         prepared.sample.clear()
-    # Where zero is the optimum there is no pass, and nothing to remember.
+    # The gradient memory is still empty. If zero is the optimum, there will be no pass.
     visits = executor.gather([limited])
     summary = round_summary(problem, prepared.axes, *visits)
     return there._replace(visits=visits, summary=summary, converged=at_zero == 0)
 
 
 def _at_point(fit: FitSetup, place: FitState, x: Any, visits: int) -> FitState:
-    """The place at an x, a reference, where one pass over all rows has filled the memory, as after so many visits."""
+    """Fill the gradient memory at x by one pass over all rows, and return the state there.
+
+    x is a reference. `visits` is the number of visits that each chunk then counts.
+    """
     own = fit.source.map(gradients_at, x, fit.problem, visits, name="saga-memory", nbytes=fit.remembered_bytes())
     return arrived(fit, place._replace(own=own, refines=bool(fit.prepared.sample)), x)
 
 
 def _objective(fit: FitSetup, x: np.ndarray) -> float:
-    """F at the start without a sample: zero, unless that is out of bounds."""
+    """Return F at the start without a subsample. This is zero, or the nearest point within bounds."""
     value = fit.prepared.value
     if x.any():
         told = fit.source.map(chunk_gradient, x, fit.problem, name="saga-confirm", nbytes=x.nbytes)
@@ -179,44 +193,47 @@ def _objective(fit: FitSetup, x: np.ndarray) -> float:
 
 
 def arrived(fit: FitSetup, place: FitState, x: Any) -> FitState:
-    """The place with the head and the summary of an x, a reference, of which all chunks' own tell the gradient."""
+    """Return the state at x with its solver state and summary. ``place.own`` has the gradients of all chunks at x.
+
+    x is a reference.
+    """
     executor, told, [before] = fit.source.executor, place.own, place.visits
     memory = fit.memory_bytes(sum(fit.prepared.lengths))
     if memory > min(TRAVELS * sum(fit.source.sizes), MOST_TRAVELS):
         told = executor.map(_told, [(one,) for one in told], name="saga-sum")
-    # The head as a value: the cluster would else remember all tasks that led to it.
+    # Gather the solver state as a value. Otherwise the cluster keeps all tasks that led to it.
     calls = (fit.problem, fit.prepared.metric, before, x, *told)
     [(head, summary)] = executor.gather([executor.submit(_arrived, *calls, name="saga-head")])
     return place._replace(visits=[head], summary=summary)
 
 
 def roll_back(fit: FitSetup, place: FitState, ended: FitState) -> FitState:
-    """The place before a pass that led far astray, with the exact gradient there, and shorter steps to come."""
+    """Undo a diverging pass: return to the x before it, with the exact gradient there and shorter steps."""
     [head] = fit.source.executor.gather([_head(fit, ended)])
     text = digest(ended.text, "roll_back")
     return _filled(fit, ended._replace(text=text), shortened(head, place.summary.x))
 
 
 def moved(fit: FitSetup, place: FitState, x: np.ndarray) -> FitState:
-    """The place at an x that no visit led to, with the exact gradient there."""
+    """Return the state at an x that was not reached by visits, with the exact gradient there."""
     [head] = fit.source.executor.gather([_head(fit, place)])
     text = digest(place.text, "moved", x.tobytes())
     return _filled(fit, place._replace(text=text), restarted(head, x, head.step_multiplier))
 
 
 def _filled(fit: FitSetup, place: FitState, head: SolverState) -> FitState:
-    """The place at a head's x, where one pass over all rows has filled the memory."""
+    """Fill the gradient memory at the x of a solver state by one pass over all rows, and return the state there."""
     there = place._replace(visits=[VisitResult(head, None)], window=frozenset(), count=0)
     return _at_point(fit, there, head.x, len(place.history) + 1)
 
 
 def resume(fit: FitSetup, saved: Saved, tol: float) -> FitState:
-    """Where a checkpoint was written."""
+    """Return the state that a checkpoint has saved."""
     start = VisitResult(saved.head, None)
     own = fit.source.executor.put([VisitResult(None, memory) for memory in saved.memories])
     facts = {name: saved.facts.get(name, FitState._field_defaults.get(name)) for name in FACTS}
     facts["window"], facts["history"] = frozenset(facts["window"]), tuple(facts["history"])
-    if facts["converged"] and facts["history"][-1]["gradient_norm"] > tol:  # which was larger then
+    if facts["converged"] and facts["history"][-1]["gradient_norm"] > tol:  # `tol` was larger then
         facts |= {"converged": False, "next_check": 1, "wait": 1}
     if not facts["refines"]:
         fit.prepared.sample.clear()
@@ -226,7 +243,7 @@ def resume(fit: FitSetup, saved: Saved, tol: float) -> FitState:
 
 
 def to_checkpoint(fit: FitSetup, place: FitState) -> Saved:
-    """The place as values."""
+    """Gather the state as values for a checkpoint."""
     executor = fit.source.executor
     memories = executor.map(_second, [(pair,) for pair in place.own], name="saga-gather")
     head, *memories = executor.gather([_head(fit, place), *memories])
@@ -236,13 +253,16 @@ def to_checkpoint(fit: FitSetup, place: FitState) -> Saved:
 
 
 def _head(fit: FitSetup, place: FitState) -> Any:
-    if isinstance(place.visits[0], VisitResult):  # it is here
+    if isinstance(place.visits[0], VisitResult):  # the values are in this process
         return merge_round(fit.problem, fit.prepared.axes, *place.visits)
     return fit.source.executor.submit(merge_round, fit.problem, fit.prepared.metric, *place.visits, name="saga-head")
 
 
 def without_lineage(fit: FitSetup, place: FitState) -> FitState:
-    """The place put anew on the executor, where it keeps the tasks that made it and has room for the values."""
+    """Gather the state and put it on the executor again, so that the executor can release the tasks that made it.
+
+    Nothing is done if the executor keeps no tasks, or if the values are too large.
+    """
     if not fit.source.executor.forget_lineage(fit.memory_bytes(sum(fit.prepared.lengths))):
         return place
     head, memories, _ = to_checkpoint(fit, place)
@@ -251,12 +271,13 @@ def without_lineage(fit: FitSetup, place: FitState) -> FitState:
 
 
 def result(fit: FitSetup, place: FitState, interrupted: bool) -> Result:
-    """The result, with the memory of each chunk, joined or not, if there is room for it."""
+    """Return the result of a fit, with the memory of every original chunk if it fits into this process."""
     prepared, problem = fit.prepared, fit.problem
     head, memories = _with_memories(fit, place)
-    if len(prepared.groups) < len(fit.ids):  # what was found for one chunk does not hold for its parts
+    if len(prepared.groups) < len(fit.ids):  # a longer step of a joined chunk may be too long for its parts
         head = head._replace(step_multiplier=min(head.step_multiplier, 1.0))
-    # A refinement is a pass, too: the next chunk to return begins another.
+    # A subsample step leaves the window empty, but it is a complete pass. All chunks then count as visited, so the next
+    # visit of a chunk begins a new pass.
     window = place.window or (range(len(prepared.groups)) if place.history else ())
     state = SAGAState(
         head,
@@ -276,12 +297,12 @@ def result(fit: FitSetup, place: FitState, interrupted: bool) -> Result:
 
 
 def _with_memories(fit: FitSetup, place: FitState) -> tuple[SolverState, list[ChunkMemory] | None]:
-    """The head, and the memory of each chunk or None."""
+    """Return the solver state and the memory of every chunk, or None if the memory does not fit."""
     executor, prepared, problem = fit.source.executor, fit.prepared, fit.problem
     if not fit.has_room():
         return executor.gather([_head(fit, place)])[0], None
     calls, apart = [], len(prepared.groups) == len(fit.ids)
-    alone = apart and not place.window  # memories without heads are asked for as they are
+    alone = apart and not place.window  # `own` then holds memories without solver states
     there = executor.gather(place.own) if alone else place.own
     for g, group in enumerate(prepared.groups):
         facts, lengths = ([known[k] for k in group] for known in (prepared.facts, prepared.lengths))
@@ -293,7 +314,7 @@ def _with_memories(fit: FitSetup, place: FitState) -> tuple[SolverState, list[Ch
     return head, list(itertools.chain(*memories))
 
 
-# Tasks beside those of the rounds.
+# Tasks other than those of the rounds.
 
 
 def _limited(head: SolverState, *limits: np.ndarray) -> VisitResult:
@@ -307,7 +328,7 @@ def _told(one: ChunkGradients) -> ChunkGradients:
 def _arrived(
     problem: Problem, metric: Preconditioner, before: VisitResult, x: np.ndarray, *told: ChunkGradients
 ) -> tuple[VisitResult, EpochSummary]:
-    with np.errstate(over="ignore", invalid="ignore"):  # where a start or a refinement went astray
+    with np.errstate(over="ignore", invalid="ignore"):  # after a start or a subsample step that diverges
         total = sum(one.total for one in told)
     head = before.head._replace(x=x, gradient_sum=frozen(total), window_start=x)
     there = VisitResult(head, None, earlier=sum(one.value for one in told))
@@ -319,7 +340,7 @@ def _second(pair: tuple) -> Any:
 
 
 def _memories(chunk, own, facts, lengths, problem) -> list[ChunkMemory]:
-    if own is None:  # there was no pass
+    if own is None:  # no pass was made
         zeros = [
             np.zeros((n, fact.gradients.shape[1]), problem.memory_dtype) for n, fact in zip(lengths, facts, strict=True)
         ]
