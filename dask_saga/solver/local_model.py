@@ -1,4 +1,7 @@
-"""F near x: a quadratic, and the losses of the few rows that a quadratic would misjudge."""
+"""Model of F near x: a quadratic of most rows, and the exact losses of a few rows with extreme entries.
+
+The models of chunks are computed in parallel and merged. See docs/algorithm/stopping.md, "The promised decrease".
+"""
 
 from __future__ import annotations
 
@@ -37,46 +40,50 @@ __all__ = [
 ]
 
 
-# The Hessian has at most so many entries, over all outputs; else only its diagonal is used.
+# Largest number of entries of the Hessian, over all outputs. If there are more, only the diagonal is used.
 MOST_ENTRIES = 2**22
 
-# Rows that the Hessian is the sum of, for each column, and at least; and entries that they have at most.
+# Number of rows from which the Hessian is computed: ROWS_PER_COLUMN for each column, but at least LEAST_ROWS. They have
+# at most MOST_USED entries.
 ROWS_PER_COLUMN, LEAST_ROWS, MOST_USED = 50, 2**13, 2**25
 
-# A chunk gives at least so many of them.
+# Least number of these rows that each chunk contributes.
 LEAST_CHUNK_ROWS = 2**10
 
-# Rows are kept apart whose share of a column's curvature is above the first: so many at most, and so many of a chunk
-# at least.
+# Rows with more than the fraction APART of a column's curvature are kept apart: at most MOST_APART in all, but every
+# chunk may keep at least LEAST_APART.
 APART, MOST_APART, LEAST_APART = 1 / 250, 256, 4
 
-# An entry is extreme whose square is such a share of the column's squares, if that is so many times their mean.
+# An entry is extreme if its squared distance from the column's mean exceeds the fraction EXTREME_SHARE of their sum. It
+# must also exceed LEAST_EXTREME times their mean, or half of their sum. More than LARGEST_ENTRY times their mean is
+# always enough.
 EXTREME_SHARE, LEAST_EXTREME = 0.1, 40.0
 
-# A row is far where an entry is so many times the distance of the quartiles from its column's median. A column is
-# looked at where its standard deviation is so many times that distance, in about so many rows; of sparse rows, up to so
-# many columns are.
+# A row is far if an entry is more than FAR_WIDTHS interquartile ranges from its column's median. Only columns with a
+# standard deviation above TAILS interquartile ranges are searched. Both are estimated from about QUARTILE_ROWS rows.
+# Sparse data with more than MOST_DENSE columns are not searched.
 FAR_WIDTHS, TAILS, QUARTILE_ROWS, MOST_DENSE = 20.0, 5.0, 2048, 2000
-# Where they have such a share of one column together, more are looked for.
+# If the rows kept apart together have more than this fraction of a column's curvature, the search is repeated.
 RULES = 0.2
 
-# In each of so many rounds, those whose share is so much of the largest one.
+# The search for rows to keep apart has at most PEELS rounds. Each round takes the rows whose share is above the
+# fraction PEELED of the largest share.
 PEELS, PEELED = 8, 0.3
 
 
 class ModelPlan(NamedTuple):
-    """How a chunk's share of the Hessian is found.
+    """Plan for a chunk's contribution to the Hessian.
 
     Parameters
     ----------
     rows : int
-        Rows of the chunk that are used.
+        Number of rows of the chunk that are used for a matrix.
     full : bool
-        Whether the Hessian is a matrix. Else it is its diagonal, of all rows.
+        Whether the Hessian is a matrix. Otherwise it is the diagonal, computed from all rows.
     extreme : bool
-        Whether rows with a large part of a column's curvature are looked for.
+        Whether to search for rows with a large share of a column's curvature.
     apart : int
-        How many of these are kept apart, at most.
+        Maximum number of such rows that are kept apart.
     """
 
     rows: int
@@ -86,7 +93,7 @@ class ModelPlan(NamedTuple):
 
 
 class Extremes(NamedTuple):
-    """A few rows, each of which makes up much of the curvature of a column.
+    """Rows that are kept apart because each has a large share of the curvature of a column.
 
     Parameters
     ----------
@@ -94,7 +101,7 @@ class Extremes(NamedTuple):
     targets : ndarray of shape (m, 1) or (m, k)
     weights : ndarray of shape (m,)
     numbers : ndarray of shape (m, 2), int64
-        What tells a row from others: of its chunk's content, and its own.
+        Identity of each row: a digest of its chunk's content, and its number in the chunk.
     """
 
     rows: np.ndarray
@@ -104,7 +111,7 @@ class Extremes(NamedTuple):
 
 
 class LocalModel(NamedTuple):
-    """The sum of the losses near x, to second order. Sums of the models of chunks are models of all.
+    """Second-order model of the sum of the losses near x. ``merge_models`` merges the models of chunks.
 
     Parameters
     ----------
@@ -115,14 +122,14 @@ class LocalModel(NamedTuple):
     curvature : ndarray of shape (k,)
         Sum of the weighted second derivatives.
     mean : ndarray of shape (k, p)
-        Mean of the rows, weighted by these; zero without an intercept.
+        Mean of the rows, weighted by the second derivatives. It is zero without an intercept.
     hessian : ndarray of shape (k, p, p) or (k, p)
-        Second moments of the rows about this mean, weighted so: the Hessian of each output, where the intercept
-        follows the coefficients. Or the diagonals.
+        Second moments of the rows about this mean with the same weights. This is the Hessian of each output if the
+        intercept is always at its optimum, or the diagonal of this Hessian.
     extremes : Extremes
-        Rows that are not part of these three. Their losses are no quadratic: they are kept as they are.
+        Rows that `curvature`, `mean` and `hessian` leave out. Their exact losses are used instead of a quadratic.
     far : int
-        Number of rows that ``far_rows`` finds.
+        Number of far rows.
     """
 
     value: float
@@ -135,12 +142,16 @@ class LocalModel(NamedTuple):
 
 
 def has_extreme_columns(stats: ColumnStats) -> bool:
-    """Whether the square of an entry, from its column's mean, is much of the sum of all, or far above their mean."""
+    """Return whether a column has an extreme entry.
+
+    An entry is extreme if its squared distance from the column's mean is a large share of the sum of all squared
+    distances, or far above their mean.
+    """
     if not stats.rows:
         return False
     far = np.maximum(stats.high - stats.mean, stats.mean - stats.low) ** 2
     usual = stats.squares / stats.weight
-    if stats.sparse:  # of columns that not every row stores, the mean square of what is stored
+    if stats.sparse:  # not every row stores each column: use the mean square of the stored entries
         stored = (usual + stats.mean**2) * stats.rows / np.maximum(stats.counts, 1)
         far, usual = np.where(stats.full, far, stats.high**2), np.where(stats.full, usual, stored)
     limits = np.clip(stats.counts * EXTREME_SHARE, np.minimum(LEAST_EXTREME, 0.5 * stats.counts), LARGEST_ENTRY)
@@ -148,7 +159,7 @@ def has_extreme_columns(stats: ColumnStats) -> bool:
 
 
 def plan_model(stats: ColumnStats, outputs: int, chunks: int) -> ModelPlan:
-    """The plan for each of so many chunks."""
+    """Return the plan for each of `chunks` chunks."""
     p = len(stats.mean)
     rows = min(max(LEAST_ROWS, ROWS_PER_COLUMN * p), MOST_USED // p)
     full = outputs * p**2 <= MOST_ENTRIES
@@ -159,7 +170,10 @@ def plan_model(stats: ColumnStats, outputs: int, chunks: int) -> ModelPlan:
 def local_model(
     chunk: Chunk, x: np.ndarray, problem: Problem, metric: Preconditioner, plan: ModelPlan, gradient: bool = True
 ) -> LocalModel:
-    """The model of one chunk; without `gradient` its value and gradient are zero, and only some rows are read."""
+    """Return the model of one chunk.
+
+    If `gradient` is False, the value and the gradient are zero, and a matrix needs only some of the rows.
+    """
     value, sums = chunk_gradient(chunk, x, problem) if gradient else (0.0, np.zeros_like(x))
     centre = metric.shift if problem.fit_intercept else np.zeros_like(metric.shift)
     far = int(far_rows(chunk).sum())
@@ -172,18 +186,20 @@ def local_model(
 
 
 def usual_model(chunk: Chunk, x: np.ndarray, problem: Problem, metric: Preconditioner, plan: ModelPlan) -> LocalModel:
-    """The model of one chunk without its far rows: where the others would go.
+    """Return the model of the usual rows of one chunk, which are all rows but the far rows.
 
-    Codes for missing values in many rows hide the curvature of all others together, none of them alone.
+    Codes for missing values in many rows may together hide the curvature of the usual rows, even if no row does so
+    alone.
     """
     weights = np.where(far_rows(chunk), 0.0, chunk.row_weights)
     return local_model(chunk._replace(weights=weights), x, problem, metric, plan._replace(extreme=False))
 
 
 def far_rows(chunk: Chunk) -> np.ndarray:
-    """Which rows have an entry far outside of its column's quartiles, of shape (n,).
+    """Return a boolean mask of shape (n,) of the far rows. They have an entry far outside its column's quartiles.
 
-    Columns are looked at where the standard deviation of some rows is far above the distance of the quartiles.
+    Only columns whose standard deviation is far above the interquartile range are searched. Both are estimated from
+    some of the rows.
     """
     rows, (n, p) = chunk.rows, chunk.rows.shape
     far, few = np.zeros(n, bool), rows[:: max(1, n // QUARTILE_ROWS)]
@@ -202,7 +218,7 @@ def far_rows(chunk: Chunk) -> np.ndarray:
 
 
 def merge_models(*models: LocalModel) -> LocalModel:
-    """The model of all rows (Chan, Golub, LeVeque 1983, equation 2.1)."""
+    """Merge models to the model of all their rows (Chan, Golub, LeVeque 1983, equation 2.1)."""
     whole = models[0]
     for other in models[1:]:
         curvature = whole.curvature + other.curvature
@@ -226,16 +242,20 @@ def merge_models(*models: LocalModel) -> LocalModel:
 
 
 def row_derivatives(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted first and second derivatives of each row's loss at its predictions z, both of shape (n, k)."""
+    """Compute the weighted first and second derivatives of each row's loss at its predictions z.
+
+    z and both results have shape (n, k).
+    """
     slopes, curvatures = np.empty_like(z), np.empty_like(z)
     kernel, room = kernels_for(problem.loss, problem.penalty).derivatives, room_for(z.shape[1])
     with np.errstate(all="ignore"):
         kernel(frozen(z), frozen(chunk.targets), frozen(chunk.weights), slopes, curvatures, room, problem.loss)
-    curvatures[~np.isfinite(curvatures)] = 0.0  # as of |z|^1.5 at zero: nothing is known there
+    curvatures[~np.isfinite(curvatures)] = 0.0  # for example |z|^1.5 at zero
     return slopes, curvatures
 
 
 def predictions(rows: Any, x: np.ndarray) -> np.ndarray:
+    """Compute the predictions of dense or sparse rows at x, of shape (n, k)."""
     predict = sparse_predictions if sp.issparse(rows) else dense_predictions
     z = np.empty((rows.shape[0], len(x)))
     for block, arrays in row_blocks(rows, slice(0, rows.shape[0])):
@@ -244,10 +264,11 @@ def predictions(rows: Any, x: np.ndarray) -> np.ndarray:
 
 
 def _drawn_rows(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) -> tuple[Chunk, Extremes]:
-    """Rows at random, whose weighted sums have those of the chunk as expectations, and those that are kept apart.
+    """Draw the rows for the Hessian at random. Return them and the rows that are kept apart.
 
-    Where columns have extreme entries, the chance of a row is its share of the columns' curvatures (its diagonal
-    leverage). Rows that have a large share of any column's are kept apart.
+    Each drawn row is weighted by the inverse of its chance, so that the expectation of a sum is the sum over the chunk.
+    Rows are drawn evenly. If the plan has extreme columns, half of the chance of a row is proportional to its diagonal
+    leverage, and rows with a large share of any column's curvature are kept apart.
     """
     used = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets))
     chance, apart = np.full(len(used), min(1.0, plan.rows / max(len(used), 1))), used[:0]
@@ -256,7 +277,7 @@ def _drawn_rows(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) 
         used = np.setdiff1d(used, apart, assume_unique=True)
         chance = np.full(len(used), min(1.0, plan.rows / max(len(used), 1)))
         total = leverages[used].sum()
-        if plan.rows < len(used) and 0.0 < total < np.inf:  # where a loss is not finite, nothing is known
+        if plan.rows < len(used) and 0.0 < total < np.inf:  # a leverage is not finite if a loss is not
             chance = np.minimum(1.0, 0.5 * (chance + plan.rows * leverages[used] / total))
     extremes = take_extremes(chunk, apart)
     if plan.rows >= len(used) and not len(apart):
@@ -269,9 +290,17 @@ def _drawn_rows(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) 
 
 
 def _peeled(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of rows that have a large share of a column's curvature, and the diagonal leverage of each of the others.
+    """Find the rows that have a large share of a column's curvature.
 
-    Where they have most of it, others may have a large share of what remains: they are looked for again.
+    If the rows found have much of a column's curvature, other rows may have a large share of what remains. The search
+    is then repeated without the rows found.
+
+    Returns
+    -------
+    apart : ndarray of shape (m,)
+        Numbers of the rows found.
+    leverages : ndarray of shape (n,)
+        Diagonal leverage of each other row, and zero for the rows found.
     """
     curvatures = row_derivatives(chunk, predictions(chunk.rows, x), problem)[1].sum(axis=1)
     apart = np.empty(0, int)
@@ -289,7 +318,7 @@ def _peeled(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) -> t
 
 
 class _Shares:
-    """Each row's shares of the columns' curvatures: their sum, which is its diagonal leverage, and the largest."""
+    """Shares of each row in the columns' curvatures: their sum, which is the diagonal leverage, and the largest."""
 
     def __init__(self, chunk: Chunk, curvatures: np.ndarray, problem: Problem):
         self.chunk, self.curvatures = chunk, curvatures
@@ -307,12 +336,13 @@ class _Shares:
         self.largest *= curvatures
 
     def of(self, some: np.ndarray) -> np.ndarray:
-        """The shares of some rows, of shape (m, p)."""
+        """Return the shares of the rows `some` in each column, of shape (m, p)."""
         rows = take_extremes(self.chunk, some).rows
         return np.where(rows != 0, (rows - self.centre) ** 2 * self.scale, 0.0) * self.curvatures[some, None]
 
 
 def take_extremes(chunk: Chunk, some: np.ndarray) -> Extremes:
+    """Return the rows `some` of a chunk as dense float64 rows that are kept apart."""
     rows = chunk.rows[some]
     rows = (rows.toarray() if sp.issparse(rows) else rows).astype(np.float64)
     numbers = np.column_stack([np.full(len(some), int(chunk.content[:15] or "0", 16)), some])
@@ -320,7 +350,7 @@ def take_extremes(chunk: Chunk, some: np.ndarray) -> Extremes:
 
 
 def join_extremes(*parts: Extremes) -> Extremes:
-    """Extreme rows of all parts, each once."""
+    """Join the rows of all parts, and drop duplicates."""
     joined = Extremes(*map(np.concatenate, zip(*parts, strict=True)))
     _, first = np.unique(joined.numbers, axis=0, return_index=True)
     return Extremes(*(part[np.sort(first)] for part in joined))
@@ -329,9 +359,9 @@ def join_extremes(*parts: Extremes) -> Extremes:
 def _centred_moments(
     rows: Any, weights: np.ndarray, centre: np.ndarray, problem: Problem
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Sum of the weights, weighted mean of the rows, and weighted second moments about it.
+    """Compute the sum of the weights, the weighted mean of the rows, and the weighted second moments about it.
 
-    Columns that every row stores are centred twice, as values far from zero would lose their digits.
+    Columns that every row stores are centred twice, because values far from zero lose digits otherwise.
     """
     total, intercept = float(weights.sum()), problem.fit_intercept
     if total <= 0:
@@ -355,12 +385,12 @@ def _centred_moments(
 
 
 def _shifted(rows: Any, centre: np.ndarray) -> Any:
-    """Sparse rows less a centre that is zero in columns that not every row stores."""
+    """Subtract a centre from sparse rows. The centre must be zero in columns that not every row stores."""
     return sp.csr_array((rows.data - centre[rows.indices], rows.indices, rows.indptr), shape=rows.shape)
 
 
 def _diagonals(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same with diagonals of the second moments."""
+    """Compute the same as ``_centred_moments`` for each output, with the diagonals of the second moments."""
     parts = []
     for own in np.ascontiguousarray(row_derivatives(chunk, predictions(chunk.rows, x), problem)[1].T):
         stats = column_stats(chunk._replace(weights=own), problem._replace(precondition=False))
