@@ -1,8 +1,8 @@
-"""Newton steps: what is left to gain at x, and the step that gains it.
+"""Newton steps: the decrease of F that is possible from x, and the step that achieves it.
 
-The gradient norm that the passes estimate is scaled by the columns' variances. A column with one huge entry has a huge
-variance, so its gradient hardly counts, whatever could still be gained along it. Curvature at x sees it: the huge row
-is saturated there, and the second derivatives of all other rows tell the column's true scale.
+The gradient norm of the passes is scaled by the columns' variances. One huge entry makes the variance of its column so
+large that the column's gradient hardly counts. The curvature at x does not have this defect: the huge row is saturated
+there, and the second derivatives of all other rows give the column's true scale.
 """
 
 from __future__ import annotations
@@ -30,37 +30,39 @@ if TYPE_CHECKING:
 __all__ = ["Direction", "newton_direction", "sample_decrease"]
 
 
-# Rounds in which rows whose losses rise get their curvature back.
+# Maximum number of rounds of a free step. In each round, rows whose losses rise get their curvature back.
 FREE_ROUNDS = 6
 
-# Columns whose extreme rows are tried apart from the others, at most.
+# Maximum number of columns whose extreme rows are freed on their own, without those of other columns.
 FREE_COLUMNS = 16
 
-# And shorter ones, for the losses of extreme rows: a step may end where one of them gets its curvature.
+# Lengths of a step below those of STEPS. The losses of extreme rows need them, because a step may have to end where one
+# of these rows gets its curvature.
 SHORT_STEPS = tuple(4.0 ** np.arange(-24.0, -6.0))
 
-# Newton steps on the model with extreme rows, at least and at most, the multiplications that they may take in all, and
-# what the last one may gain of the decrease. A step keeps its length where it achieves this share of what it promises;
-# else the length is refined so often.
-# A penalty that is not smooth takes about so many solutions.
+# Number of linear systems that a step with a penalty that is not smooth costs. This is an estimate.
 PROXIMAL_SOLUTIONS = 20
+# Newton steps on a model with extreme rows. INNER_STEPS: least and largest limit of their number. INNER_WORK: number of
+# multiplications that they may take in all. INNER_LEFT: they end if a step gains at most this fraction of the decrease.
+# KEPT_WORD: a full step is taken if it achieves this fraction of its promise. Otherwise its length is refined REFINED
+# times.
 INNER_STEPS, INNER_WORK, INNER_LEFT, KEPT_WORD, REFINED = (3, 100), 2**32, 1e-2, 0.25, 3
 
 
 class Direction(NamedTuple):
-    """A Newton step from x.
+    """Newton step from x.
 
     Parameters
     ----------
     move : ndarray of shape (k, p + 1)
     decrease : float
-        By how much the quadratic model says that F falls.
+        Decrease of F that the model promises.
     value : float
         F at x.
     gradient : ndarray of shape (k, p + 1)
         Mean gradient of the losses at x.
     far : int
-        The model's number of far rows.
+        Number of far rows of the model.
     """
 
     move: np.ndarray
@@ -73,12 +75,27 @@ class Direction(NamedTuple):
 def newton_direction(
     model: LocalModel, x: np.ndarray, weight: float, problem: Problem, more: Extremes | None = None
 ) -> Direction:
-    """The step to the minimum of the model and the penalty.
+    """Compute the step to the minimum of the model and the penalty.
 
-    Minimises ``g'd + d'H d / 2 + penalty(x + d)`` for each output, where g and H are of all rows but the extreme ones,
-    plus the losses of these. That takes some Newton steps, but no pass over the rows. A smooth penalty needs one
-    Cholesky factor each, others coordinate descent with exact solutions on the support. Coordinates of which the model
-    knows no curvature stay.
+    Minimise ``g'd + d'H d / 2 + penalty(x + d)`` plus the losses of the extreme rows, where g and H are those of all
+    other rows. Each output has its own H. Extreme rows need some Newton steps on the model, but no pass over the data.
+    For each step, a smooth penalty needs one Cholesky factor. Other penalties use coordinate descent with exact
+    solutions on the support. Coordinates without curvature in the model do not move. If the step is not finite, the
+    move is zero and the decrease inf.
+
+    Parameters
+    ----------
+    model : LocalModel
+    x : ndarray of shape (k, p + 1)
+    weight : float
+        Total weight of the rows.
+    problem : Problem
+    more : Extremes, default=None
+        Rows that are kept apart in addition to those of the model.
+
+    Returns
+    -------
+    Direction
     """
     value = model.value / weight + penalty_value(x, problem)
     if more is not None:
@@ -93,10 +110,10 @@ def newton_direction(
 
 
 class _Near:
-    """The objective near x: a quadratic, the losses of extreme rows, and the penalty.
+    """Objective near x: a quadratic, the losses of the extreme rows, and the penalty.
 
-    Moves have shape (k, p + 1). Their last column is how far the prediction at the mean of the rows moves, so the
-    quadratic does not couple it with the others.
+    Moves have shape (k, p + 1). Their last column is the change of the prediction at the mean of the rows. In these
+    coordinates the quadratic does not couple the last column with the others.
     """
 
     def __init__(self, model: LocalModel, x: np.ndarray, weight: float, problem: Problem):
@@ -105,9 +122,9 @@ class _Near:
         self.mean = model.mean if problem.fit_intercept else np.zeros_like(model.mean)
         self.z = model.extremes.rows @ x[:, :-1].T + x[:, -1]
         (k, p), solutions = x.shape, 1 if is_smooth(problem.penalty) else PROXIMAL_SOLUTIONS
-        self.work = solutions * k * p**2 * (p + len(self.z))  # multiplications of a step
+        self.work = solutions * k * p**2 * (p + len(self.z))  # number of multiplications of a step
         self.rows = [np.column_stack([model.extremes.rows - mean, np.ones(len(self.z))]) for mean in self.mean]
-        # The quadratic's slope, without the extreme rows, whose losses are counted as they are.
+        # Slope of the quadratic at x. It leaves out the extreme rows, because their exact losses are added.
         slopes, _ = row_derivatives(model.extremes, self.z, problem)
         self.slope = self._centred(model.gradient / weight) - self._sums(slopes)
 
@@ -119,14 +136,14 @@ class _Near:
         return slope
 
     def _sums(self, factors: np.ndarray) -> np.ndarray:
-        """Sums of the extreme rows times factors, of shape (m, k)."""
+        """Return the sums of the extreme rows times `factors` of shape (m, k), for each output."""
         sums = np.array([own @ rows for own, rows in zip(factors.T, self.rows, strict=True)]) / self.weight
         if not self.problem.fit_intercept:
             sums[:, -1] = 0.0
         return sums.reshape(self.x.shape)
 
     def _predictions(self, move: np.ndarray) -> np.ndarray:
-        """How far a move moves those of the extreme rows, of shape (m, k)."""
+        """Return the change of the predictions of the extreme rows along a move, of shape (m, k)."""
         return np.column_stack([rows @ own for rows, own in zip(self.rows, move, strict=True)])
 
     def _times_hessian(self, move: np.ndarray) -> np.ndarray:
@@ -135,20 +152,22 @@ class _Near:
         return np.column_stack([np.array(inner), self.curvature * move[:, -1]])
 
     def step(self, move: np.ndarray) -> tuple[np.ndarray, float]:
-        """A Newton step from a move, and the decrease that it promises."""
+        """Return a Newton step from ``x + move``, and the decrease that it promises."""
         slopes, curvatures = row_derivatives(self.model.extremes, self.z + self._predictions(move), self.problem)
         return self._step(move, self._smooth_slope(move) + self._sums(slopes), curvatures)
 
     def free_step(self, move: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, float]:
-        """A step that counts on it that some extreme rows are soon saturated, without slope and curvature.
+        """Return a step that ignores slope and curvature of some extreme rows, and the decrease that it promises.
 
-        A row at z = 10 would else be passed in many short steps. Rows whose losses rise keep their slope, and get at
-        least the curvature of the line to where the step leads.
+        The step assumes that these rows are soon saturated. Otherwise it takes many short steps to pass a row at
+        z = 10. Rows whose losses rise along the step get their slope back. Their curvature is then at least that of
+        the secant between both ends of the step.
 
         Parameters
         ----------
         move : ndarray of shape (k, p + 1)
         free : ndarray of bool of shape (m,)
+            Mask of the rows that are ignored.
         """
         extremes, z = self.model.extremes, self.z + self._predictions(move)
         slopes, curvatures = row_derivatives(extremes, z, self.problem)
@@ -169,12 +188,16 @@ class _Near:
         return self.slope + self._times_hessian(move)
 
     def _candidates(self) -> list[Callable]:
-        """Kinds of steps: Newton's, one that frees all extreme rows, and those that free the rows of one column."""
+        """Return the kinds of steps.
+
+        They are the Newton step, the step that frees all extreme rows, and steps that free the rows of one column.
+        """
         m = len(self.z)
         scale = np.maximum(np.diagonal(self.model.hessian, axis1=1, axis2=2).sum(axis=0), np.finfo(float).tiny)
         sizes = (self.model.extremes.rows - self.mean.mean(axis=0)) ** 2 / scale
         owners, largest = np.argmax(sizes, axis=1), sizes.max(axis=1)
-        columns = list(dict.fromkeys(owners[np.argsort(-largest, kind="stable")].tolist()))  # the farthest rows' first
+        # The column of the farthest row is the first.
+        columns = list(dict.fromkeys(owners[np.argsort(-largest, kind="stable")].tolist()))
         few = columns[: int(np.clip(INNER_WORK // (50 * self.work), 2, FREE_COLUMNS))]
         frees = [np.ones(m, bool), *(owners == column for column in few if len(columns) > 1)]
         return [self.step, *(functools.partial(self.free_step, free=free) for free in frees)]
@@ -199,7 +222,10 @@ class _Near:
         return step, decrease
 
     def minimum(self) -> tuple[np.ndarray, float]:
-        """The minimum, nearly, and by how much it is below the value at x."""
+        """Return a move close to the minimum, and the decrease from x to there.
+
+        Take Newton steps while they gain enough. If a kind of step stalls, try the next kind.
+        """
         move, decrease, promised = np.zeros_like(self.x), 0.0, 0.0
         kinds, stalled = self._candidates(), 0
         for _ in range(int(np.clip(INNER_WORK // self.work, *INNER_STEPS)) + len(kinds)):
@@ -214,16 +240,19 @@ class _Near:
                 stalled += 1
             else:
                 break
-        # What is promised, but not achieved, may be there as well.
+        # The decrease may be as large as promised, even if no step has achieved it.
         return move, max(decrease, promised)
 
     def _best_length(self, move: np.ndarray, step: np.ndarray, promised: float) -> tuple[float, float]:
-        """By how much the best of some lengths of a step lowers the value, and that length; 1 if it keeps its word."""
+        """Return the decrease at the best length of a step, and this length.
+
+        The length is 1 if the full step achieves enough of its promised decrease.
+        """
         gained, length, _ = self._best_of(np.array((0.0, 1.0)), move, step)
         if gained >= KEPT_WORD * promised:
             return gained, length
         lengths = np.array((0.0, *SHORT_STEPS, *STEPS))
-        for _ in range(REFINED):  # between the neighbours of the best one; losses may have corners
+        for _ in range(REFINED):  # search between the neighbours of the best length, since losses may have corners
             gained, length, best = self._best_of(lengths, move, step)
             ends = lengths[max(best - 1, 0)], lengths[min(best + 1, len(lengths) - 1)]
             lengths = np.append(0.0, np.linspace(*ends, 17))
@@ -242,10 +271,11 @@ class _Near:
         return float(values[0] - values[best]), lengths[best], best
 
     def in_user_coordinates(self, move: np.ndarray) -> np.ndarray:
-        """The move with that of the intercept last.
+        """Return the move with the change of the intercept in the last column.
 
-        What all classes of the multinomial loss have in common changes no probability: it is taken out, so that
-        coefficients stay those nearest to zero. A penalty that is not smooth may want it in the coefficients.
+        With the multinomial loss, a move that all classes share changes no probability. It is subtracted, so that the
+        coefficients stay as near to zero as possible. If the penalty is not smooth, it is subtracted only from the
+        intercepts, because it may lower the penalty of the coefficients.
         """
         move = move.copy()
         move[:, -1] -= (self.mean * move[:, :-1]).sum(axis=1)
@@ -257,9 +287,12 @@ class _Near:
 
 
 def sample_decrease(sample: Any, x: np.ndarray, gradient: np.ndarray, problem: Problem, plan: ModelPlan) -> float:
-    """By how much F can still fall, by the curvature of the sample and the mean gradient of all rows at x."""
+    """Return the promised decrease of F by the curvature of the subsample and the mean gradient of all rows at x.
+
+    It is inf if the subsample has far rows.
+    """
     chunk, axes, metric, _ = sample
-    if metric.rotation is not axes.rotation:  # its rows are rotated
+    if metric.rotation is not axes.rotation:  # the rows of the subsample are rotated
         x, gradient = frozen(x_to_solver(x, axes)), sum_to_solver(gradient, axes)
     model = local_model(chunk, x, problem, metric, plan, gradient=False)
     model = model._replace(gradient=gradient * chunk.weight)
