@@ -1,4 +1,7 @@
-"""F along a line, and the rows that rise there."""
+"""Evaluate F along a Newton step, and find the rows whose losses rise there.
+
+The sums over chunks are computed in parallel. They show whether the step achieves the decrease that it promises.
+"""
 
 from __future__ import annotations
 
@@ -30,21 +33,22 @@ __all__ = [
 ]
 
 
-# Coefficients that are out of bounds by this, relative to the bound, are so by rounding.
+# Distance beyond a bound that counts as rounding, relative to the bound, or absolute if the bound is below 1.
 ROUNDED = 1e-12
-# Lengths of the step at which F is evaluated, where the quadratic model may be wrong.
+# Lengths at which F is evaluated where the quadratic model may be wrong. Unit: length of the full step.
 STEPS = (*4.0 ** np.arange(-6.0, 0.0), 0.5, 1.0, 2.0, *4.0 ** np.arange(1.0, 7.0))
 
 
 def chunk_values(chunk: Chunk, x: np.ndarray, move: np.ndarray, lengths: np.ndarray, problem: Problem) -> np.ndarray:
-    """Sums of the weighted losses of a chunk at ``x + length * move``, for each of the lengths."""
+    """Compute the sum of the weighted losses of a chunk at ``x + length * move`` for each length."""
     return line_values(chunk, predictions(chunk.rows, x), predictions(chunk.rows, move), lengths, problem)
 
 
 def rising_rows(chunk: Chunk, x: np.ndarray, move: np.ndarray, problem: Problem, count: int, least: float) -> Extremes:
-    """The rows, so many at most, whose losses rise most from x to ``x + move``, by so much at least.
+    """Find the rows whose losses rise most from x to ``x + move``.
 
-    Along the move they have more curvature than at x.
+    Return at most `count` rows. Each of their losses rises by at least `least`, or is not finite. These rows have more
+    curvature along the move than at x.
     """
     z = predictions(chunk.rows, x)
     rises = row_values(chunk, z + predictions(chunk.rows, move), problem) - row_values(chunk, z, problem)
@@ -54,7 +58,7 @@ def rising_rows(chunk: Chunk, x: np.ndarray, move: np.ndarray, problem: Problem,
 
 
 def row_values(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) -> np.ndarray:
-    """The weighted loss of each row at its predictions."""
+    """Compute the weighted loss of each row at its predictions z of shape (n, k)."""
     kernel, values = kernels_for(problem.loss, problem.penalty).row_values, np.empty(len(z))
     with np.errstate(all="ignore"):
         kernel(frozen(z), frozen(chunk.targets), frozen(chunk.weights), values, room_for(z.shape[1]), problem.loss)
@@ -64,6 +68,7 @@ def row_values(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) -> np.n
 def line_values(
     chunk: Chunk | Extremes, z: np.ndarray, dz: np.ndarray, steps: np.ndarray, problem: Problem
 ) -> np.ndarray:
+    """Compute the sum of the weighted losses at the predictions ``z + step * dz`` for each step."""
     values, kernel = np.zeros(len(steps)), kernels_for(problem.loss, problem.penalty).values_on_line
     arrays = (np.ascontiguousarray(part) for part in (z, dz, chunk.targets, chunk.weights))
     with np.errstate(all="ignore"):
@@ -74,7 +79,24 @@ def line_values(
 def best_on_line(
     x: np.ndarray, move: np.ndarray, lengths: np.ndarray, sums: np.ndarray, weight: float, problem: Problem
 ) -> tuple[np.ndarray, float]:
-    """The best of the points of ``chunk_values``, and by how much F is less there than at x, of length zero."""
+    """Return the point with the least F, and the decrease of F from x to there.
+
+    Parameters
+    ----------
+    x, move : ndarray of shape (k, p + 1)
+    lengths : ndarray of shape (n_lengths,)
+        Lengths of the move. The first one must be zero.
+    sums : ndarray of shape (n_lengths,)
+        Sums of ``chunk_values`` over all chunks.
+    weight : float
+        Total weight of the rows.
+    problem : Problem
+
+    Returns
+    -------
+    point : ndarray of shape (k, p + 1)
+    decrease : float
+    """
     points = [within(x + length * move, problem) for length in lengths]
     penalties = [penalty_within(point[:, :-1], problem) for point in points]
     values = sums / weight + np.array(penalties)
@@ -84,7 +106,7 @@ def best_on_line(
 
 
 def within(x: np.ndarray, problem: Problem) -> np.ndarray:
-    """Coefficients, at a bound where only rounding put them beyond it."""
+    """Return x with coefficients set to a bound if they are beyond it only by rounding."""
     penalty = problem.penalty
     if not isinstance(penalty, ElasticNet) or penalty.rotates:
         return x
@@ -96,7 +118,7 @@ def within(x: np.ndarray, problem: Problem) -> np.ndarray:
 
 
 def penalty_within(coefficients: np.ndarray, problem: Problem) -> float:
-    """The penalty, infinite out of bounds."""
+    """Compute the penalty of the coefficients. It is inf out of bounds."""
     penalty = problem.penalty
     if isinstance(penalty, ElasticNet) and (
         (coefficients < penalty.lower).any() or (coefficients > penalty.upper).any()
