@@ -1,4 +1,7 @@
-"""The minimum of a quadratic plus the penalty: by a Cholesky factor, or by coordinate descent."""
+"""Minimise a quadratic plus the penalty, for one output.
+
+A smooth penalty needs one Cholesky factor. Other penalties use coordinate descent with exact solutions on the support.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +20,29 @@ if TYPE_CHECKING:
 __all__ = ["is_smooth", "proximal_step", "smooth_step"]
 
 
-# Relative ridge that keeps Cholesky factors of dependent columns positive.
+# Ridge that keeps the Cholesky factors of dependent columns positive. Unit: diagonal of the matrix.
 RIDGE = 1e-11
 
-# Sweeps of coordinate descent, and rounds of it with an exact solution on the support.
+# Maximum number of sweeps in a round of coordinate descent; maximum number of rounds. Each round ends with an exact
+# solution on the support.
 SWEEPS, SUPPORT_ROUNDS = 50, 30
-# Cholesky factors of one such solution: coordinate descent goes on from where they end.
+# Maximum number of Cholesky factors of one exact solution. Coordinate descent continues from its result.
 FACTORS = 5
 
-# What coordinate descent may leave of the decrease.
+# Coordinate descent ends if a round gains at most this fraction of the decrease.
 LEFT = 1e-6
 
 
 def is_smooth(penalty: Any) -> bool:
+    """Return whether the penalty is smooth: L2 or none, without bounds."""
     return isinstance(penalty, ElasticNet) and penalty.rotates
 
 
 def smooth_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, float]:
+    """Minimise ``slope'd + d'H d / 2`` plus a smooth penalty of ``x + d``.
+
+    Return d and the decrease. H is a matrix of shape (p, p) or a diagonal of shape (p,).
+    """
     l2 = problem.penalty.l2
     slope = slope + l2 * x
     if hessian.ndim == 1:
@@ -45,7 +54,7 @@ def smooth_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem: 
 
 
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The solution for a positive semidefinite matrix; zero where its diagonal is."""
+    """Solve a linear system with a positive semidefinite matrix. The solution is zero where the diagonal is zero."""
     known = np.diag(matrix) > 0
     units = np.sqrt(np.where(known, np.diag(matrix), 1.0))
     scaled = np.where(np.outer(known, known), matrix / np.outer(units, units), 0.0)
@@ -60,8 +69,13 @@ def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def proximal_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, float]:
+    """Minimise ``slope'd + d'H d / 2`` plus a penalty of ``x + d`` that need not be smooth.
+
+    Return d and the decrease. H is a matrix of shape (p, p) or a diagonal of shape (p,). A diagonal needs one proximal
+    step. A matrix needs coordinate descent, which alternates with exact solutions on the support.
+    """
     penalty, descend = problem.penalty, kernels_for(problem.loss, problem.penalty).coordinate_descent
-    if hessian.ndim == 1:  # no coordinate depends on another
+    if hessian.ndim == 1:  # the coordinates are independent
         step = np.divide(1.0, hessian, out=np.zeros(len(x)), where=hessian > 0)
         out = np.empty_like(x)
         kernels_for(problem.loss, penalty).proximal_step(frozen(x), frozen(slope), frozen(step), 1.0, penalty, out)
@@ -93,7 +107,11 @@ def proximal_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem
 def _on_support(
     hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, move: np.ndarray, penalty: ElasticNet
 ) -> np.ndarray:
-    """The minimum among the coefficients that are not at zero or a bound, as far as none of them gets there."""
+    """Minimise over the support: the coefficients that are not at a bound and, with L1, not at zero.
+
+    The step stops where the first coefficient reaches zero or a bound. This coefficient leaves the support, and the
+    next step is computed without it.
+    """
     move = move.copy()
     for _ in range(min(len(x), FACTORS)):
         there = x + move
@@ -104,7 +122,7 @@ def _on_support(
         toward = _solve(hessian[np.ix_(free, free)] + penalty.l2 * np.eye(free.sum()), -now)
         own = there[free]
         ends = np.where(toward > 0, penalty.upper, penalty.lower)
-        if penalty.l1:  # the sign stays
+        if penalty.l1:  # a coefficient must not change its sign
             ends = np.where(own * toward < 0, np.clip(0.0, penalty.lower, penalty.upper), ends)
         reach = np.divide(ends - own, toward, out=np.full_like(own, np.inf), where=toward != 0)
         share = min(1.0, reach.min())
