@@ -23,8 +23,8 @@ __all__ = ["is_smooth", "proximal_step", "smooth_step"]
 # Ridge that keeps the Cholesky factors of dependent columns positive. Unit: diagonal of the matrix.
 RIDGE = 1e-11
 
-# Maximum number of sweeps in a round of coordinate descent; maximum number of rounds. Each round ends with an exact
-# solution on the support.
+# Maximum number of sweeps in a round of coordinate descent; maximum number of rounds. With ElasticNet,
+# each round ends with an exact solution on the support.
 SWEEPS, SUPPORT_ROUNDS = 50, 30
 # Maximum number of Cholesky factors of one exact solution. Coordinate descent continues from its result.
 FACTORS = 5
