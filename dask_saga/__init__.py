@@ -1,4 +1,4 @@
-"""SAGA for data in chunks: linear models that converge, on Dask and scikit-learn."""
+"""SAGA for data in chunks: fit linear models to convergence, with the API of scikit-learn, in memory or on Dask."""
 
 from .estimators import SAGAClassifier, SAGARegressor
 from .functional import SAGAResult, saga

@@ -1,1 +1,1 @@
-"""Turn user data into the chunks that the kernels read, and compute column statistics of them."""
+"""Convert user data to the chunks that the kernels read, and compute column statistics of these chunks."""

@@ -1,4 +1,4 @@
-"""The scikit-learn estimators: SAGAClassifier and SAGARegressor."""
+"""The estimators with the API of scikit-learn: SAGAClassifier for classification, SAGARegressor for regression."""
 
 from .classifier import SAGAClassifier
 from .regressor import SAGARegressor

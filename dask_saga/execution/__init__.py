@@ -1,1 +1,1 @@
-"""Run tasks in this process, in threads, or on a cluster. This layer imports nothing else of the package."""
+"""Run tasks in this process, in threads, or on a cluster. This layer does not import other layers of the package."""

@@ -1,1 +1,1 @@
-"""A fit over all chunks: passes, stopping, checkpoints, and how its state gets to the executor and back."""
+"""Run a fit over all chunks: passes, stopping, checkpoints, and the transfer of the state to the executor and back."""

@@ -1,1 +1,1 @@
-"""Numba-compiled loops over rows and columns. They work on plain arrays and know nothing of Dask."""
+"""Numba-compiled loops over rows and columns. They work on NumPy arrays and do not depend on Dask."""
