@@ -90,7 +90,7 @@ class Examined(NamedTuple):
     decrease : float
         Estimated amount by which F can still fall.
     better : ndarray of shape (k, p + 1) or None
-        Coefficients to go on from. None if no step is known to decrease F.
+        Coefficients to go on from. None if no step is worth a try.
     """
 
     norm: float

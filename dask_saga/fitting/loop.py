@@ -67,7 +67,8 @@ class Info(NamedTuple):
     intercept : float, or ndarray of shape (k,)
     objective : float
         Estimate of F: the sum of each chunk's loss after its visit in this pass, estimated from at most 256 rows, and
-        the penalty at `x`. It is exact after subsample steps, and after a test for convergence by an exact pass.
+        the penalty at `x`. It is exact after subsample steps and Newton steps, and after a test for convergence by an
+        exact pass.
     gradient_norm : float
         Norm of the proximal gradient, relative to its value at zero. It is exact whenever `objective` is.
     step_size : float
