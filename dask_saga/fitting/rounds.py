@@ -215,8 +215,8 @@ def _sampled_loss(chunk: Chunk, x: np.ndarray, problem: Problem) -> float:
     """Estimate the sum of the weighted losses over a chunk from about SAMPLE rows at equal distances."""
     every = slice(None, None, max(1, -(-len(chunk.targets) // SAMPLE)))
     if chunk.weights.size:  # skip rows with zero weight
-        weighty = np.flatnonzero(chunk.weights)
-        every = weighty[:: max(1, -(-len(weighty) // SAMPLE))]
+        positive = np.flatnonzero(chunk.weights)
+        every = positive[:: max(1, -(-len(positive) // SAMPLE))]
     rows, targets, weights = (part[every] if part.shape[0] else part for part in chunk[:3])
     rows = rows if sp.issparse(rows) else np.ascontiguousarray(rows)
     sample = chunk._replace(rows=rows, targets=np.ascontiguousarray(targets), weights=np.ascontiguousarray(weights))

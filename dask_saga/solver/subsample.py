@@ -76,8 +76,8 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     -------
     Chunk
     """
-    weighty = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets))
-    n, p = len(weighty), chunk.rows.shape[1]
+    positive = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets))
+    n, p = len(positive), chunk.rows.shape[1]
     nbytes = chunk.nbytes / max(len(chunk.targets), 1) if sp.issparse(chunk.rows) else 8.0 * p
     least, fit = (limit / max(nbytes, 1.0) for limit in (LEAST_BYTES, MOST_BYTES))
     wanted = min(max(n * SAMPLE_PART, least / chunks), fit / chunks, n * SAMPLE_SHARE)
@@ -86,7 +86,7 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     rng = np.random.default_rng(list(chunk.content.encode()))
     drawn = np.zeros(n, bool)
     drawn[rng.choice(n, count, replace=False, shuffle=False) if n else []] = True
-    some = weighty[drawn]  # keeps the order of the rows
+    some = positive[drawn]  # keeps the order of the rows
     weights = chunk.weights[some] if chunk.weights.size else np.ones(count)
     weights = weights * (chunk.weight / weights.sum()) if count else weights
     rows = chunk.rows[some] if sp.issparse(chunk.rows) else np.ascontiguousarray(chunk.rows[some])
