@@ -382,10 +382,10 @@ def test_steps_follow_a_window_over_columns_that_drift():
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 12)), max_size=60))
 def test_a_shared_map_is_an_immutable_dict(changes):
-    from dask_saga import mapping
+    from dask_saga.data import immutable_map
 
     expected, model, seen = {}, ImmutableMap(), []
-    before, mapping.LEAST_RECENT = mapping.LEAST_RECENT, 3
+    before, immutable_map.LEAST_RECENT = immutable_map.LEAST_RECENT, 3
     try:
         for number, (adds, key) in enumerate(changes):
             if adds:
@@ -402,7 +402,7 @@ def test_a_shared_map_is_an_immutable_dict(changes):
             assert list(pickle.loads(pickle.dumps(one)).items()) == list(other.items())
             assert all((key in one) == (key in other) for key in range(13))
     finally:
-        mapping.LEAST_RECENT = before
+        immutable_map.LEAST_RECENT = before
 
 
 # Replay

@@ -42,7 +42,7 @@ from .conftest import make_rows
 @pytest.fixture(autouse=True)
 def _shares_small_chunks(monkeypatch):
     for module in ("solver.visit_plan", "solver.preconditioner", "data.statistics", "solver.optimality"):
-        monkeypatch.setattr(f"dask_saga.{module}.sharers", lambda n_threads, entries: n_threads)
+        monkeypatch.setattr(f"dask_saga.{module}.thread_count", lambda n_threads, entries: n_threads)
     monkeypatch.setattr("dask_saga.solver.threaded_visit.ROUND_ENTRIES", 1)
     monkeypatch.setattr("dask_saga.solver.threaded_visit.SPARSE_ROUND_ENTRIES", 1)
 
