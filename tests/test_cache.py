@@ -107,7 +107,7 @@ def test_an_index_that_names_what_is_no_more_is_begun_anew(tmp_path, filled):
 
 def test_works_without_a_writable_cache(tmp_path, copied, monkeypatch):
     # Files where numba wants to make its folders stop even root.
-    (copied / "dask_saga" / "__pycache__").write_text("")
+    (copied / "dask_saga" / "kernels" / "__pycache__").write_text("")
     (tmp_path / "file").write_text("")
     environment = {"HOME": str(tmp_path / "file"), "XDG_CACHE_HOME": str(tmp_path / "file")}
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
