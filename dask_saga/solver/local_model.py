@@ -174,9 +174,20 @@ def local_model(
 
     If `gradient` is False, the value and the gradient are zero, and a matrix needs only some of the rows.
     """
+    return _model_of(chunk, x, problem, metric, plan, int(far_rows(chunk).sum()), gradient)
+
+
+def _model_of(
+    chunk: Chunk,
+    x: np.ndarray,
+    problem: Problem,
+    metric: Preconditioner,
+    plan: ModelPlan,
+    far: int,
+    gradient: bool = True,
+) -> LocalModel:
     value, sums = chunk_gradient(chunk, x, problem) if gradient else (0.0, np.zeros_like(x))
     centre = metric.shift if problem.fit_intercept else np.zeros_like(metric.shift)
-    far = int(far_rows(chunk).sum())
     if not plan.full:
         return LocalModel(value, sums, *_diagonals(chunk, x, problem), take_extremes(chunk, np.empty(0, int)), far)
     some, extremes = _drawn_rows(chunk, x, problem, plan)
@@ -191,8 +202,9 @@ def usual_model(chunk: Chunk, x: np.ndarray, problem: Problem, metric: Precondit
     Codes for missing values in many rows may together hide the curvature of the usual rows, even if no row does so
     alone.
     """
-    weights = np.where(far_rows(chunk), 0.0, chunk.row_weights)
-    return local_model(chunk._replace(weights=weights), x, problem, metric, plan._replace(extreme=False))
+    far = far_rows(chunk)
+    usual = chunk._replace(weights=np.where(far, 0.0, chunk.row_weights))
+    return _model_of(usual, x, problem, metric, plan._replace(extreme=False), int(far.sum()))
 
 
 def far_rows(chunk: Chunk) -> np.ndarray:

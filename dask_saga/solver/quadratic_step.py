@@ -83,11 +83,11 @@ def proximal_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem
         gains = slope * move + 0.5 * hessian * move**2 + penalty_values(penalty, x + move) - penalty_values(penalty, x)
         return move, max(-float(gains.sum()), 0.0)
 
-    def left(move: np.ndarray) -> float:
-        return float(slope @ move + 0.5 * move @ hessian @ move + (penalty_of(x + move) - penalty_of(x)).sum())
+    before_move = penalty_values(penalty, x)
 
-    def penalty_of(values: np.ndarray) -> np.ndarray:
-        return penalty_values(penalty, values)
+    def left(move: np.ndarray) -> float:
+        change = (penalty_values(penalty, x + move) - before_move).sum()
+        return float(slope @ move + 0.5 * move @ hessian @ move + change)
 
     move, best = np.zeros_like(x), 0.0
     for _ in range(SUPPORT_ROUNDS):
