@@ -19,8 +19,8 @@ A, y = np.random.default_rng(0).standard_normal((60, 1)) + np.logspace(-4, 0, 18
 for X in (A, sp.csr_array(A)):
     SAGAClassifier(max_iter=2000, tol=1e-2, random_state=0).fit(X, y)
 for kernel in epoch._BUILT_IN:
-    if "NUMBA_CACHE_DIR" in __import__("os").environ and kernel.signatures:
-        print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
+    if "NUMBA_CACHE_DIR" in __import__("os").environ and kernel.dispatcher.signatures:
+        print(sum(kernel.dispatcher.stats.cache_hits.values()), sum(kernel.dispatcher.stats.cache_misses.values()))
 """
 
 OWN_LOSS = """
@@ -111,4 +111,5 @@ def test_works_without_a_writable_cache(tmp_path, copied, monkeypatch):
     (tmp_path / "file").write_text("")
     environment = {"HOME": str(tmp_path / "file"), "XDG_CACHE_HOME": str(tmp_path / "file")}
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    run(FIT + "\nassert type(epoch._BUILT_IN[0]._cache).__name__ == 'NullCache'", tmp_path, copied, **environment)
+    check = "\nassert type(epoch._BUILT_IN[0].dispatcher._cache).__name__ == 'NullCache'"
+    run(FIT + check, tmp_path, copied, **environment)

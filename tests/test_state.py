@@ -21,6 +21,8 @@ from sklearn.linear_model import LogisticRegression
 from dask_saga import SAGAClassifier, SAGARegressor
 from dask_saga.data.immutable_map import ImmutableMap
 from dask_saga.estimators.base import SAGABase
+from dask_saga.kernels.jit import compiled
+from dask_saga.solver.state import new_solver_state
 
 from . import oracles
 from .conftest import make_rows
@@ -72,6 +74,43 @@ def test_deepcopy_of_ten_million_rows_copies_none():
     assert estimator.state_.n_samples == 10_000_000
     # Its time is in benchmarks/state.py.
     assert copy.deepcopy(estimator).state_ is estimator.state_
+
+
+def test_every_way_to_a_state_makes_its_arrays_read_only():
+    own = np.zeros((1, 3))
+    head = new_solver_state(2)
+    ways = [
+        head._replace(x=own, window_start=own),
+        type(head)(*head)._replace(x=own, window_start=own),
+        type(head)._make([own] * len(head)),
+        pickle.loads(pickle.dumps(head)),
+        copy.copy(head),
+    ]
+    for state in ways:
+        assert not any(part.flags.writeable for part in state if isinstance(part, np.ndarray))
+        assert state.x is state.window_start, "one array remains one"
+    assert own.flags.writeable
+    assert np.shares_memory(ways[0].x, own)
+    assert head._replace(rows=3).x is head.x
+    with pytest.raises(ValueError, match="unexpected field names"):
+        head._replace(other=own)
+
+
+def test_a_kernel_is_compiled_once_for_read_only_and_writable_arrays():
+    @compiled(writes="out", cache=False)
+    def double(x, out):
+        for i in range(x.size):
+            out[i] = 2.0 * x[i]
+
+    x, out = np.arange(3.0), np.empty(3)
+    double(x, out)
+    assert x.flags.writeable
+    x.flags.writeable = False
+    double(x, out)
+    assert out.tolist() == [0.0, 2.0, 4.0]
+    assert len(double.dispatcher.signatures) == 1
+    with pytest.raises(TypeError, match="no arguments"):
+        compiled(writes="y")(double.dispatcher.py_func)
 
 
 def test_a_copy_goes_its_own_way(binary):

@@ -9,21 +9,16 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..kernels.intrinsics import GROUP
+from .immutable import immutable
 
-__all__ = ["BLOCK_BYTES", "Chunk", "frozen", "join_chunks", "ordered_blocks", "row_arrays", "row_blocks"]
+__all__ = ["BLOCK_BYTES", "Chunk", "join_chunks", "ordered_blocks", "row_arrays", "row_blocks"]
 
 
 # Size in bytes of a block of rows that is copied or transformed at once: 1 MiB.
 BLOCK_BYTES = 2**20
 
 
-def frozen(array: np.ndarray) -> np.ndarray:
-    """Return a read-only view of the array."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
+@immutable
 class Chunk(NamedTuple):
     """One chunk of rows, targets and weights in the form that the kernels read.
 
@@ -95,14 +90,14 @@ def row_blocks(rows: Any, part: slice) -> Iterator[tuple[slice, list[np.ndarray]
     if sp.issparse(rows):
         yield part, row_arrays(rows, part)
     else:
-        yield from ((block, [frozen(array)]) for block, array in ordered_blocks(rows, part))
+        yield from ((block, [array]) for block, array in ordered_blocks(rows, part))
 
 
 def row_arrays(rows: Any, block: slice) -> list[np.ndarray]:
     """Return consecutive rows as kernel arguments: one dense array, or the three arrays of CSR."""
     if sp.issparse(rows):
-        return [frozen(array) for array in (rows.data, rows.indices, rows.indptr[block.start : block.stop + 1])]
-    return [frozen(rows[block])]
+        return [rows.data, rows.indices, rows.indptr[block.start : block.stop + 1]]
+    return [rows[block]]
 
 
 def join_chunks(*chunks: Chunk) -> Chunk:

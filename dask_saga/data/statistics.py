@@ -13,7 +13,8 @@ from ..execution.threads import even_slices, one_blas_thread, thread_count, thre
 from ..kernels.column_moments import dense_moments, gather_columns, read_moments, sparse_moments
 from ..kernels.intrinsics import DOUBLES, empty_on_lines
 from ..penalties import ElasticNet
-from .chunk import BLOCK_BYTES, frozen, ordered_blocks, row_arrays
+from .chunk import BLOCK_BYTES, ordered_blocks, row_arrays
+from .immutable import immutable
 from .targets import LARGEST
 from .validation import check_finite
 
@@ -63,6 +64,7 @@ ROUNDED, CANCELLED = 1e-13, 1e-5
 WITHIN = 10.0
 
 
+@immutable
 class ColumnStats(NamedTuple):
     """Statistics of the columns of one or more chunks.
 
@@ -209,7 +211,7 @@ def _measure_sparse(chunk, full, problem, chunks, factors):
 
     def add(table: np.ndarray, part: slice) -> float:
         table.fill(0.0)
-        return sparse_moments(*row_arrays(rows, part), frozen(weights[part]), frozen(factors[part]), table)
+        return sparse_moments(*row_arrays(rows, part), weights[part], factors[part], table)
 
     with threads(count) as each:
         largest = max(each(add, tables, parts))
@@ -272,7 +274,7 @@ def _block_moments(
             out = np.zeros((4 + c, p))
             out[2:4] = [[np.inf], [-np.inf]]
             for some, few in read(block):
-                dense_moments(frozen(few), frozen(weights[some]), frozen(pulls[some]), frozen(origin), out)
+                dense_moments(few, weights[some], pulls[some], origin, out)
             return out
 
         with threads(count) as each:

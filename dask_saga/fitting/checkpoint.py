@@ -20,7 +20,6 @@ import numpy as np
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from ..data.chunk import frozen
 from ..solver.state import ChunkMemory, SolverState
 
 __all__ = ["Checkpoint", "Saved"]
@@ -156,7 +155,7 @@ class Checkpoint:
                 with self.files.open(name, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                     text = json.loads(arrays["text"].tobytes())
                     if text["format"] <= FORMAT:
-                        saved = _restored(text, {key: frozen(arrays[key]) for key in arrays.files})
+                        saved = _restored(text, dict(arrays))
             except UNREADABLE as error:
                 warnings.warn(f"checkpoint {name} cannot be read ({error}); taking the one before", stacklevel=2)
                 continue

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..data.chunk import frozen
+from ..data.immutable import immutable
 from ..penalties import ElasticNet
 from ..solver.line_search import STEPS, best_on_line, chunk_values, rising_rows, within
 from ..solver.local_model import (
@@ -78,6 +78,7 @@ ACHIEVED, LEAST_RISE, ROUNDS = 0.1, 1e-3, 6
 FULL_STEP = np.array((0.0, 1.0))
 
 
+@immutable
 class Examined(NamedTuple):
     """Result of the exact passes at x.
 
@@ -276,7 +277,7 @@ def _along_newton_step(fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan
     for _ in range(ROUNDS):
         direction = _direction(fit, model, x, *more)
         norm = gradient_mapping_norm(x, direction.gradient, problem, fit.prepared.axes)
-        examined = Examined(norm, direction.value, direction.decrease, frozen(within(x + direction.move, problem)))
+        examined = Examined(norm, direction.value, direction.decrease, within(x + direction.move, problem))
         if not direction.decrease > LEAST_DECREASE * abs(direction.value):
             return examined._replace(decrease=0.0, better=None), direction.far
         # If F(x) is above F(0), or the decrease is not finite, the step of a quadratic model is not trusted.

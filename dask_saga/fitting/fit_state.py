@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..data.chunk import frozen
 from ..data.immutable_map import ImmutableMap
 from ..solver.identity import digest
 from ..solver.optimality import chunk_gradient, penalty_value
@@ -318,7 +317,7 @@ def _with_memories(fit: FitSetup, place: FitState) -> tuple[SolverState, list[Ch
 
 
 def _limited(head: SolverState, *limits: np.ndarray) -> VisitResult:
-    return VisitResult(head._replace(limits=frozen(np.min(limits, axis=0))), None)
+    return VisitResult(head._replace(limits=np.min(limits, axis=0)), None)
 
 
 def _told(one: ChunkGradients) -> ChunkGradients:
@@ -330,7 +329,7 @@ def _arrived(
 ) -> tuple[VisitResult, EpochSummary]:
     with np.errstate(over="ignore", invalid="ignore"):  # after a start or a subsample step that diverges
         total = sum(one.total for one in told)
-    head = before.head._replace(x=x, gradient_sum=frozen(total), window_start=x)
+    head = before.head._replace(x=x, gradient_sum=total, window_start=x)
     there = VisitResult(head, None, earlier=sum(one.value for one in told))
     return there, round_summary(problem, metric, there)
 
@@ -344,5 +343,5 @@ def _memories(chunk, own, facts, lengths, problem) -> list[ChunkMemory]:
         zeros = [
             np.zeros((n, fact.gradients.shape[1]), problem.memory_dtype) for n, fact in zip(lengths, facts, strict=True)
         ]
-        return [fact._replace(gradients=frozen(zero)) for fact, zero in zip(facts, zeros, strict=True)]
+        return [fact._replace(gradients=zero) for fact, zero in zip(facts, zeros, strict=True)]
     return split_memory(chunk, own[1], facts, lengths, problem)

@@ -13,7 +13,8 @@ import numpy as np
 import scipy.sparse as sp
 from dask.sizeof import sizeof
 
-from ..data.chunk import frozen, join_chunks
+from ..data.chunk import join_chunks
+from ..data.immutable import immutable
 from ..data.statistics import measure, merge, wants_products
 from ..data.validation import blame, check_finite
 from ..solver.optimality import chunk_gradient, count_outputs, factors_at_zero
@@ -88,6 +89,7 @@ class Prepared(NamedTuple):
     limits: list
 
 
+@immutable
 class ChunkGradients(NamedTuple):
     """Gradients of one chunk at one x."""
 
@@ -179,9 +181,8 @@ def gradients_at(chunk: Chunk, x: np.ndarray, problem: Problem, visits: int) -> 
     memory = fresh_memory(chunk, problem)
     gradients = np.empty_like(memory.gradients)
     value, total = chunk_gradient(chunk, x, problem, gradients)
-    total = frozen(total)
-    memory = memory._replace(gradients=frozen(gradients), visits=visits, total=None if memory.total is None else total)
-    return ChunkGradients(total, memory, value)
+    memory = memory._replace(gradients=gradients, visits=visits, total=None if memory.total is None else total)
+    return ChunkGradients(total if memory.total is None else memory.total, memory, value)  # one array in a pickle
 
 
 def prepare(source: Source, problem: Problem, *, joins: bool = True, estimator: str | None = None) -> Prepared:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from ..data.chunk import frozen
+from ..data.immutable import immutable
 from ..solver.averaging import averaged_iterate, begin_pass, open_window
 from ..solver.optimality import chunk_gradient, gradient_mapping_norm, penalty_value, proximal_gradient_step
 from ..solver.preconditioner import sum_to_solver, x_to_solver, x_to_user
@@ -78,6 +78,7 @@ class VisitSpec(NamedTuple):
     opens: bool
 
 
+@immutable
 class EpochSummary(NamedTuple):
     """Summary of a whole pass, small enough to be sent to the client.
 
@@ -154,23 +155,23 @@ def merge_round(problem: Problem, metric: Preconditioner, *visits: VisitResult) 
         return getattr(start, name) + sum(getattr(head, name) - getattr(start, name) for head in heads)
 
     head = start._replace(
-        x=frozen(start.x + further * (mean("x") - start.x)),
-        gradient_sum=frozen(total("gradient_sum")),
+        x=start.x + further * (mean("x") - start.x),
+        gradient_sum=total("gradient_sum"),
         step_multiplier=min(head.step_multiplier for head in heads),
         window_count=start.window_count + 1,
         visited_weight=total("visited_weight"),
-        visited_sum=frozen(total("visited_sum")),
+        visited_sum=total("visited_sum"),
         window_ratio=mean("window_ratio"),
         window_energy=total("window_energy"),
-        limits=frozen(np.min([head.limits for head in heads], axis=0)),
+        limits=np.min([head.limits for head in heads], axis=0),
         diverged=any(head.diverged for head in heads),
     )
     if not head.diverged:
         # The mean of sparse coefficients is not sparse, and a point beyond it may violate bounds.
         x, average = x_to_solver(head.x, metric), sum_to_solver(head.gradient_average, metric)
         step = min(problem.step(metric, head.step_multiplier), 0.3 / metric.L)
-        head = head._replace(x=frozen(x_to_user(proximal_gradient_step(x, average, step, problem, metric), metric)))
-    return head._replace(window_sum=frozen(start.window_sum + head.x))
+        head = head._replace(x=x_to_user(proximal_gradient_step(x, average, step, problem, metric), metric))
+    return head._replace(window_sum=start.window_sum + head.x)
 
 
 def visit_chunk(

@@ -44,7 +44,7 @@ ENTRIES_AHEAD = 64
 U = np.uint64
 
 
-@compiled
+@compiled(writes="out")
 def dense_moments(A, weights, pulls, origin, out):
     """Accumulate the moments of each column in ``out``, of shape (4 + c, p).
 
@@ -84,7 +84,7 @@ def dense_moments(A, weights, pulls, origin, out):
                 out[4 + c, j] += pulls[i, c] * a
 
 
-@compiled
+@compiled(writes="out")
 def gather_columns(data, indices, indptr, place, out):
     """Add the entries of selected columns to ``out``, of shape (n, c).
 
@@ -97,7 +97,7 @@ def gather_columns(data, indices, indptr, place, out):
                 out[i, k] += data[q]
 
 
-@compiled
+@compiled(writes="table")
 def sparse_moments(data, indices, indptr, weights, factors, table):
     """Accumulate the moments of the stored entries of each column in ``table``; return the largest magnitude.
 
@@ -124,7 +124,7 @@ def sparse_moments(data, indices, indptr, weights, factors, table):
     return largest
 
 
-@compiled
+@compiled(writes="mean squares sums counts magnitudes")
 def read_moments(tables, weight, mean, squares, sums, counts, magnitudes):
     """Combine the tables of several ``sparse_moments`` calls. ``squares`` gets the sums of squares about the mean."""
     p, lines = U(mean.size), tables.reshape(-1)
@@ -142,13 +142,13 @@ def read_moments(tables, weight, mean, squares, sums, counts, magnitudes):
             sums[0, j] = product
 
 
-@compiled
-def scale_columns(told, rows, weight, sparse, centres, scales, out, varies):
+@compiled(writes="out varies")
+def scale_columns(moments, rows, weight, sparse, centres, scales, out, varies):
     """Compute the shift, scale, inverse density and spread of each column; write them to ``out``, of shape (4, p).
 
     A column that is constant up to rounding gets scale 1, and its entry of ``varies`` is False.
     """
-    mean, squares, low, high, counts, full = told
+    mean, squares, low, high, counts, full = moments
     for j in range(mean.size):
         centred, variance, inverse_density = centres and full[j], squares[j] / weight, rows / max(counts[j], 1)
         moment = variance + mean[j] ** 2
@@ -160,7 +160,7 @@ def scale_columns(told, rows, weight, sparse, centres, scales, out, varies):
         out[0, j], out[1, j], out[2, j], out[3, j] = shift, scale, inverse_density, spread
 
 
-@compiled
+@compiled(writes="out")
 def overshoot_limits(sums, known, weight, rate, out):
     """Write the largest step along each axis for which a visit of the chunk does not overshoot.
 
@@ -175,7 +175,7 @@ def overshoot_limits(sums, known, weight, rate, out):
             out[j] = -np.log1p(-share) / (share * known[j] * rate)
 
 
-@compiled
+@compiled(writes="out")
 def dense_norms(A, shift, scale, intercept, out):
     """Write each row's squared norm in the solver's coordinates: ``intercept`` + sum_j scale_j (a_j - shift_j)^2."""
     A = borrowed(A)
@@ -186,7 +186,7 @@ def dense_norms(A, shift, scale, intercept, out):
         out[i] = min(total, LONGEST)
 
 
-@compiled
+@compiled(writes="out")
 def sparse_norms(data, indices, indptr, shift, scale, intercept, out):
     """Same as ``dense_norms``, over the stored entries of CSR rows."""
     data, indices, indptr, shift, scale = (
@@ -201,7 +201,7 @@ def sparse_norms(data, indices, indptr, shift, scale, intercept, out):
         out[i] = min(total, LONGEST)
 
 
-@compiled
+@compiled(writes="sums largest")
 def dense_leverages(A, centre, scale, sums, largest):
     """Write the sum and the maximum over j of scale_j (a_j - centre_j)^2 for each row."""
     A, centre, scale = borrowed(A), borrowed(centre), borrowed(scale)
@@ -213,7 +213,7 @@ def dense_leverages(A, centre, scale, sums, largest):
         sums[i], largest[i] = total, most
 
 
-@compiled
+@compiled(writes="sums largest")
 def sparse_leverages(data, indices, indptr, centre, scale, sums, largest):
     """Same as ``dense_leverages``, over the stored entries of CSR rows."""
     data, indices, indptr, centre, scale = (

@@ -39,7 +39,7 @@ def room_of_tables(count: int, p: int, outputs: int, plain: bool) -> tuple[np.nd
     return empty_on_lines(count, p + p % 2, width), empty_on_lines(count, 3, whole_lines(outputs))
 
 
-@compiled
+@compiled(writes="table ends")
 def fill_table(x, gradient_sum, anchor, shift, scale, inverse_density, step, l2, table, ends):
     """Fill the table and ends at the start of a visit. The steps are in the form that ``prox_of_move`` takes."""
     x, gradient_sum, scale, inverse_density, columns = (
@@ -65,7 +65,7 @@ def fill_table(x, gradient_sum, anchor, shift, scale, inverse_density, step, l2,
                 columns[c + U(1) + k] = anchor[k, j]
 
 
-@compiled
+@compiled(writes="x gradient_sum")
 def read_table(table, ends, x, gradient_sum):
     """Read x and gradient_sum back from the table: the inverse of ``fill_table``. An empty gradient_sum is skipped."""
     outputs, p, width, columns = U(x.shape[0]), U(x.shape[1] - 1), U(table.shape[1]), table.reshape(-1)

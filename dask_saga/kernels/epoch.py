@@ -135,7 +135,7 @@ def _build(sources: int, cache: bool) -> Kernels:
     # numba invalidates its on-disk cache only when this file is edited. The loops close over `sources`, a digest of the
     # other modules, so that an edited loss or penalty is a cache miss as well.
 
-    @kernel
+    @kernel(writes="x middle gradient_sum gradients room")
     def dense_pass(A, gathered, b, weights, order, lengths, x, middle, anchor, gradient_sum, gradients, shift, scale,
                    do, room, loss, penalty):  # fmt: skip
         """Run an epoch over dense rows; update x, middle, gradient_sum and gradients in place.
@@ -216,7 +216,7 @@ def _build(sources: int, cache: bool) -> Kernels:
             x[k], gradient_sum[k] = xs[k, : p + 1], sums[k, : p + 1]
         owner[0] = 0.0  # keeps the owner alive until here, since `table` only borrows its memory
 
-    @kernel
+    @kernel(writes="gradients table ends room")
     def sparse_pass(data, indices, indptr, b, weights, order, lengths, gradients, table, shifted, ends, do, room, loss,
                     penalty):  # fmt: skip
         """Run an epoch over CSR rows; update table, ends and gradients in place. Each row steps on its support only."""
@@ -269,7 +269,7 @@ def _build(sources: int, cache: bool) -> Kernels:
             for r in range(coming, last):
                 prefetch(columns, U(indices[r]) * width)
 
-    @kernel
+    @kernel(writes="gradient gradients room")
     def dense_gradient(A, b, weights, x, gradient, gradients, total, room, loss):
         """Add sum_i w_i f'(z_i) a_i to ``gradient``; return ``total`` plus the sum of w_i f(z_i).
 
@@ -307,7 +307,7 @@ def _build(sources: int, cache: bool) -> Kernels:
                         gradient[k, p] += factor
         return total
 
-    @kernel
+    @kernel(writes="gradient gradients room")
     def sparse_gradient(data, indices, indptr, b, weights, x, gradient, gradients, total, room, loss):
         """Same as ``dense_gradient``, for CSR rows."""
         sources  # noqa: B018
@@ -330,14 +330,14 @@ def _build(sources: int, cache: bool) -> Kernels:
                 gradient[k, p] += factor
         return total
 
-    @kernel
+    @kernel(writes="out")
     def proximal_step(x, direction, scale, step, penalty, out):
         """Write the proximal gradient step prox(x - step * scale * direction) to ``out``."""
         sources  # noqa: B018
         for j in range(x.size):
             out[j] = proximal_point(penalty, x[j], direction[j], step * scale[j])
 
-    @kernel
+    @kernel()
     def squared_mapping(x, direction, scale, step, penalty):
         """Return sum_j move_j^2 / scale_j, where move is that of ``proximal_step``, without storing the step."""
         sources  # noqa: B018
@@ -347,7 +347,7 @@ def _build(sources: int, cache: bool) -> Kernels:
             total += move * move / scale[j]
         return total
 
-    @kernel
+    @kernel(writes="slopes curvatures room")
     def derivatives(z, b, weights, slopes, curvatures, room, loss):
         """Write the weighted first and second derivatives of each row's loss at the predictions z, of shape (n, k).
 
@@ -376,7 +376,7 @@ def _build(sources: int, cache: bool) -> Kernels:
             for k in range(outputs):
                 curvatures[i, k] = w * c[k]
 
-    @kernel
+    @kernel(writes="values room")
     def row_values(z, b, weights, values, room, loss):
         """Write the weighted loss of each row at its predictions z, of shape (n, k)."""
         sources  # noqa: B018
@@ -388,7 +388,7 @@ def _build(sources: int, cache: bool) -> Kernels:
             w = weights[i] if weights.size else 1.0
             values[i] = w * row_value_and_derivative(loss, u, b[i], m) if w > 0.0 else 0.0
 
-    @kernel
+    @kernel(writes="values room")
     def values_on_line(z, dz, b, weights, steps, values, room, loss):
         """Evaluate the loss along a line: for each step, add the sum of w_i f(z_i + step dz_i) to ``values``."""
         sources  # noqa: B018
@@ -402,7 +402,7 @@ def _build(sources: int, cache: bool) -> Kernels:
                         u[k] = z[i, k] + steps[t] * dz[i, k]
                     values[t] += w * row_value_and_derivative(loss, u, b[i], m)
 
-    @kernel
+    @kernel(writes="slope move")
     def coordinate_descent(hessian, slope, x, move, penalty, sweeps, tol):
         """Minimise slope'd + d'H d / 2 + penalty(x + d) over d = ``move``, by cyclic coordinate descent.
 

@@ -1,16 +1,18 @@
-"""Decorators that compile functions with numba: common options, inlining, and the on-disk cache."""
+"""Decorators that compile functions with numba: common options, inlining, the on-disk cache, read-only inputs."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import NumbaWarning, njit
 from numba.extending import overload
 
-__all__ = ["FASTMATH", "compiled", "inlined", "overloaded", "strict_sum_order"]
+__all__ = ["FASTMATH", "compiled", "frozen", "inlined", "overloaded", "strict_sum_order"]
 
 
 # LLVM fast-math flags. fastmath=True would also set nnan and ninf, which remove the isfinite checks.
@@ -30,8 +32,51 @@ overloaded = functools.partial(overload, strict=False, jit_options={**OPTIONS, "
 strict_sum_order = njit(**{**OPTIONS, "fastmath": FASTMATH - {"reassoc"}}, forceinline=True)
 
 
-def compiled(function: Callable, cache: bool = True) -> Callable:
-    """Compile the function. It is cached on disk if numba finds a writable directory."""
+def frozen(array: np.ndarray) -> np.ndarray:
+    """Return a read-only view of the array."""
+    view = array.view()
+    view.setflags(write=False)  # takes half as long as view.flags.writeable = False
+    return view
+
+
+def compiled(*, writes: str = "", cache: bool = True) -> Callable[[Callable], Callable]:
+    """Compile a kernel, that is a function that only Python calls. Compiled code calls ``inlined`` functions.
+
+    numba compiles a function anew if an array is read-only in one call and writable in another. A call therefore makes
+    all arrays read-only that the kernel does not write, so that the caller need not care.
+
+    Parameters
+    ----------
+    writes : str
+        Names of the arguments that the kernel writes, separated by spaces. A kernel that writes another array does
+        not compile.
+    cache : bool, default=True
+        Whether to cache the kernel on disk, if numba finds a writable directory.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        names, written = list(inspect.signature(function).parameters), writes.split()
+        if unknown := set(written).difference(names):
+            raise TypeError(f"{function.__name__} has no arguments {sorted(unknown)}")
+        kernel = _dispatcher(function, cache)
+        inputs = [place for place, name in enumerate(names) if name not in written]
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            views = list(arguments)
+            for place in inputs:
+                argument = arguments[place]
+                if isinstance(argument, np.ndarray) and argument.flags.writeable:
+                    views[place] = frozen(argument)
+            return kernel(*views)
+
+        call.dispatcher = kernel  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def _dispatcher(function: Callable, cache: bool) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumbaWarning)
         try:

@@ -18,7 +18,7 @@ def visits_of(length, w, often, most):
     return min(np.ceil(length * w / often), most) if length * w > often else 1.0
 
 
-@compiled
+@compiled(writes="out")
 def repeated(rows, lengths, weights, often, out):
     """Write each row once, then the further visits of rows with large bounds; return the total number of visits.
 
@@ -36,7 +36,7 @@ def repeated(rows, lengths, weights, often, out):
     return count
 
 
-@compiled
+@compiled(writes="out")
 def rows_of(owner, owners, bits, rows, out):
     """Collect the rows owned by this thread, for which owners[row >> bits] == owner; return their count."""
     found = U(0)
@@ -59,7 +59,7 @@ def drawn(state, count):
     return state, ((z ^ (z >> U(31))) >> U(32)) * U(count) >> U(32)
 
 
-@compiled
+@compiled(writes="rows")
 def shuffle_rows(rows, state, whole, width, size):
     """Shuffle rows in place so that the order is random but neighbouring rows stay near each other.
 

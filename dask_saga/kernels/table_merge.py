@@ -160,7 +160,7 @@ def wait(arrived, failed, everyone):
     return True
 
 
-@compiled
+@compiled(writes="arrived failed tables ends x middle gradient_sum")
 def bring_together(t, turn, arrived, failed, how, tables, ends, x, middle, gradient_sum):
     """Merge the tables of all threads after round `turn`; return False if another thread has failed.
 

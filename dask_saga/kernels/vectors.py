@@ -12,7 +12,7 @@ __all__ = ["dense_predictions", "dense_sum", "largest_of", "scaled_products", "s
 U = np.uint64
 
 
-@compiled
+@compiled(writes="out")
 def dense_sum(A, factors, out):
     """Add sum_i factors_i a_i to ``out``, of shape (k, p + 1). The intercept's column of a_i is 1."""
     p = A.shape[1]
@@ -24,7 +24,7 @@ def dense_sum(A, factors, out):
             out[k, p] += factor
 
 
-@compiled
+@compiled()
 def scaled_products(u, v, scale):
     """Return the inner products <u, u>, <u, v> and <v, v> of moves of shape (k, p + 1).
 
@@ -41,7 +41,7 @@ def scaled_products(u, v, scale):
     return uu, uv, vv
 
 
-@compiled
+@compiled()
 def squared_moves(start, middle, end, scale):
     """Return the squared norms of middle - start and of end - middle, in the metric of ``scaled_products``."""
     first, second, p = 0.0, 0.0, scale.size
@@ -54,7 +54,7 @@ def squared_moves(start, middle, end, scale):
     return first, second
 
 
-@compiled
+@compiled()
 def largest_of(one, other):
     """Return the largest absolute entry of two arrays of the same shape, or NaN if an entry is not finite."""
     largest, total = 0.0, 0.0
@@ -67,7 +67,7 @@ def largest_of(one, other):
     return largest if np.isfinite(total) else np.nan
 
 
-@compiled
+@compiled(writes="out")
 def dense_predictions(A, x, out):
     """Write the linear predictions of all rows to ``out``, of shape (n, k). x is (k, p + 1), the intercept last."""
     A, x = borrowed(A), borrowed(x)
@@ -80,7 +80,7 @@ def dense_predictions(A, x, out):
             out[i, k] = total + xk[row.size]
 
 
-@compiled
+@compiled(writes="out")
 def sparse_predictions(data, indices, indptr, x, out):
     """Same as ``dense_predictions``, for CSR rows."""
     data, indices, indptr, x = borrowed(data), borrowed(indices), borrowed(indptr), borrowed(x)

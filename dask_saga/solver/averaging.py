@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.chunk import frozen
 from ..kernels.vectors import scaled_products
 from .optimality import proximal_gradient_step
 from .preconditioner import sum_to_solver, x_to_solver, x_to_user
@@ -112,17 +111,17 @@ def averaged_iterate(head: SolverState, problem: Problem, metric: Preconditioner
         return head.x, False
     mean = head.window_sum / head.window_count
     start, mean, x = (x_to_solver(v, metric) for v in (head.window_start, mean, head.x))
-    uu, ud, dd = scaled_products(frozen(mean - start), frozen(x - mean), metric.scale)
+    uu, ud, dd = scaled_products(mean - start, x - mean, metric.scale)
     if ud >= CIRCLES_BELOW * math.sqrt(uu) * math.sqrt(dd):
         return head.x, False
     step = min(problem.step(metric, head.step_multiplier), 0.3 / metric.L)
     average = sum_to_solver(head.gradient_average, metric)
-    return frozen(x_to_user(proximal_gradient_step(mean, average, step, problem, metric), metric)), True
+    return x_to_user(proximal_gradient_step(mean, average, step, problem, metric), metric), True
 
 
 def open_window(head: SolverState, problem: Problem, metric: Preconditioner) -> SolverState:
     """Close the averaging window: move x to its averaged iterate, adapt the step and open an empty window."""
-    (x, circles), move = averaged_iterate(head, problem, metric), frozen(head.x - head.window_start)
+    (x, circles), move = averaged_iterate(head, problem, metric), head.x - head.window_start
     return head._replace(
         x=x,
         step_multiplier=max(next_step_multiplier(head, move, problem, metric, circles), LEAST_MULTIPLIER),
@@ -130,7 +129,7 @@ def open_window(head: SolverState, problem: Problem, metric: Preconditioner) -> 
         last_energy=head.window_energy,
         last_step_multiplier=head.step_multiplier,
         window_start=x,
-        window_sum=frozen(np.zeros_like(x)),
+        window_sum=np.zeros_like(x),
         window_count=0,
         window_ratio=0.0,
         window_energy=0.0,
@@ -139,7 +138,7 @@ def open_window(head: SolverState, problem: Problem, metric: Preconditioner) -> 
 
 def begin_pass(head: SolverState) -> SolverState:
     """Mark the start of a pass over all chunks: no row of it has been visited yet."""
-    return head._replace(visited_weight=0.0, visited_sum=frozen(np.zeros_like(head.x)))
+    return head._replace(visited_weight=0.0, visited_sum=np.zeros_like(head.x))
 
 
 def leave_pass(head: SolverState) -> SolverState:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.chunk import frozen
 from ..data.immutable_map import ImmutableMap
 from ..data.statistics import column_stats, merge, typical, without
 from .averaging import begin_pass, leave_pass, open_window, stream_window_is_due, window_is_due
@@ -122,7 +121,7 @@ def forget(state: SAGAState, chunk_id: Hashable, problem: Problem, chunk: Chunk 
         weight, left = 0.0, np.zeros_like(left)
     preconditioner_key, stale = state.preconditioner_for
     return state._replace(
-        head=leave_pass(head)._replace(gradient_sum=frozen(left), weight=weight, rows=rows, diverged=False),
+        head=leave_pass(head)._replace(gradient_sum=left, weight=weight, rows=rows, diverged=False),
         stats=stats,
         preconditioner_for=(preconditioner_key, stale + staleness(state.stats, stats, problem)),
         chunks=state.chunks.without(chunk_id),
@@ -191,9 +190,9 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     axes = state.metric
     if axes is None or preconditioner_key != problem.preconditioner_key or stale > STALE:
         axes, stale = choose_preconditioner(stats, problem), 0.0
-        head = head._replace(limits=frozen(np.full(len(axes.scale), np.inf)))
+        head = head._replace(limits=np.full(len(axes.scale), np.inf))
     if own is not None:
-        head = head._replace(limits=frozen(np.minimum(head.limits, axis_limits(own, axes, problem))))
+        head = head._replace(limits=np.minimum(head.limits, axis_limits(own, axes, problem)))
     visits, known, metric = memory.visits if memory else 0, len(state.chunks), axes
     if problem.average:
         # A new chunk may differ much from the others, so limit its step by its share of the rows at first.

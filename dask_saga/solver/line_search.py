@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.chunk import frozen
 from ..kernels.epoch import kernels_for
 from ..kernels.intrinsics import room_for
 from ..penalties import ElasticNet, penalty_values
@@ -61,7 +60,7 @@ def row_values(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) -> np.n
     """Compute the weighted loss of each row at its predictions z of shape (n, k)."""
     kernel, values = kernels_for(problem.loss, problem.penalty).row_values, np.empty(len(z))
     with np.errstate(all="ignore"):
-        kernel(frozen(z), frozen(chunk.targets), frozen(chunk.weights), values, room_for(z.shape[1]), problem.loss)
+        kernel(z, chunk.targets, chunk.weights, values, room_for(z.shape[1]), problem.loss)
     return values
 
 
@@ -72,7 +71,7 @@ def line_values(
     values, kernel = np.zeros(len(steps)), kernels_for(problem.loss, problem.penalty).values_on_line
     arrays = (np.ascontiguousarray(part) for part in (z, dz, chunk.targets, chunk.weights))
     with np.errstate(all="ignore"):
-        kernel(*map(frozen, arrays), steps, values, room_for(z.shape[1]), problem.loss)
+        kernel(*arrays, steps, values, room_for(z.shape[1]), problem.loss)
     return values
 
 
@@ -102,7 +101,7 @@ def best_on_line(
     values = sums / weight + np.array(penalties)
     values[~np.isfinite(values)] = np.inf
     best = int(np.argmin(values))
-    return frozen(points[best]), float(values[0] - values[best])
+    return points[best], float(values[0] - values[best])
 
 
 def within(x: np.ndarray, problem: Problem) -> np.ndarray:

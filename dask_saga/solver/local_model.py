@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from ..data.chunk import frozen, row_blocks
+from ..data.chunk import row_blocks
+from ..data.immutable import immutable
 from ..data.statistics import MOMENTS, column_stats, gram
 from ..kernels.column_moments import LARGEST_ENTRY, dense_leverages, sparse_leverages
 from ..kernels.epoch import kernels_for
@@ -92,6 +93,7 @@ class ModelPlan(NamedTuple):
     apart: int
 
 
+@immutable
 class Extremes(NamedTuple):
     """Rows that are kept apart because each has a large share of the curvature of a column.
 
@@ -110,6 +112,7 @@ class Extremes(NamedTuple):
     numbers: np.ndarray
 
 
+@immutable
 class LocalModel(NamedTuple):
     """Second-order model of the sum of the losses near x. ``merge_models`` merges the models of chunks.
 
@@ -261,7 +264,7 @@ def row_derivatives(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) ->
     slopes, curvatures = np.empty_like(z), np.empty_like(z)
     kernel, room = kernels_for(problem.loss, problem.penalty).derivatives, room_for(z.shape[1])
     with np.errstate(all="ignore"):
-        kernel(frozen(z), frozen(chunk.targets), frozen(chunk.weights), slopes, curvatures, room, problem.loss)
+        kernel(z, chunk.targets, chunk.weights, slopes, curvatures, room, problem.loss)
     curvatures[~np.isfinite(curvatures)] = 0.0  # for example |z|^1.5 at zero
     return slopes, curvatures
 
@@ -271,7 +274,7 @@ def predictions(rows: Any, x: np.ndarray) -> np.ndarray:
     predict = sparse_predictions if sp.issparse(rows) else dense_predictions
     z = np.empty((rows.shape[0], len(x)))
     for block, arrays in row_blocks(rows, slice(0, rows.shape[0])):
-        predict(*arrays, frozen(x), z[block])
+        predict(*arrays, x, z[block])
     return z
 
 
@@ -343,7 +346,7 @@ class _Shares:
         self.sums, self.largest = np.empty((2, len(curvatures)))
         measure = sparse_leverages if sp.issparse(chunk.rows) else dense_leverages
         for block, arrays in row_blocks(chunk.rows, slice(0, len(curvatures))):
-            measure(*arrays, frozen(self.centre), frozen(self.scale), self.sums[block], self.largest[block])
+            measure(*arrays, self.centre, self.scale, self.sums[block], self.largest[block])
         self.sums *= curvatures
         self.largest *= curvatures
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..data.chunk import frozen
+from ..data.immutable import immutable
 from ..execution.threads import one_blas_thread
 from ..losses import MultinomialLogLoss
 from .line_search import STEPS, line_values, penalty_within, row_values, within
@@ -49,6 +49,7 @@ PROXIMAL_SOLUTIONS = 20
 INNER_STEPS, INNER_WORK, INNER_LEFT, KEPT_WORD, REFINED = (3, 100), 2**32, 1e-2, 0.25, 3
 
 
+@immutable
 class Direction(NamedTuple):
     """Newton step from x.
 
@@ -106,7 +107,7 @@ def newton_direction(
         move = near.in_user_coordinates(move)
     if not (np.isfinite(move).all() and np.isfinite(decrease)):
         move, decrease = np.zeros_like(x), math.inf
-    return Direction(frozen(move), float(decrease), float(value), model.gradient / weight, model.far)
+    return Direction(move, float(decrease), float(value), model.gradient / weight, model.far)
 
 
 class _Near:
@@ -293,7 +294,7 @@ def sample_decrease(sample: Any, x: np.ndarray, gradient: np.ndarray, problem: P
     """
     chunk, axes, metric, _ = sample
     if metric.rotation is not axes.rotation:  # the rows of the subsample are rotated
-        x, gradient = frozen(x_to_solver(x, axes)), sum_to_solver(gradient, axes)
+        x, gradient = x_to_solver(x, axes), sum_to_solver(gradient, axes)
     model = local_model(chunk, x, problem, metric, plan, gradient=False)
     model = model._replace(gradient=gradient * chunk.weight)
     return math.inf if model.far else newton_direction(model, x, chunk.weight, problem).decrease

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from ..data.chunk import Chunk, frozen, row_blocks
+from ..data.chunk import Chunk, row_blocks
 from ..execution.threads import even_slices, thread_count, threads
 from ..kernels.epoch import kernels_for
 from ..kernels.intrinsics import room_for
@@ -52,9 +52,7 @@ def proximal_gradient_step(
     out = np.empty_like(x)
     kernels = kernels_for(problem.loss, problem.penalty)
     for row, direction, result in zip(x, gradient, out, strict=True):
-        kernels.proximal_step(
-            frozen(row[:-1]), frozen(direction[:-1]), frozen(metric.scale), step, problem.penalty, result[:-1]
-        )
+        kernels.proximal_step(row[:-1], direction[:-1], metric.scale, step, problem.penalty, result[:-1])
     out[:, -1] = x[:, -1] - step * gradient[:, -1] if problem.fit_intercept else x[:, -1]
     return out
 
@@ -80,7 +78,7 @@ def gradient_mapping_norm(
     step, squared_mapping = 0.3 / metric.L, kernels_for(problem.loss, problem.penalty).squared_mapping
     x, gradient = x_to_solver(x, metric), sum_to_solver(gradient_average, metric)
     square = sum(
-        squared_mapping(frozen(row[:-1]), frozen(direction[:-1]), frozen(metric.scale), step, problem.penalty)
+        squared_mapping(row[:-1], direction[:-1], metric.scale, step, problem.penalty)
         for row, direction in zip(x, gradient, strict=True)
     )
     if problem.fit_intercept:
@@ -114,7 +112,7 @@ def weighted_sum(rows: Any, factors: np.ndarray, problem: Problem, count: int = 
 
     def part(block: slice) -> np.ndarray:
         out = np.zeros((factors.shape[1], rows.shape[1] + 1))
-        dense_sum(frozen(rows[block]), frozen(factors[block]), out)
+        dense_sum(rows[block], factors[block], out)
         return out
 
     with threads(count) as each:
@@ -154,8 +152,8 @@ def chunk_gradient(
     def part(rows: slice) -> tuple[float, np.ndarray]:
         total, gradient, room = 0.0, np.zeros_like(x), room_for(len(x))
         for block, arrays in row_blocks(chunk.rows, rows):
-            targets, weights = frozen(chunk.targets[block]), frozen(chunk.weights[block])
-            total = add(*arrays, targets, weights, frozen(x), gradient, gradients[block], total, room, problem.loss)
+            targets, weights = chunk.targets[block], chunk.weights[block]
+            total = add(*arrays, targets, weights, x, gradient, gradients[block], total, room, problem.loss)
         return total, gradient
 
     count = thread_count(problem.n_threads, chunk.entries)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from ..data.chunk import BLOCK_BYTES, frozen, row_arrays
+from ..data.chunk import BLOCK_BYTES, row_arrays
+from ..data.immutable import immutable
 from ..execution.threads import even_slices, one_blas_thread, thread_count, threads
 from ..kernels.column_moments import dense_norms, sparse_norms
+from ..kernels.jit import frozen
 
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 
+@immutable
 class Preconditioner(NamedTuple):
     """Coordinates of the solver: rows ``(a - shift) rotation``, steps ``step * scale``.
 
@@ -106,9 +109,9 @@ def row_norms(chunk: Chunk, metric: Preconditioner, problem: Any) -> np.ndarray:
         if sp.issparse(chunk.rows):
             blocks = [(slice(None), row_arrays(chunk.rows, part))]
         else:
-            blocks = ((block, [frozen(rows)]) for block, rows, _ in solver_rows(chunk.rows[part], metric))
+            blocks = ((block, [rows]) for block, rows, _ in solver_rows(chunk.rows[part], metric))
         for block, arrays in blocks:
-            measure_rows(*arrays, shift_of(metric), frozen(metric.scale), float(problem.fit_intercept), out[block])
+            measure_rows(*arrays, shift_of(metric), metric.scale, float(problem.fit_intercept), out[block])
 
     count = thread_count(problem.n_threads, chunk.entries)
     with threads(count) as each:
@@ -160,7 +163,7 @@ def solver_rows(
 
 def shift_of(metric: Preconditioner) -> np.ndarray:
     """Return the shift that the kernels subtract. It is zero for rotated rows, which are already shifted."""
-    return frozen(np.zeros_like(metric.shift) if metric.rotation is not None else metric.shift)
+    return np.zeros_like(metric.shift) if metric.rotation is not None else metric.shift
 
 
 # The functions below convert arrays of shape (k, p + 1), the intercept last, between the user's and the solver's

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.linalg import lapack
 
-from ..data.chunk import frozen
 from ..data.statistics import wants_products
 from ..execution.threads import one_blas_thread
 from ..kernels.column_moments import LARGEST_ENTRY, LEAST_SQUARE, overshoot_limits, scale_columns
@@ -81,9 +80,9 @@ def choose_preconditioner(stats: ColumnStats, problem: Any, sampled: float | Non
     # without an intercept x leaves that region slowly, so use at least 1 then.
     curvature = max(stats.target, 0.1 if problem.fit_intercept else 1.0) if bound is None else float(bound)
     out, varies, scales = np.empty((4, p)), np.empty(p, bool), bool(problem.precondition and stats.rows)
-    told = tuple(frozen(one) for one in (stats.mean, stats.squares, stats.low, stats.high, stats.counts, stats.full))
+    moments = (stats.mean, stats.squares, stats.low, stats.high, stats.counts, stats.full)
     centres = scales and bool(problem.fit_intercept)
-    scale_columns(told, stats.rows, float(weight), stats.sparse, centres, scales, out, varies)
+    scale_columns(moments, stats.rows, float(weight), stats.sparse, centres, scales, out, varies)
     shift, scale, inverse_density, spread = out
     mean_square = _above_least(float((spread * scale).sum()) + problem.fit_intercept)
     if not scales:
@@ -270,7 +269,7 @@ def axis_limits(stats: ColumnStats, metric: Preconditioner, problem: Any) -> np.
             sums = ((products @ metric.rotation) * metric.rotation).sum(axis=0)
         known = metric.spread
     limits = np.empty_like(metric.scale)
-    overshoot_limits(frozen(sums), frozen(known), float(stats.weight), float(stats.rows * metric.curvature), limits)
+    overshoot_limits(sums, known, float(stats.weight), float(stats.rows * metric.curvature), limits)
     return limits
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from ..data.chunk import frozen
 from ..kernels.epoch import kernels_for
 from ..penalties import ElasticNet, penalty_values
 
@@ -78,7 +77,7 @@ def proximal_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem
     if hessian.ndim == 1:  # the coordinates are independent
         step = np.divide(1.0, hessian, out=np.zeros(len(x)), where=hessian > 0)
         out = np.empty_like(x)
-        kernels_for(problem.loss, penalty).proximal_step(frozen(x), frozen(slope), frozen(step), 1.0, penalty, out)
+        kernels_for(problem.loss, penalty).proximal_step(x, slope, step, 1.0, penalty, out)
         move = np.where(step > 0, out - x, 0.0)
         gains = slope * move + 0.5 * hessian * move**2 + penalty_values(penalty, x + move) - penalty_values(penalty, x)
         return move, max(-float(gains.sum()), 0.0)
@@ -93,7 +92,7 @@ def proximal_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem
     for _ in range(SUPPORT_ROUNDS):
         before = best
         now = slope + hessian @ move
-        descend(frozen(hessian), now, frozen(x), move, penalty, SWEEPS, LEFT * abs(best) / len(x))
+        descend(hessian, now, x, move, penalty, SWEEPS, LEFT * abs(best) / len(x))
         best = left(move)
         if isinstance(penalty, ElasticNet):
             exact = _on_support(hessian, slope, x, move, penalty)

@@ -6,13 +6,12 @@ instead of copied, and a failed transition has no side effects.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from dask.sizeof import sizeof
 
-from ..data.chunk import frozen
+from ..data.immutable import immutable
 from ..data.immutable_map import ImmutableMap
 from ..data.statistics import ColumnStats, no_stats
 from ..penalties import ElasticNet
@@ -28,6 +27,7 @@ __all__ = ["LARGEST_COEFFICIENT", "ChunkMemory", "SAGAState", "SolverState", "ad
 LARGEST_COEFFICIENT = 1e100
 
 
+@immutable
 class SolverState(NamedTuple):
     """State of the solver that one visit hands to the next.
 
@@ -99,6 +99,7 @@ class SolverState(NamedTuple):
         return self.gradient_sum / self.weight if self.weight > 0 else np.zeros_like(self.gradient_sum)
 
 
+@immutable
 class ChunkMemory(NamedTuple):
     """Gradient memory of one chunk with n rows, and facts about that chunk.
 
@@ -198,35 +199,12 @@ class SAGAState(NamedTuple):
     def __deepcopy__(self, memo: dict) -> SAGAState:
         return self
 
-    def __reduce__(self) -> tuple:
-        return _restore, tuple(self)
-
 
 def _one_output(array: np.ndarray) -> np.ndarray:
     return array[0] if len(array) == 1 else array
 
 
-def _restore(
-    head: SolverState,
-    stats: ColumnStats,
-    metric: Preconditioner,
-    preconditioner_for: tuple,
-    chunks: Mapping,
-    *rest: Any,
-) -> SAGAState:
-    """Restore a state from its pickled fields. Unpickled arrays have lost their read-only flag, so set it again."""
-
-    def freeze(fields: Any) -> Any:
-        if isinstance(fields, np.ndarray):
-            return frozen(fields)
-        return (
-            type(fields)(*map(freeze, fields))
-            if isinstance(fields, (SolverState, ChunkMemory, ColumnStats, Preconditioner))
-            else fields
-        )
-
-    memories = ImmutableMap((key, freeze(memory)) for key, memory in chunks.items())
-    return SAGAState(freeze(head), freeze(stats), freeze(metric), preconditioner_for, memories, *rest)
+_restore = SAGAState  # the name in pickles of earlier versions
 
 
 @sizeof.register(SAGAState)
@@ -244,7 +222,7 @@ def new_solver_state(
     n_columns: int, n_outputs: int = 1, *, weight: float = 0.0, rows: int = 0, preconditioner_key: str = ""
 ) -> SolverState:
     """Return the SolverState before any visit, at x = 0."""
-    zeros, no_limits = frozen(np.zeros((n_outputs, n_columns + 1))), frozen(np.full(n_columns, np.inf))
+    zeros, no_limits = np.zeros((n_outputs, n_columns + 1)), np.full(n_columns, np.inf)
     return SolverState(
         x=zeros,
         gradient_sum=zeros,
@@ -292,9 +270,9 @@ def adapt(head: SolverState, problem: Problem) -> SolverState:
         return head
     x = head.x
     if not problem.fit_intercept and x[:, -1].any():
-        x = frozen(np.column_stack([x[:, :-1], np.zeros(len(x))]))
+        x = np.column_stack([x[:, :-1], np.zeros(len(x))])
     if isinstance(problem.penalty, ElasticNet):
-        x = frozen(np.column_stack([np.clip(x[:, :-1], problem.penalty.lower, problem.penalty.upper), x[:, -1]]))
+        x = np.column_stack([np.clip(x[:, :-1], problem.penalty.lower, problem.penalty.upper), x[:, -1]])
     fresh = new_solver_state(
         x.shape[1] - 1, len(x), weight=head.weight, rows=head.rows, preconditioner_key=problem.preconditioner_key
     )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.chunk import frozen
 from ..kernels.vectors import scaled_products
 from .preconditioner import x_to_solver
 from .state import new_solver_state
@@ -120,5 +119,5 @@ def shortened(head: SolverState, x: np.ndarray) -> SolverState:
 def _cosine(u: np.ndarray, v: np.ndarray, metric: Preconditioner) -> float:
     """Cosine of the angle between two moves in the solver's coordinates. 0 if one of them is zero."""
     unshifted = metric.unshifted
-    uu, uv, vv = scaled_products(*(frozen(x_to_solver(move, unshifted)) for move in (u, v)), metric.scale)
+    uu, uv, vv = scaled_products(*(x_to_solver(move, unshifted) for move in (u, v)), metric.scale)
     return uv / (math.sqrt(uu) * math.sqrt(vv) or 1.0)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from ..data.chunk import Chunk, frozen
+from ..data.chunk import Chunk
+from ..data.immutable import immutable
 from .averaging import begin_pass, open_window
 from .optimality import chunk_gradient, gradient_mapping_norm
 from .preconditioner import Preconditioner, row_norms, solver_rows, sum_to_solver, x_to_solver, x_to_user
@@ -37,6 +38,7 @@ LEAST_ROWS, ROWS_A_COLUMN = 2000, 20
 SOLVED, LEAST_VISITS, MOST_VISITS, STALLED = 0.2, 2, 8, 0.9
 
 
+@immutable
 class Subsample(NamedTuple):
     """Subsample of all rows, prepared for ``subsample_step``.
 
@@ -90,7 +92,7 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     weights = chunk.weights[some] if chunk.weights.size else np.ones(count)
     weights = weights * (chunk.weight / weights.sum()) if count else weights
     rows = chunk.rows[some] if sp.issparse(chunk.rows) else np.ascontiguousarray(chunk.rows[some])
-    return Chunk(rows, frozen(chunk.targets[some]), frozen(weights), chunk.content, "sample")
+    return Chunk(rows, chunk.targets[some], weights, chunk.content, "sample")
 
 
 def effective_rows(samples: list[Chunk]) -> float:
@@ -186,13 +188,11 @@ def subsample_step(
     memory = fresh_memory(chunk, problem)
     gradients = np.empty_like(memory.gradients)
     own = chunk_gradient(chunk, there, problem, gradients)[1]
-    memory = memory._replace(gradients=frozen(gradients), total=None)
+    memory = memory._replace(gradients=gradients, total=None)
     head = new_solver_state(
         x.shape[1] - 1, len(x), weight=weight, rows=memory.rows, preconditioner_key=problem.preconditioner_key
     )
-    head = head._replace(
-        x=frozen(there), window_start=frozen(there), gradient_sum=frozen(own if gradient is None else total)
-    )
+    head = head._replace(x=there, window_start=there, gradient_sum=own if gradient is None else total)
     left = _left(head, problem, metric)
     enough = SOLVED * (x.size / len(norms)) ** 0.5 * left
     for visit in range(MOST_VISITS):
@@ -204,7 +204,7 @@ def subsample_step(
             break
     if head.diverged:
         return x
-    return frozen(x_to_user(head.x, axes)) if turned else head.x
+    return x_to_user(head.x, axes) if turned else head.x
 
 
 def _left(head: SolverState, problem: Problem, metric: Preconditioner) -> float:
@@ -224,4 +224,4 @@ def _newton_step(x: np.ndarray, metric: Preconditioner, gradient: np.ndarray, pr
     move[:, :-1] = -gradient[:, :-1] * metric.scale / metric.curvature
     if problem.fit_intercept:
         move[:, -1] = -gradient[:, -1] / metric.curvature
-    return frozen(x + x_to_user(move, metric))
+    return x + x_to_user(move, metric)

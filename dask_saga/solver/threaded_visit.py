@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.chunk import frozen, row_arrays
+from ..data.chunk import row_arrays
 from ..execution.threads import even_slices, run_together, threads
 from ..kernels.column_table import fill_table, read_table, room_of_tables
 from ..kernels.epoch import Pass, kernels_for
@@ -135,9 +135,9 @@ def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, 
     lefts, parts = _rounds(orders, left, how.rounds if how else 2)
 
     sparse_pass = kernels_for(problem.loss, problem.penalty).sparse_pass
-    rows = (*row_arrays(chunk.rows, slice(0, len(chunk.targets))), frozen(chunk.targets), frozen(chunk.weights))
+    rows = (*row_arrays(chunk.rows, slice(0, len(chunk.targets))), chunk.targets, chunk.weights)
     l2 = problem.penalty.l2 if isinstance(problem.penalty, ElasticNet) else 0.0
-    coordinates = (anchor, shift, frozen(metric.scale), frozen(metric.inverse_density), step, l2)
+    coordinates = (anchor, shift, metric.scale, metric.inverse_density, step, l2)
     tables, ends = room_of_tables(count, p, outputs, past == 0.0 and not shifted)
 
     def run(t: int, *meeting: np.ndarray) -> bool:
@@ -149,7 +149,7 @@ def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, 
         for k, pair in enumerate(lefts):
             do = _pass_of(len(parts[k][t]), pair, past, plan, head, problem, metric)
             rest = (plan.lengths, gradients, table, shifted, own, do, room_for(outputs), problem.loss, problem.penalty)
-            sparse_pass(*rows, frozen(parts[k][t]), *rest)
+            sparse_pass(*rows, parts[k][t], *rest)
             if count == 1:
                 read_table(table, own, *((middle, gradient_sum[:0]) if k == 0 else (x, gradient_sum)))
             elif not bring_together(t, k, *meeting, how, tables, ends, x, middle, gradient_sum):
@@ -173,7 +173,7 @@ def _meeting(orders: list, chunk: Chunk, step: float, problem: Problem, metric: 
         limits = FARTHEST, -math.log(FARTHEST - 1.0), problem.penalty.lower, problem.penalty.upper
     return TableMerge(
         visits / max(visits.sum(), 1), rounds, np.flatnonzero(metric.inverse_density < limit).astype(np.int32), limit,
-        frozen(metric.inverse_density), frozen(metric.spread), MOVED * metric.curvature * visits.mean() / rounds, step,
+        metric.inverse_density, metric.spread, MOVED * metric.curvature * visits.mean() / rounds, step,
         *limits,
     )  # fmt: skip
 
@@ -217,8 +217,8 @@ def _run_steps(order, x, middle, gradient_sum, left, *, anchor, past, gradients,
     kernels, written = kernels_for(problem.loss, problem.penalty), (x, middle, anchor, gradient_sum, gradients)
     do = _pass_of(len(order), left, past, plan, head, problem, metric)
     rest = (room_for(len(x)), problem.loss, problem.penalty)
-    coordinates = (shift_of(metric), frozen(metric.scale))
+    coordinates = (shift_of(metric), metric.scale)
     for block, rows, gathered in solver_rows(chunk.rows, metric, order):
         own = do._replace(left=do.left - block.start * do.less, half=max(len(order) // 2 - block.start, -1))
-        before = (frozen(chunk.targets), frozen(chunk.weights), frozen(order[block]), plan.lengths)
-        kernels.dense_pass(frozen(rows), gathered, *before, *written, *coordinates, own, *rest)
+        before = (chunk.targets, chunk.weights, order[block], plan.lengths)
+        kernels.dense_pass(rows, gathered, *before, *written, *coordinates, own, *rest)

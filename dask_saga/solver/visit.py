@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
-from ..data.chunk import frozen
 from ..kernels.vectors import largest_of, squared_moves
 from .identity import digest
 from .optimality import count_outputs, weighted_sum
@@ -52,12 +51,12 @@ def take_steps(
     tuple of SolverState and ChunkMemory, or None
         None if x exceeds ``LARGEST_COEFFICIENT`` or a number is not finite.
     """
-    start, gradients = frozen(x_to_solver(head.x, metric)), memory.gradients.copy()
+    start, gradients = x_to_solver(head.x, metric), memory.gradients.copy()
     past, left, end = _shares(head, memory, problem)
-    anchor = frozen(x_to_solver(head.visited_sum / head.visited_weight, metric)) if past else start
+    anchor = x_to_solver(head.visited_sum / head.visited_weight, metric) if past else start
     share = share_sparse_steps if sp.issparse(chunk.rows) else share_dense_steps
     x, middle, gradient_sum = share(
-        plan.orders, start, frozen(sum_to_solver(head.gradient_sum, metric)), (left, end), anchor=anchor, past=past,
+        plan.orders, start, sum_to_solver(head.gradient_sum, metric), (left, end), anchor=anchor, past=past,
         gradients=gradients, plan=plan, chunk=chunk, head=head, problem=problem, metric=metric,
     )  # fmt: skip
 
@@ -74,20 +73,20 @@ def take_steps(
     if not good:
         return None
     if memory.total is not None:
-        memory = memory._replace(total=frozen(memory.total + (gradient_sum - head.gradient_sum)))
+        memory = memory._replace(total=memory.total + (gradient_sum - head.gradient_sum))
     visited_sum = np.multiply(middle, memory.weight, out=middle)  # in place, since `middle` is not used below
     tiny = np.finfo(float).tiny
     head = head._replace(
-        x=frozen(x),
-        gradient_sum=frozen(gradient_sum),
-        window_sum=frozen(head.window_sum + x if head.window_count else x),
+        x=x,
+        gradient_sum=gradient_sum,
+        window_sum=head.window_sum + x if head.window_count else x,
         window_count=head.window_count + 1,
         visited_weight=head.visited_weight + memory.weight,
-        visited_sum=frozen(head.visited_sum + visited_sum if head.visited_weight else visited_sum),
+        visited_sum=head.visited_sum + visited_sum if head.visited_weight else visited_sum,
         window_ratio=head.window_ratio + float(np.log(max((moves[0] + tiny) / (moves[1] + tiny), tiny))),
         window_energy=head.window_energy + sum(moves),
     )
-    return head, memory._replace(gradients=frozen(gradients))
+    return head, memory._replace(gradients=gradients)
 
 
 def _shares(head: SolverState, memory: ChunkMemory, problem: Problem) -> tuple[float, float, float]:
@@ -112,8 +111,8 @@ def fresh_memory(chunk: Chunk, problem: Problem) -> ChunkMemory:
     (n, p), k = chunk.rows.shape, count_outputs(chunk, problem)
     rows = int(np.count_nonzero(chunk.weights)) if chunk.weights.size else n
     gradients = np.zeros((n, k), dtype=problem.memory_dtype)
-    total = frozen(np.zeros((k, p + 1))) if _total_pays(gradients, p) else None
-    return ChunkMemory(frozen(gradients), 0, chunk.content, chunk.weights_content, chunk.weight, rows, total)
+    total = np.zeros((k, p + 1)) if _total_pays(gradients, p) else None
+    return ChunkMemory(gradients, 0, chunk.content, chunk.weights_content, chunk.weight, rows, total)
 
 
 def _total_pays(gradients: np.ndarray, columns: int) -> bool:
@@ -148,8 +147,8 @@ def split_memory(
         rows, start = slice(start, start + n), start + n
         gradients, total = memory.gradients[rows].copy(), None
         if _total_pays(gradients, chunk.rows.shape[1]):
-            total = frozen(weighted_sum(chunk.rows[rows], gradients.astype(float), problem))
-        split.append(part._replace(gradients=frozen(gradients), visits=memory.visits, total=total))
+            total = weighted_sum(chunk.rows[rows], gradients.astype(float), problem)
+        split.append(part._replace(gradients=gradients, visits=memory.visits, total=total))
     return split
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..data.chunk import frozen
 from ..execution.threads import thread_count
 from ..kernels.row_order import repeated, rows_of, shuffle_rows
 from .preconditioner import row_norms
@@ -129,7 +128,7 @@ def plan_visit(
         # Sample rows by their bounds (Schmidt et al. 2015, section 3), so that the largest row does not determine
         # the step.
         often = ROW_BOUND * (metric.mean_square or 1.0) / pull
-        rest = (frozen(lengths), frozen(chunk.weights), often)
+        rest = (lengths, chunk.weights, often)
         visits = repeated(taken, *rest, taken[:0])
         if visits > len(taken):
             step = len(taken) / visits
@@ -138,7 +137,7 @@ def plan_visit(
             taken, pull = every, pull / step
     count = thread_count(problem.n_threads, chunk.entries)
     count = count if chunk.entries >= count * ENTRIES_A_COEFFICIENT * head.x.size else 1
-    return RowSchedule(_orders(seed, taken, firsts, n, count), frozen(lengths), pull, often, most, step)
+    return RowSchedule(_orders(seed, taken, firsts, n, count), lengths, pull, often, most, step)
 
 
 def _orders(seed: int, taken: np.ndarray, firsts: int, n: int, count: int) -> list[np.ndarray]:
