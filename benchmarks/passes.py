@@ -36,7 +36,7 @@ from dask_saga.data.validation import read_chunk
 from dask_saga.kernels.jit import FASTMATH
 from dask_saga.losses import LogLoss
 from dask_saga.penalties import ElasticNet
-from dask_saga.solver.preconditioner import row_norms
+from dask_saga.solver.preconditioned_problem import PreconditionedProblem, row_norms
 from dask_saga.solver.preconditioner_choice import choose_preconditioner
 from dask_saga.solver.problem import Problem
 from dask_saga.solver.state import new_solver_state
@@ -90,15 +90,17 @@ class Passes:
         penalty = ElasticNet(l1=self.alpha) if l1 else ElasticNet(l2=self.alpha)
         self.problem = Problem(LogLoss(), penalty, fit_intercept=True)
         self.chunk = read_chunk(A, np.where(b > 0, 1.0, -1.0))
-        self.metric = choose_preconditioner(column_stats(self.chunk, self.problem), self.problem)
-        self.norms = row_norms(self.chunk, self.metric, self.problem)  # which a fit keeps
+        self.preconditioner = choose_preconditioner(column_stats(self.chunk, self.problem), self.problem)
+        self.norms = row_norms(
+            self.chunk, PreconditionedProblem(self.problem, self.preconditioner)
+        )  # which a fit keeps
         self.head, self.memory = new_solver_state(A.shape[1], 1), None
         self.one_visit()
 
     def one_visit(self) -> float:
         began = time.perf_counter()
         self.head, self.memory = chunk_saga(
-            self.chunk, self.head, self.memory, self.problem, self.metric, 0, self.norms
+            self.chunk, self.head, self.memory, self.problem, self.preconditioner, 0, self.norms
         )
         return time.perf_counter() - began
 

@@ -16,7 +16,7 @@ from dask_saga.losses import LOSSES, MultinomialLogLoss
 from dask_saga.penalties import PENALTIES
 from dask_saga.solver import preconditioner_choice as metric_module
 from dask_saga.solver.optimality import chunk_gradient
-from dask_saga.solver.preconditioner import row_norms, sum_to_solver, sum_to_user, x_to_solver, x_to_user
+from dask_saga.solver.preconditioned_problem import PreconditionedProblem, row_norms
 from dask_saga.solver.preconditioner_choice import choose_preconditioner
 from dask_saga.solver.problem import Problem
 from dask_saga.solver.state import new_solver_state
@@ -104,19 +104,20 @@ def test_two_passes_equal_plain_python(kind, name, steps, weighted, memory_dtype
         assert times.max() > 1
     more, plain = times[used].sum() / len(used), steps == "given" or loss.curvature is None
     for seed in (3, 4):
-        step_factor = metric._replace(step_factor=min(metric.step_factor, 1.0 if seed == 3 else np.inf))
-        hardest = 2 * metric.mean_square * problem.step(step_factor, head.step_multiplier) * (loss.curvature or np.inf)
+        factor = min(metric.step_factor, 1.0 if seed == 3 else np.inf)
+        stepping = PreconditionedProblem(problem, metric._replace(step_factor=factor))
+        hardest = 2 * metric.mean_square * stepping.step_size(head.step_multiplier) * (loss.curvature or np.inf)
         together = 4 if steps != "given" and hardest <= 1 else 1
         assert steps != "short" or together == 4 or loss.curvature is None
         head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
         order = row_order(seed, np.append(used, np.repeat(used, times[used] - 1)), len(used))
-        turned_x, turned_sum = x_to_solver(x, metric), sum_to_solver(gradient_sum, metric)
+        turned_x, turned_sum = metric.x_to_solver(x), metric.sum_to_solver(gradient_sum)
         x, gradient_sum, gradients = oracles.saga_pass(
             rows, chunk.targets, w, order, ratio * more / times, norms, turned_x, turned_sum, gradients, metric,
-            problem.step(step_factor, head.step_multiplier) / more, w.sum(), problem,
+            stepping.step_size(head.step_multiplier) / more, w.sum(), problem,
             left=None if plain else shares_left(1.0, 0.0, len(order)), together=1 if sp.issparse(A) else together,
         )  # fmt: skip
-        x, gradient_sum = x_to_user(x, metric), sum_to_user(gradient_sum, metric)
+        x, gradient_sum = metric.x_to_user(x), metric.sum_to_user(gradient_sum)
     tolerance = 1e-8 if memory_dtype == "float64" else 1e-4
     np.testing.assert_allclose(head.x, x, rtol=tolerance, atol=tolerance * np.abs(x).max())
     np.testing.assert_allclose(head.gradient_sum, gradient_sum, rtol=tolerance, atol=tolerance * 400)
@@ -144,17 +145,18 @@ def test_the_second_chunk_of_a_pass_equals_plain_python(kind, name, rotated, mon
     assert first.visited_weight == 24
     assert np.any(first.visited_sum != 24 * first.x)  # it is x on the way
     second, memory = chunk_saga(chunks[1], first, fresh_memory(chunks[1], problem), problem, metric, 4)
-    x, anchor = (x_to_solver(v, metric) for v in (first.x, first.visited_sum / 24))
-    total = sum_to_solver(first.gradient_sum, metric)
-    plan = plan_visit(chunks[1], first, memory, problem, metric, 4)
-    [order], norms = plan.orders, row_norms(chunks[1], metric, problem)
-    rows, step = KINDS[kind](A[24:]), problem.step(metric) * plan.step
+    x, anchor = map(metric.x_to_solver, (first.x, first.visited_sum / 24))
+    total = metric.sum_to_solver(first.gradient_sum)
+    preconditioned = PreconditionedProblem(problem, metric)
+    plan = plan_visit(chunks[1], first, memory, preconditioned, 4)
+    [order], norms = plan.orders, row_norms(chunks[1], preconditioned)
+    rows, step = KINDS[kind](A[24:]), preconditioned.step_size() * plan.step
     x, total, gradients = oracles.saga_pass(
         rows, chunks[1].targets, np.ones(16), order, oracles.pull_of_rows(plan, np.ones(16)), norms, x, total,
         np.zeros((16, problem.outputs)), metric, step, 40.0, problem,
         left=shares_left(0.4, 0.0, len(order)), past=0.6, anchor=anchor,
     )  # fmt: skip
-    x, total = x_to_user(x, metric), sum_to_user(total, metric)
+    x, total = metric.x_to_user(x), metric.sum_to_user(total)
     np.testing.assert_allclose(second.x, x, rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(second.gradient_sum, total, rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(memory.gradients, gradients, rtol=1e-8, atol=1e-10)
@@ -236,7 +238,7 @@ def test_gradient_and_lengths(binary):
         assert value == pytest.approx(sum(w * [problem.loss.value(u, v) for u, v in zip(z, b, strict=True)]))
         stats = column_stats(chunk, problem)
         metric = choose_preconditioner(stats, problem)
-        norms = row_norms(chunk, metric, problem)
+        norms = row_norms(chunk, PreconditionedProblem(problem, metric))
         np.testing.assert_allclose(norms, ((A - metric.shift) ** 2 * metric.scale).sum(axis=1) + 1)
 
 

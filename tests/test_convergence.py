@@ -20,6 +20,7 @@ from dask_saga.penalties import ElasticNet, penalty_values
 from dask_saga.solver.line_search import STEPS, best_on_line, chunk_values, rising_rows
 from dask_saga.solver.local_model import has_extreme_columns, local_model, merge_models, plan_model
 from dask_saga.solver.newton import newton_direction
+from dask_saga.solver.preconditioned_problem import PreconditionedProblem
 from dask_saga.solver.preconditioner_choice import choose_preconditioner
 from dask_saga.solver.problem import Problem
 
@@ -199,8 +200,9 @@ def test_the_model_has_the_derivatives_of_the_loss(loss, fit_intercept, sparse, 
     x = 0.1 * np.random.default_rng(1).standard_normal((problem.outputs, 6))
     x[:, -1] *= fit_intercept
     stats = column_stats(chunk, problem)
-    metric, plan = choose_preconditioner(stats, problem), plan_model(stats, problem.outputs, 1)
-    model = local_model(chunk, x, problem, metric, plan)
+    preconditioned = PreconditionedProblem(problem, choose_preconditioner(stats, problem))
+    plan = plan_model(stats, problem.outputs, 1)
+    model = local_model(chunk, x, preconditioned, plan)
     gradient, hessians = exact_model(problem, chunk, x)
     np.testing.assert_allclose(model.gradient[:, :-1], gradient[:, :-1], rtol=1e-9, atol=1e-9)
     for k, hessian in enumerate(hessians):
@@ -215,13 +217,14 @@ def test_the_model_has_the_derivatives_of_the_loss(loss, fit_intercept, sparse, 
 def test_models_of_chunks_merge_to_that_of_all(sparse):
     problem, chunk = problem_and_chunk(LogLoss(), sparse=sparse, n=900)
     x, stats = np.full((1, 6), 0.1), column_stats(chunk, problem)
-    metric, plan = choose_preconditioner(stats, problem), plan_model(stats, 1, 1)
+    preconditioned = PreconditionedProblem(problem, choose_preconditioner(stats, problem))
+    plan = plan_model(stats, 1, 1)
     parts = [
         chunk._replace(rows=chunk.rows[part], targets=chunk.targets[part])
         for part in (slice(0, 100), slice(100, 101), slice(101, 900))
     ]
-    merged = merge_models(*(local_model(part, x, problem, metric, plan) for part in parts))
-    whole = local_model(chunk, x, problem, metric, plan)
+    merged = merge_models(*(local_model(part, x, preconditioned, plan) for part in parts))
+    whole = local_model(chunk, x, preconditioned, plan)
     for one, other in zip(merged[:5], whole[:5], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
@@ -229,9 +232,10 @@ def test_models_of_chunks_merge_to_that_of_all(sparse):
 def test_few_rows_stand_for_all():
     problem, chunk = problem_and_chunk(LogLoss(), n=60_000)
     x, stats = np.full((1, 6), 0.1), column_stats(chunk, problem)
-    metric, plan = choose_preconditioner(stats, problem), plan_model(stats, 1, 1)
+    preconditioned = PreconditionedProblem(problem, choose_preconditioner(stats, problem))
+    plan = plan_model(stats, 1, 1)
     assert plan.rows < 10_000
-    some, every = (local_model(chunk, x, problem, metric, plan._replace(rows=rows)) for rows in (plan.rows, 10**6))
+    some, every = (local_model(chunk, x, preconditioned, plan._replace(rows=rows)) for rows in (plan.rows, 10**6))
     for name in ("curvature", "hessian"):
         true = getattr(every, name)
         assert np.abs(getattr(some, name) - true).max() < 0.1 * np.abs(true).max()
@@ -247,7 +251,8 @@ def test_the_direction_leads_to_the_minimum_of_the_model(penalty, fit_intercept)
     problem, chunk = problem_and_chunk(LogLoss(), fit_intercept, penalty=penalty)
     x = np.zeros((1, 6))
     stats = column_stats(chunk, problem)
-    model = local_model(chunk, x, problem, choose_preconditioner(stats, problem), plan_model(stats, 1, 1))
+    preconditioned = PreconditionedProblem(problem, choose_preconditioner(stats, problem))
+    model = local_model(chunk, x, preconditioned, plan_model(stats, 1, 1))
     found = newton_direction(model, x, 400.0, problem)
     gradient, [hessian] = exact_model(problem, chunk, x)
     gradient, hessian = gradient[0] / 400, hessian / 400
@@ -276,9 +281,10 @@ def test_a_row_that_is_not_yet_saturated_hides_no_decrease():
     )
     x, stats = np.array([[1e-5, -1.724, 0.452, 0.006, 0.0]]), column_stats(chunk, problem)
     assert has_extreme_columns(stats)
-    plan, metric = plan_model(stats, 1, 1), choose_preconditioner(stats, problem)
-    blind = newton_direction(local_model(chunk, x, problem, metric, plan._replace(extreme=False)), x, len(y), problem)
-    seeing = newton_direction(local_model(chunk, x, problem, metric, plan), x, len(y), problem)
+    preconditioned = PreconditionedProblem(problem, choose_preconditioner(stats, problem))
+    plan = plan_model(stats, 1, 1)
+    blind = newton_direction(local_model(chunk, x, preconditioned, plan._replace(extreme=False)), x, len(y), problem)
+    seeing = newton_direction(local_model(chunk, x, preconditioned, plan), x, len(y), problem)
     assert blind.decrease < 2e-3 < 2e-2 < seeing.decrease
     assert 0.7 < seeing.move[0, 0] < 1.3
 

@@ -19,6 +19,7 @@ from dask_saga.losses import Huber, LogLoss, MultinomialLogLoss, SquaredError
 from dask_saga.penalties import ElasticNet
 from dask_saga.solver import subsample
 from dask_saga.solver.optimality import chunk_gradient, factors_at_zero
+from dask_saga.solver.preconditioned_problem import PreconditionedProblem
 from dask_saga.solver.preconditioner_choice import choose_preconditioner
 from dask_saga.solver.problem import Problem
 from dask_saga.solver.subsample import make_sample, sample_rows, subsample_step
@@ -83,7 +84,8 @@ def test_it_brings_the_optimum_much_nearer(sparse, l1, l2):
     A, y = make_rows(ROWS, 6)
     problem = Problem(LogLoss(), ElasticNet(l1, l2), True)
     chunk = read_chunk(sp.csr_array(A) if sparse else A, y)
-    sample = make_sample(sample_rows(chunk, 1), choose_preconditioner(measure(chunk, problem)[0], problem), problem)
+    axes = choose_preconditioner(measure(chunk, problem)[0], problem)
+    sample = make_sample(sample_rows(chunk, 1), PreconditionedProblem(problem, axes))
     x = subsample_step(sample, np.zeros((1, 7)), None, problem, 0)
     model = SAGAClassifier(penalty=problem.penalty, tol=1e-9, max_iter=1000, memory_dtype="float64").fit(chunk.rows, y)
     best, size = np.append(model.coef_, model.intercept_), np.append(A.std(axis=0), 1.0)
@@ -104,7 +106,9 @@ def test_newtons_step_is_exact_for_a_quadratic_loss():
     rows = np.column_stack([A, np.ones(ROWS)])
     exact = np.linalg.solve(rows.T @ rows / ROWS + np.diag([1e-2] * 6 + [0.0]), rows.T @ y / ROWS)
     x = np.random.default_rng(0).standard_normal((1, 7))
-    stepped = subsample_step(axes, x, chunk_gradient(chunk, x, problem)[1] / ROWS, problem, 1)
+    stepped = subsample_step(
+        PreconditionedProblem(problem, axes), x, chunk_gradient(chunk, x, problem)[1] / ROWS, problem, 1
+    )
     np.testing.assert_allclose(stepped[0], exact, rtol=1e-6)
     model = SAGARegressor(alpha=1e-2, random_state=0).fit(A, y)
     assert model.n_iter_ == 1

@@ -25,6 +25,7 @@ from dask_saga.fitting.chunk_source import Source, lanes
 from dask_saga.fitting.rounds import FURTHER, VisitResult, VisitSpec, draw_rounds, merge_round, visit_chunk
 from dask_saga.losses import LogLoss
 from dask_saga.penalties import ElasticNet
+from dask_saga.solver.preconditioned_problem import PreconditionedProblem
 from dask_saga.solver.preconditioner_choice import choose_preconditioner
 from dask_saga.solver.problem import Problem
 from dask_saga.solver.state import new_solver_state
@@ -84,21 +85,22 @@ def test_the_head_after_a_round():
     chunks = [read_chunk(A[i:j], y[i:j], loss=problem.loss) for i, j in ((0, 100), (100, 400))]
     metric = choose_preconditioner(column_stats(read_chunk(A, y, loss=problem.loss), problem), problem)
     start = new_solver_state(8, weight=400.0, rows=400, preconditioner_key=problem.preconditioner_key)
-    turn, before = VisitSpec(7, False, True, False), VisitResult(start, None)
-    visits = [visit_chunk(problem, metric, turn, chunk, None, None, before) for chunk in chunks]
+    preconditioned = PreconditionedProblem(problem, metric)
+    spec, before = VisitSpec(7, False, True, False), VisitResult(start, None)
+    visits = [visit_chunk(preconditioned, spec, chunk, None, None, before) for chunk in chunks]
     ends = [chunk_saga(chunk, start, fresh_memory(chunk, problem), problem, metric, 7)[0] for chunk in chunks]
-    head = merge_round(problem, metric, *visits)
+    head = merge_round(preconditioned, *visits)
     gradient_sum = ends[0].gradient_sum + ends[1].gradient_sum
     np.testing.assert_allclose(head.gradient_sum, gradient_sum, rtol=1e-12)
     further = (400**2 / (100**2 + 300**2)) ** FURTHER
     x = further * (0.25 * ends[0].x + 0.75 * ends[1].x)
-    step = min(problem.step(metric), 0.3 / metric.L)
+    step = min(preconditioned.step_size(), 0.3 / metric.L)
     x[:, :-1] -= step * metric.scale * gradient_sum[:, :-1] / 400
     np.testing.assert_allclose(head.x[:, :-1], x[:, :-1], rtol=1e-10)
     assert head.window_count == 1
     np.testing.assert_array_equal(head.window_sum, head.x)
     assert head.window_energy == pytest.approx(ends[0].window_energy + ends[1].window_energy)
-    assert merge_round(problem, metric, visits[0]) is visits[0].head
+    assert merge_round(preconditioned, visits[0]) is visits[0].head
 
 
 @pytest.mark.parametrize(("n", "width"), [(8, 1), (8, 3), (5, 5), (41, 8)])

@@ -13,6 +13,7 @@ from dask_saga.losses import LogLoss, SquaredError
 from dask_saga.penalties import ElasticNet
 from dask_saga.solver import subsample
 from dask_saga.solver.optimality import chunk_gradient
+from dask_saga.solver.preconditioned_problem import PreconditionedProblem
 from dask_saga.solver.preconditioner_choice import choose_preconditioner
 from dask_saga.solver.problem import Problem
 from dask_saga.solver.subsample import (
@@ -36,7 +37,13 @@ def norm_at(chunk, x, problem=PROBLEM):
 
 def started(sample, stats, problem=PROBLEM):
     zero = np.zeros((1, sample.rows.shape[1] + 1))
-    return subsample_step(make_sample(sample, choose_preconditioner(stats, problem), problem), zero, None, problem, 0)
+    return subsample_step(
+        make_sample(sample, PreconditionedProblem(problem, choose_preconditioner(stats, problem))),
+        zero,
+        None,
+        problem,
+        0,
+    )
 
 
 def test_a_sample_weighs_as_much_as_its_chunk_and_repeats():

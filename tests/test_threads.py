@@ -27,7 +27,7 @@ from dask_saga.losses import LOSSES, LogLoss
 from dask_saga.penalties import PENALTIES, ElasticNet
 from dask_saga.solver import preconditioner_choice as metric_module
 from dask_saga.solver.optimality import chunk_gradient
-from dask_saga.solver.preconditioner import row_norms, sum_to_solver, sum_to_user, x_to_solver, x_to_user
+from dask_saga.solver.preconditioned_problem import PreconditionedProblem, row_norms
 from dask_saga.solver.preconditioner_choice import choose_preconditioner
 from dask_saga.solver.problem import Problem
 from dask_saga.solver.state import new_solver_state
@@ -41,7 +41,7 @@ from .conftest import make_rows
 
 @pytest.fixture(autouse=True)
 def _shares_small_chunks(monkeypatch):
-    for module in ("solver.visit_plan", "solver.preconditioner", "data.statistics", "solver.optimality"):
+    for module in ("solver.visit_plan", "solver.preconditioned_problem", "data.statistics", "solver.optimality"):
         monkeypatch.setattr(f"dask_saga.{module}.thread_count", lambda n_threads, entries: n_threads)
     monkeypatch.setattr("dask_saga.solver.threaded_visit.ROUND_ENTRIES", 1)
     monkeypatch.setattr("dask_saga.solver.threaded_visit.SPARSE_ROUND_ENTRIES", 1)
@@ -69,7 +69,7 @@ def test_rows_are_shared_only_where_copies_of_x_are_small_beside_them(p, shared)
     chunk = read_chunk(A, np.where(rng.random(n) < 0.5, 1, -1), loss=problem.loss)
     head, memory = new_solver_state(p, weight=float(n), rows=n), fresh_memory(chunk, problem)
     metric = choose_preconditioner(column_stats(chunk, problem), problem)
-    assert len(plan_visit(chunk, head, memory, problem, metric, 0).orders) == shared
+    assert len(plan_visit(chunk, head, memory, PreconditionedProblem(problem, metric), 0).orders) == shared
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -86,7 +86,8 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
     chunk = read_chunk(A, b, weights, loss=problem.loss)
     metric = choose_preconditioner(column_stats(chunk, problem), problem)
     assert (metric.rotation is not None) == (kind == "rotated")
-    norms = row_norms(chunk, metric, problem) if step_size == "auto" else None
+    preconditioned = PreconditionedProblem(problem, metric)
+    norms = row_norms(chunk, preconditioned) if step_size == "auto" else None
     w = np.ones(n) if weights is None else weights
     head, memory = new_solver_state(p), None
     x, gradient_sum, gradients = np.zeros((1, p + 1)), np.zeros((1, p + 1)), np.zeros((n, 1), np.float32)
@@ -98,16 +99,17 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
         counted = head._replace(weight=w.sum(), rows=np.count_nonzero(w))
         if memory is None:
             memory = chunk_saga(chunk, counted._replace(diverged=True), None, problem, metric, 0)[1]
-        plan = plan_visit(chunk, counted, memory, problem, metric, seed)
+        plan = plan_visit(chunk, counted, memory, preconditioned, seed)
         visits = sum(map(len, plan.orders)) / (2 * rounds * n_threads) / metric.inverse_density
         limit = np.median(visits) if rare else 1.0
         monkeypatch.setattr("dask_saga.solver.threaded_visit.OFTEN", limit)
         visited = [set(order.tolist()) for order in plan.orders]
         assert sum(map(len, visited)) == len(set.union(*visited)) == np.count_nonzero(w)
         head, memory = chunk_saga(chunk, head, None if seed == 3 else memory, problem, metric, seed)
-        x, gradient_sum = x_to_solver(x, metric), sum_to_solver(gradient_sum, metric)
-        step_factor = metric._replace(step_factor=min(metric.step_factor, 1.0 if seed == 3 else np.inf))
-        step = problem.step(step_factor) * plan.step * (np.sqrt(n_threads) if problem.automatic else 1.0)
+        x, gradient_sum = metric.x_to_solver(x), metric.sum_to_solver(gradient_sum)
+        factor = min(metric.step_factor, 1.0 if seed == 3 else np.inf)
+        stepping = PreconditionedProblem(problem, metric._replace(step_factor=factor))
+        step = stepping.step_size() * plan.step * (np.sqrt(n_threads) if problem.automatic else 1.0)
         short = problem.automatic and kind != "sparse" and step * plan.pull * plan.often * problem.loss.curvature <= 1
         often = np.full(p + 1, True)
         if sparse:
@@ -153,7 +155,7 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
                 [np.where(some, at, own) for at, own in zip((x, gradient_sum), both, strict=True)]
                 for both in of_threads
             ]
-        x, gradient_sum = x_to_user(x, metric), sum_to_user(gradient_sum, metric)
+        x, gradient_sum = metric.x_to_user(x), metric.sum_to_user(gradient_sum)
         np.testing.assert_allclose(head.x, x, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(head.gradient_sum, gradient_sum, rtol=1e-7, atol=1e-7)
         np.testing.assert_allclose(memory.gradients, gradients, rtol=1e-5, atol=1e-8)
@@ -173,7 +175,9 @@ def test_what_is_known_of_the_rows_does_not_depend_on_threads(kind, monkeypatch)
         metric = choose_preconditioner(stats, problem)
         gradients = np.zeros((len(b), 1))
         value, gradient = chunk_gradient(chunk, np.ones((1, A.shape[1] + 1)), problem, gradients)
-        found.append([*stats, *metric, row_norms(chunk, metric, problem), value, gradient, gradients])
+        found.append(
+            [*stats, *metric, row_norms(chunk, PreconditionedProblem(problem, metric)), value, gradient, gradients]
+        )
     for one, three in zip(*found, strict=True):
         if one is not None:
             np.testing.assert_allclose(np.asarray(three, float), np.asarray(one, float), rtol=1e-12, atol=1e-12)
@@ -292,7 +296,7 @@ def test_fewer_rows_than_rounds_lose_nothing_of_the_sum(n, kind, monkeypatch):
     head, memory = new_solver_state(40), None
     for seed in range(4):
         head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
-    assert len(plan_visit(chunk, head, memory, problem, metric, 0).orders) == 2
+    assert len(plan_visit(chunk, head, memory, PreconditionedProblem(problem, metric), 0).orders) == 2
     np.testing.assert_allclose(head.gradient_sum, memory.gradients.T @ np.column_stack([A, np.ones(n)]), atol=1e-12)
 
 

@@ -18,6 +18,7 @@ from dask_saga.fitting import loop
 from dask_saga.losses import LogLoss, SquaredError
 from dask_saga.penalties import ElasticNet
 from dask_saga.solver import preconditioner_choice as metric_module
+from dask_saga.solver.preconditioned_problem import PreconditionedProblem
 from dask_saga.solver.preconditioner_choice import axis_limits, choose_preconditioner, limit_axes
 from dask_saga.solver.problem import Problem
 from dask_saga.solver.state import new_solver_state
@@ -214,7 +215,7 @@ def test_the_step_follows_what_visits_do():
     problem = Problem(LogLoss(), ElasticNet(), True)
     rng = np.random.default_rng(0)
     chunk = read_chunk(rng.standard_normal((50, 2)), np.tile([-1.0, 1.0], 25))
-    metric = choose_preconditioner(column_stats(chunk, problem), problem)
+    preconditioned = PreconditionedProblem(problem, choose_preconditioner(column_stats(chunk, problem), problem))
     for fields, circles, step_multiplier in (
         ({"window_ratio": 2 * 5.0}, False, 0.1),  # visits settle
         ({"window_ratio": 2 * 2.0}, False, 0.25),
@@ -231,11 +232,12 @@ def test_the_step_follows_what_visits_do():
         ),
     ):
         head = head_after(**fields)
-        assert next_step_multiplier(head, head.x - head.window_start, problem, metric, circles) == pytest.approx(
+        assert next_step_multiplier(head, head.x - head.window_start, preconditioned, circles) == pytest.approx(
             step_multiplier
         ), fields
     for other in (problem._replace(average=False), problem._replace(step_size=0.1)):
-        assert next_step_multiplier(head_after(window_ratio=10.0), np.ones((1, 3)), other, metric, True) == 1.0
+        other = preconditioned._replace(problem=other)
+        assert next_step_multiplier(head_after(window_ratio=10.0), np.ones((1, 3)), other, True) == 1.0
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -249,12 +251,15 @@ def test_axes_of_which_a_chunk_knows_little_get_shorter_steps(sparse):
 
     def limited(rows, **how):
         stats = column_stats(read_chunk(read(rows), b[: len(rows)]), problem)
-        return limit_axes(metric, axis_limits(stats, metric, problem), problem._replace(**how)).scale / metric.scale
+        limits = axis_limits(stats, PreconditionedProblem(problem, metric))
+        limited = limit_axes(PreconditionedProblem(problem._replace(**how), metric), limits)
+        return limited.preconditioner.scale / metric.scale
 
     part = 1.1 * A[:1000]
     np.testing.assert_array_equal(limited(part), 1.0)
     part[:, 2] = 7.0  # it cannot be told from the intercept
-    few = metric_module.ACTUAL / (problem.step(metric) * metric.scale[2] * 1000 * metric.curvature)
+    step = PreconditionedProblem(problem, metric).step_size()
+    few = metric_module.ACTUAL / (step * metric.scale[2] * 1000 * metric.curvature)
     few = few / (metric.spread[2] * (metric.inverse_density[2] if sparse else 1.0))
     np.testing.assert_allclose(limited(part), [1, 1, few], rtol=0.01)
     np.testing.assert_array_equal(limited(part, step_size=0.1), 1.0)

@@ -224,14 +224,14 @@ def _measure_sparse(chunk, full, problem, chunks, factors):
         high = _extremes(abs(rows), "max")
     low = -high
     if full.any():  # treat columns that every row stores like dense columns
-        some, place = np.flatnonzero(full), np.where(full, np.cumsum(full) - 1, -1)
+        some, positions = np.flatnonzero(full), np.where(full, np.cumsum(full) - 1, -1)
 
         def read(block: slice) -> Iterator[tuple[slice, np.ndarray]]:
             size = max(1, BLOCK_BYTES // (rows.dtype.itemsize * len(some)))
             for start in range(block.start, block.stop, size):
                 part = slice(start, min(start + size, block.stop))
                 few = np.zeros((part.stop - start, len(some)), rows.dtype)
-                gather_columns(*row_arrays(rows, part), place, few)
+                gather_columns(*row_arrays(rows, part), positions, few)
                 yield part, few
 
         moments = _block_moments(read, weights, factors, len(some), count)

@@ -29,6 +29,7 @@ from ..losses import LOSSES, resolve_loss
 from ..penalties import PENALTIES, ElasticNet, resolve_penalty
 from ..solver.identity import draw_seed
 from ..solver.optimality import chunk_gradient
+from ..solver.preconditioned_problem import PreconditionedProblem
 from ..solver.problem import CONSTRAINTS, Problem, problem_for, to_float
 from ..solver.state import SAGAState
 from .messages import Ending, diverged_advice, showing_progress, unconverged_advice
@@ -379,7 +380,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         self.state_ = state
         self.coef_ = x[:, :-1].copy() if self._labelled or len(x) > 1 else x[0, :-1].copy()
         self.intercept_ = x[:, -1].copy()
-        self.step_size_ = problem.step(state.metric, state.head.step_multiplier)
+        self.step_size_ = PreconditionedProblem(problem, state.metric).step_size(state.head.step_multiplier)
         self.diverged_ = state.head.diverged
         if classes is not None:
             self.classes_ = classes

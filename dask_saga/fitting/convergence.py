@@ -22,7 +22,8 @@ from ..solver.local_model import (
     usual_model,
 )
 from ..solver.newton import newton_direction, sample_decrease
-from ..solver.optimality import gradient_mapping_norm, penalty_value
+from ..solver.optimality import penalty_value
+from ..solver.preconditioned_problem import PreconditionedProblem
 from .fit_state import moved
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ def _merged(fit: FitSetup, model_of: Callable, x: np.ndarray, plan: ModelPlan) -
     """Return a reference to the merged model of all chunks."""
     p, executor = x.shape[1] - 1, fit.source.executor
     nbytes = 8.0 * x.size * (3 + (p if plan.full else 1))
-    models = fit.source.map(model_of, x, fit.problem, fit.prepared.metric, plan, name="saga-confirm", nbytes=nbytes)
+    models = fit.source.map(model_of, x, fit.prepared.preconditioned, plan, name="saga-confirm", nbytes=nbytes)
     while len(models) > 1:
         groups = [models[k : k + MERGED] for k in range(0, len(models), MERGED)]
         models = [executor.submit(merge_models, *group, name="saga-merge") for group in groups]
@@ -276,7 +277,7 @@ def _along_newton_step(fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan
     measures = plan.extreme or not plan.full or hasattr(problem.loss, "outputs")
     for _ in range(ROUNDS):
         direction = _direction(fit, model, x, *more)
-        norm = gradient_mapping_norm(x, direction.gradient, problem, fit.prepared.axes)
+        norm = fit.preconditioned.gradient_mapping_norm(x, direction.gradient)
         examined = Examined(norm, direction.value, direction.decrease, within(x + direction.move, problem))
         if not direction.decrease > LEAST_DECREASE * abs(direction.value):
             return examined._replace(decrease=0.0, better=None), direction.far
@@ -314,16 +315,16 @@ def norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
     not hide the coefficients. It does not affect centred columns.
     """
     gradient = prepared.zero / weight
-    zero, metric = np.zeros_like(gradient), prepared.axes.unshifted
-    whole = gradient_mapping_norm(zero, gradient, problem, metric)
+    zero, unshifted = np.zeros_like(gradient), PreconditionedProblem(problem, prepared.axes.unshifted)
+    whole = unshifted.gradient_mapping_norm(zero, gradient)
     # If zero is the optimum, only rounding errors remain, for example with labels that do not depend on the columns.
     if whole <= ROUNDING * _largest_norm(prepared, weight):
         return 0.0
     if not problem.fit_intercept:
         return whole
     inner = gradient[:, :-1] - gradient[:, -1:] * prepared.stats.mean
-    inner = gradient_mapping_norm(zero, np.column_stack([inner, zero[:, -1]]), problem, metric)
-    centred = gradient_mapping_norm(zero, gradient, problem, prepared.axes)
+    inner = unshifted.gradient_mapping_norm(zero, np.column_stack([inner, zero[:, -1]]))
+    centred = PreconditionedProblem(problem, prepared.axes).gradient_mapping_norm(zero, gradient)
     return max(inner, 1e-6 * centred) if inner > 1e-12 * whole else centred
 
 

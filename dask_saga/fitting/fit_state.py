@@ -15,7 +15,7 @@ import numpy as np
 from ..data.immutable_map import ImmutableMap
 from ..solver.identity import digest
 from ..solver.optimality import chunk_gradient, penalty_value
-from ..solver.preconditioner import row_norms
+from ..solver.preconditioned_problem import PreconditionedProblem, row_norms
 from ..solver.state import SAGAState, adapt, new_solver_state
 from ..solver.step_control import restarted, shortened
 from ..solver.subsample import subsample_step
@@ -25,7 +25,6 @@ from .preparation import gradients_at
 from .rounds import VisitResult, merge_round, round_summary
 
 if TYPE_CHECKING:
-    from ..solver.preconditioner import Preconditioner
     from ..solver.problem import Problem
     from ..solver.state import ChunkMemory, SolverState
     from .chunk_source import Source
@@ -74,6 +73,11 @@ class FitSetup(NamedTuple):
     parts: list[range]
     norms: list  # cache of ``row_norms``
 
+    @property
+    def preconditioned(self) -> PreconditionedProblem:
+        """The problem in the solver's coordinates, as a value of this process."""
+        return PreconditionedProblem(self.problem, self.prepared.axes)
+
     def memory_bytes(self, rows: int) -> int:
         """Return the size, in bytes, of the gradient memory of `rows` rows."""
         return rows * len(self.prepared.zero) * np.dtype(self.problem.memory_dtype).itemsize
@@ -92,10 +96,8 @@ class FitSetup(NamedTuple):
         The norms are computed at the first call.
         """
         if not self.norms:
-            held, asked = self.source.holds, (self.prepared.metric, self.problem)
-            there = (
-                self.source.map(row_norms, *asked, name="saga-norms") if held else [None] * len(self.prepared.groups)
-            )
+            held, asked = self.source.holds, self.prepared.preconditioned
+            there = self.source.map(row_norms, asked, name="saga-norms") if held else [None] * len(self.prepared.groups)
             self.norms.extend(there)
         return self.norms
 
@@ -168,7 +170,7 @@ def initial_state(fit: FitSetup, at_zero: float, start: np.ndarray | None = None
         prepared.sample.clear()
     # The gradient memory is still empty. If zero is the optimum, there will be no pass.
     visits = executor.gather([limited])
-    summary = round_summary(problem, prepared.axes, *visits)
+    summary = round_summary(fit.preconditioned, *visits)
     return there._replace(visits=visits, summary=summary, converged=at_zero == 0)
 
 
@@ -201,7 +203,7 @@ def arrived(fit: FitSetup, place: FitState, x: Any) -> FitState:
     if memory > min(TRAVELS * sum(fit.source.sizes), MOST_TRAVELS):
         told = executor.map(_told, [(one,) for one in told], name="saga-sum")
     # Gather the solver state as a value. Otherwise the cluster keeps all tasks that led to it.
-    calls = (fit.problem, fit.prepared.metric, before, x, *told)
+    calls = (fit.prepared.preconditioned, before, x, *told)
     [(head, summary)] = executor.gather([executor.submit(_arrived, *calls, name="saga-head")])
     return place._replace(visits=[head], summary=summary)
 
@@ -236,7 +238,7 @@ def resume(fit: FitSetup, saved: Saved, tol: float) -> FitState:
         facts |= {"converged": False, "next_check": 1, "wait": 1}
     if not facts["refines"]:
         fit.prepared.sample.clear()
-    summary = round_summary(fit.problem, fit.prepared.axes, start)
+    summary = round_summary(fit.preconditioned, start)
     summary = summary._replace(objective=facts["history"][-1]["objective"])
     return FitState([start], own, summary, **facts)
 
@@ -253,8 +255,8 @@ def to_checkpoint(fit: FitSetup, place: FitState) -> Saved:
 
 def _head(fit: FitSetup, place: FitState) -> Any:
     if isinstance(place.visits[0], VisitResult):  # the values are in this process
-        return merge_round(fit.problem, fit.prepared.axes, *place.visits)
-    return fit.source.executor.submit(merge_round, fit.problem, fit.prepared.metric, *place.visits, name="saga-head")
+        return merge_round(fit.preconditioned, *place.visits)
+    return fit.source.executor.submit(merge_round, fit.prepared.preconditioned, *place.visits, name="saga-head")
 
 
 def without_lineage(fit: FitSetup, place: FitState) -> FitState:
@@ -325,13 +327,13 @@ def _told(one: ChunkGradients) -> ChunkGradients:
 
 
 def _arrived(
-    problem: Problem, metric: Preconditioner, before: VisitResult, x: np.ndarray, *told: ChunkGradients
+    preconditioned: PreconditionedProblem, before: VisitResult, x: np.ndarray, *told: ChunkGradients
 ) -> tuple[VisitResult, EpochSummary]:
     with np.errstate(over="ignore", invalid="ignore"):  # after a start or a subsample step that diverges
         total = sum(one.total for one in told)
     head = before.head._replace(x=x, gradient_sum=total, window_start=x)
     there = VisitResult(head, None, earlier=sum(one.value for one in told))
-    return there, round_summary(problem, metric, there)
+    return there, round_summary(preconditioned, there)
 
 
 def _second(pair: tuple) -> Any:

@@ -256,8 +256,8 @@ def _refined(fit: FitSetup, place: FitState) -> FitState:
     return there._replace(refines=goes_on)
 
 
-def _subsample_step(sample: Any, before: VisitResult, problem: Problem, turn: int) -> np.ndarray:
-    return subsample_step(sample, before.head.x, before.head.gradient_average, problem, turn)
+def _subsample_step(sample: Any, before: VisitResult, problem: Problem, number: int) -> np.ndarray:
+    return subsample_step(sample, before.head.x, before.head.gradient_average, problem, number)
 
 
 def _one_pass(fit: FitSetup, place: FitState, rounds: list[list[int]], epoch: int) -> FitState:
@@ -271,8 +271,8 @@ def _one_pass(fit: FitSetup, place: FitState, rounds: list[list[int]], epoch: in
         calls = []
         for g, chunk in itertools.islice(coming, len(members)):
             seed = visit_seed(fit.seed, fit.ids[fit.prepared.groups[g][0]], epoch - 1 - place.in_vain)
-            turn = VisitSpec(seed, len(members) == 1, members is rounds[0], opens)
-            calls.append((fit.problem, fit.prepared.metric, turn, chunk, norms[g], own[g], *visits))
+            spec = VisitSpec(seed, len(members) == 1, members is rounds[0], opens)
+            calls.append((fit.prepared.preconditioned, spec, chunk, norms[g], own[g], *visits))
             window, count = window | {g}, count + 1
             for k in fit.prepared.groups[g]:
                 text = visit_digest(text, fit.ids[k], facts[k], fit.problem)
@@ -280,7 +280,7 @@ def _one_pass(fit: FitSetup, place: FitState, rounds: list[list[int]], epoch: in
         for g, visited in zip(members, visits, strict=True):
             own[g] = visited
             source.used(visited)
-    summary = executor.submit(round_summary, fit.problem, fit.prepared.metric, *visits, name="saga-summary")
+    summary = executor.submit(round_summary, fit.prepared.preconditioned, *visits, name="saga-summary")
     return place._replace(visits=visits, own=own, summary=summary, window=window, count=count, text=text)
 
 

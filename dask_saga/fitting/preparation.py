@@ -18,6 +18,7 @@ from ..data.immutable import immutable
 from ..data.statistics import measure, merge, wants_products
 from ..data.validation import blame, check_finite
 from ..solver.optimality import chunk_gradient, count_outputs, factors_at_zero
+from ..solver.preconditioned_problem import PreconditionedProblem
 from ..solver.preconditioner_choice import axis_limits, choose_preconditioner
 from ..solver.subsample import effective_rows, make_sample, sample_rows
 from ..solver.visit import fresh_memory
@@ -61,8 +62,8 @@ class Prepared(NamedTuple):
         Column statistics of all chunks.
     axes : Preconditioner
         Preconditioner chosen from `stats`.
-    metric : object
-        Reference to `axes` on the executor, since a preconditioner may be large.
+    preconditioned : object
+        Reference to the problem and `axes` on the executor, since a preconditioner may be large.
     value : float
         Sum of the weighted losses at x = 0.
     zero : ndarray of shape (k, p + 1)
@@ -81,7 +82,7 @@ class Prepared(NamedTuple):
     facts: list[ChunkMemory]
     stats: ColumnStats
     axes: Preconditioner
-    metric: Any
+    preconditioned: Any
     value: float
     zero: np.ndarray
     sample: list
@@ -156,12 +157,12 @@ def _whole(*examined: _Examined) -> tuple[_Examined, float]:
     return whole._replace(samples=[]), effective_rows(whole.samples)
 
 
-def _limits(metric: Preconditioner, problem: Problem, *examined: _Examined) -> np.ndarray:
-    return np.min([axis_limits(one.stats, metric, problem) for one in examined], axis=0)
+def _limits(preconditioned: PreconditionedProblem, *examined: _Examined) -> np.ndarray:
+    return np.min([axis_limits(one.stats, preconditioned) for one in examined], axis=0)
 
 
-def _make_sample(metric: Preconditioner, problem: Problem, *examined: _Examined) -> Subsample:
-    return make_sample(join_chunks(*itertools.chain(*(one.samples for one in examined))), metric, problem)
+def _make_sample(preconditioned: PreconditionedProblem, *examined: _Examined) -> Subsample:
+    return make_sample(join_chunks(*itertools.chain(*(one.samples for one in examined))), preconditioned)
 
 
 def gradients_at(chunk: Chunk, x: np.ndarray, problem: Problem, visits: int) -> ChunkGradients:
@@ -222,15 +223,16 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True, estimator: 
     source.sizes = [shape.nbytes for shape in shapes]
     source.expected = [(fact.content, fact.weights_content) for fact in facts]
     axes = choose_preconditioner(stats, problem, sampled)
-    near = axes if sizeof(axes) <= TRAVELS else executor.put([axes])[0]
+    preconditioned = PreconditionedProblem(problem, axes)
+    near = preconditioned if sizeof(axes) <= TRAVELS else executor.put([preconditioned])[0]
     sample, gradient = [], None
     if problem.automatic and axes.rotation is not None and getattr(problem.loss, "quadratic", False):
         sample, gradient = [near], zero / stats.weight
     elif sampled:
-        sample = [executor.submit(_make_sample, near, problem, *merged, name="saga-sample")]
+        sample = [executor.submit(_make_sample, near, *merged, name="saga-sample")]
     parts = [examined[k : k + LIMITED] for k in range(0, len(examined), LIMITED)]
-    limits = [executor.submit(_limits, near, problem, *part, name="saga-limits") for part in parts]
-    [there] = executor.put([axes]) if near is axes else [near]
+    limits = [executor.submit(_limits, near, *part, name="saga-limits") for part in parts]
+    [there] = executor.put([preconditioned]) if near is preconditioned else [near]
     groups, nbytes = [[k] for k in range(len(source))], sum(source.sizes)
     if joins and len(source) > 1 and nbytes <= JOINED_BYTES and len({shape.is_sparse for shape in shapes}) == 1:
         # Join regardless of `persist`, which must not change the result.

@@ -13,13 +13,12 @@ import scipy.sparse as sp
 
 from ..data.immutable import immutable
 from ..solver.averaging import averaged_iterate, begin_pass, open_window
-from ..solver.optimality import chunk_gradient, gradient_mapping_norm, penalty_value, proximal_gradient_step
-from ..solver.preconditioner import sum_to_solver, x_to_solver, x_to_user
+from ..solver.optimality import chunk_gradient, penalty_value
 from ..solver.visit import chunk_saga, fresh_memory
 
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
-    from ..solver.preconditioner import Preconditioner
+    from ..solver.preconditioned_problem import PreconditionedProblem
     from ..solver.problem import Problem
     from ..solver.state import ChunkMemory, SolverState
 
@@ -120,7 +119,7 @@ def draw_rounds(parts: list[range], rng: np.random.Generator | None) -> list[lis
     return [[k for k in row if k is not None] for row in itertools.zip_longest(*orders)]
 
 
-def merge_round(problem: Problem, metric: Preconditioner, *visits: VisitResult) -> SolverState:
+def merge_round(preconditioned: PreconditionedProblem, *visits: VisitResult) -> SolverState:
     """Merge the states after the visits of a round.
 
     x moves W**FURTHER times as far as the weighted mean of the W visits, followed by one proximal gradient step. The
@@ -131,8 +130,7 @@ def merge_round(problem: Problem, metric: Preconditioner, *visits: VisitResult) 
 
     Parameters
     ----------
-    problem : Problem
-    metric : Preconditioner
+    preconditioned : PreconditionedProblem
     *visits : VisitResult
         All visits of the round. A single one has its state returned unchanged.
 
@@ -168,16 +166,14 @@ def merge_round(problem: Problem, metric: Preconditioner, *visits: VisitResult) 
     )
     if not head.diverged:
         # The mean of sparse coefficients is not sparse, and a point beyond it may violate bounds.
-        x, average = x_to_solver(head.x, metric), sum_to_solver(head.gradient_average, metric)
-        step = min(problem.step(metric, head.step_multiplier), 0.3 / metric.L)
-        head = head._replace(x=x_to_user(proximal_gradient_step(x, average, step, problem, metric), metric))
+        x = preconditioned.proximal_gradient_step(head.x, head.gradient_average, head.step_multiplier)
+        head = head._replace(x=x)
     return head._replace(window_sum=start.window_sum + head.x)
 
 
 def visit_chunk(
-    problem: Problem,
-    metric: Preconditioner,
-    turn: VisitSpec,
+    preconditioned: PreconditionedProblem,
+    spec: VisitSpec,
     chunk: Chunk,
     norms: np.ndarray | None,
     own: tuple | None,
@@ -187,9 +183,8 @@ def visit_chunk(
 
     Parameters
     ----------
-    problem : Problem
-    metric : Preconditioner
-    turn : VisitSpec
+    preconditioned : PreconditionedProblem
+    spec : VisitSpec
     chunk : Chunk
     norms : ndarray of shape (n,) or None
         ``row_norms`` of the chunk, if known.
@@ -203,13 +198,13 @@ def visit_chunk(
     -------
     VisitResult
     """
-    head = merge_round(problem, metric, *before)
-    if turn.opens:
-        head = begin_pass(open_window(head, problem, metric))
+    problem, head = preconditioned.problem, merge_round(preconditioned, *before)
+    if spec.opens:
+        head = begin_pass(open_window(head, preconditioned))
     memory = fresh_memory(chunk, problem) if own is None else own[1]
-    after, memory = chunk_saga(chunk, head, memory, problem, metric, turn.seed, norms)
-    earlier = 0.0 if turn.first else _pass_loss(before)
-    return VisitResult(after, memory, None if turn.alone else head, _sampled_loss(chunk, after.x, problem), earlier)
+    after, memory = chunk_saga(chunk, head, memory, *preconditioned, spec.seed, norms)
+    earlier = 0.0 if spec.first else _pass_loss(before)
+    return VisitResult(after, memory, None if spec.alone else head, _sampled_loss(chunk, after.x, problem), earlier)
 
 
 def _sampled_loss(chunk: Chunk, x: np.ndarray, problem: Problem) -> float:
@@ -228,13 +223,12 @@ def _pass_loss(visits: tuple[VisitResult, ...]) -> float:
     return visits[0].earlier + sum(one.loss for one in visits)
 
 
-def round_summary(problem: Problem, metric: Preconditioner, *visits: VisitResult) -> EpochSummary:
+def round_summary(preconditioned: PreconditionedProblem, *visits: VisitResult) -> EpochSummary:
     """Summarise a pass from the visits of its last round.
 
     Parameters
     ----------
-    problem : Problem
-    metric : Preconditioner
+    preconditioned : PreconditionedProblem
     *visits : VisitResult
         Visits of the last round.
 
@@ -242,9 +236,9 @@ def round_summary(problem: Problem, metric: Preconditioner, *visits: VisitResult
     -------
     EpochSummary
     """
-    head = merge_round(problem, metric, *visits)
+    head = merge_round(preconditioned, *visits)
     with np.errstate(over="ignore", invalid="ignore"):  # a diverging subsample step overflows
-        norm = gradient_mapping_norm(head.x, head.gradient_average, problem, metric)
-    x = averaged_iterate(head, problem, metric)[0]
-    objective = _pass_loss(visits) / (head.weight or 1.0) + penalty_value(x, problem)
-    return EpochSummary(x, objective, norm, problem.step(metric, head.step_multiplier), head.diverged)
+        norm = preconditioned.gradient_mapping_norm(head.x, head.gradient_average)
+    x = averaged_iterate(head, preconditioned)[0]
+    objective = _pass_loss(visits) / (head.weight or 1.0) + penalty_value(x, preconditioned.problem)
+    return EpochSummary(x, objective, norm, preconditioned.step_size(head.step_multiplier), head.diverged)

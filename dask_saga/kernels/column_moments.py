@@ -85,14 +85,14 @@ def dense_moments(A, weights, pulls, origin, out):
 
 
 @compiled(writes="out")
-def gather_columns(data, indices, indptr, place, out):
+def gather_columns(data, indices, indptr, positions, out):
     """Add the entries of selected columns to ``out``, of shape (n, c).
 
-    ``place[j]`` is the position of column j in ``out``. It is negative for a column that is not selected.
+    ``positions[j]`` is the place of column j in ``out``. It is negative for a column that is not selected.
     """
     for i in range(U(out.shape[0])):
         for q in range(U(indptr[i]), U(indptr[i + U(1)])):
-            k = place[U(indices[q])]
+            k = positions[U(indices[q])]
             if k >= 0:
                 out[i, k] += data[q]
 

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..kernels.vectors import scaled_products
-from .optimality import proximal_gradient_step
-from .preconditioner import sum_to_solver, x_to_solver, x_to_user
+from .preconditioned_problem import PreconditionedProblem
 from .step_control import LEAST_MULTIPLIER, next_step_multiplier
 
 if TYPE_CHECKING:
-    from .preconditioner import Preconditioner
     from .problem import Problem
     from .state import SAGAState, SolverState
 
@@ -89,7 +87,7 @@ def stream_window_is_due(window_ids: Mapping[Hashable, bool], known: int, count:
     return count > 1 and all(window_ids.values())
 
 
-def averaged_iterate(head: SolverState, problem: Problem, metric: Preconditioner) -> tuple[np.ndarray, bool]:
+def averaged_iterate(head: SolverState, preconditioned: PreconditionedProblem) -> tuple[np.ndarray, bool]:
     """Return the averaged iterate of the window.
 
     If x circles, it is one proximal gradient step from the mean of the window, because the mean of sparse coefficients
@@ -98,8 +96,7 @@ def averaged_iterate(head: SolverState, problem: Problem, metric: Preconditioner
     Parameters
     ----------
     head : SolverState
-    problem : Problem
-    metric : Preconditioner
+    preconditioned : PreconditionedProblem
 
     Returns
     -------
@@ -107,24 +104,22 @@ def averaged_iterate(head: SolverState, problem: Problem, metric: Preconditioner
     circles : bool
         Whether x circles.
     """
-    if not problem.average or head.window_count < 2 or head.diverged:
+    if not preconditioned.problem.average or head.window_count < 2 or head.diverged:
         return head.x, False
     mean = head.window_sum / head.window_count
-    start, mean, x = (x_to_solver(v, metric) for v in (head.window_start, mean, head.x))
-    uu, ud, dd = scaled_products(mean - start, x - mean, metric.scale)
+    start, middle, last = map(preconditioned.x_to_solver, (head.window_start, mean, head.x))
+    uu, ud, dd = scaled_products(middle - start, last - middle, preconditioned.preconditioner.scale)
     if ud >= CIRCLES_BELOW * math.sqrt(uu) * math.sqrt(dd):
         return head.x, False
-    step = min(problem.step(metric, head.step_multiplier), 0.3 / metric.L)
-    average = sum_to_solver(head.gradient_average, metric)
-    return x_to_user(proximal_gradient_step(mean, average, step, problem, metric), metric), True
+    return preconditioned.proximal_gradient_step(mean, head.gradient_average, head.step_multiplier), True
 
 
-def open_window(head: SolverState, problem: Problem, metric: Preconditioner) -> SolverState:
+def open_window(head: SolverState, preconditioned: PreconditionedProblem) -> SolverState:
     """Close the averaging window: move x to its averaged iterate, adapt the step and open an empty window."""
-    (x, circles), move = averaged_iterate(head, problem, metric), head.x - head.window_start
+    (x, circles), move = averaged_iterate(head, preconditioned), head.x - head.window_start
     return head._replace(
         x=x,
-        step_multiplier=max(next_step_multiplier(head, move, problem, metric, circles), LEAST_MULTIPLIER),
+        step_multiplier=max(next_step_multiplier(head, move, preconditioned, circles), LEAST_MULTIPLIER),
         last_move=move,
         last_energy=head.window_energy,
         last_step_multiplier=head.step_multiplier,
@@ -152,5 +147,5 @@ def leave_pass(head: SolverState) -> SolverState:
 def reported_x(state: SAGAState, problem: Problem) -> np.ndarray:
     """Return the x that ``coef_`` shows: the averaged iterate if the window is complete, else the current x."""
     if window_is_complete(state.window_ids, len(state.chunks), state.head.window_count):
-        return averaged_iterate(state.head, problem, state.metric)[0]
+        return averaged_iterate(state.head, PreconditionedProblem(problem, state.metric))[0]
     return state.head.x

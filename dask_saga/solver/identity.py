@@ -66,8 +66,8 @@ def _identity(kind: type) -> tuple:
         return kind.__module__, kind.__qualname__  # the bytecode depends on the Python version
     members = {name: value for base in reversed(kind.__mro__) for name, value in vars(base).items()}
     fields = getattr(kind, "_fields", ())
-    told = [(name, _plain(value)) for name, value in members.items() if name[0] != "_" and name not in fields]
-    return kind.__module__, kind.__qualname__, sorted(told, key=lambda pair: pair[0])
+    public = [(name, _plain(value)) for name, value in members.items() if name[0] != "_" and name not in fields]
+    return kind.__module__, kind.__qualname__, sorted(public, key=lambda pair: pair[0])
 
 
 def _plain(value: Any, within: tuple = ()) -> Any:

@@ -12,6 +12,7 @@ from ..data.statistics import column_stats, merge, typical, without
 from .averaging import begin_pass, leave_pass, open_window, stream_window_is_due, window_is_due
 from .identity import digest, visit_seed
 from .optimality import weighted_sum
+from .preconditioned_problem import PreconditionedProblem
 from .preconditioner_choice import STALE, axis_limits, choose_preconditioner, staleness
 from .state import SAGAState
 from .visit import chunk_saga, visit_digest
@@ -192,21 +193,23 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
         axes, stale = choose_preconditioner(stats, problem), 0.0
         head = head._replace(limits=np.full(len(axes.scale), np.inf))
     if own is not None:
-        head = head._replace(limits=np.minimum(head.limits, axis_limits(own, axes, problem)))
-    visits, known, metric = memory.visits if memory else 0, len(state.chunks), axes
+        head = head._replace(limits=np.minimum(head.limits, axis_limits(own, PreconditionedProblem(problem, axes))))
+    visits, known, preconditioner = memory.visits if memory else 0, len(state.chunks), axes
     if problem.average:
         # A new chunk may differ much from the others, so limit its step by its share of the rows at first.
         share = len(chunk.targets) / max(stats.rows, 1)
-        metric = metric._replace(step_factor=min(metric.step_factor, share * TRUSTED ** min(visits, 99)))
+        factor = min(axes.step_factor, share * TRUSTED ** min(visits, 99))
+        preconditioner = axes._replace(step_factor=factor)
+    preconditioned = PreconditionedProblem(problem, preconditioner)
     returns = window_is_due(chunk_id, window_ids, known, head.window_count)
     if returns or stream_window_is_due(window_ids, known, head.window_count, first=memory is None):
-        head, window_ids, returns = open_window(head, problem, metric), ImmutableMap(), memory is not None
+        head, window_ids, returns = open_window(head, preconditioned), ImmutableMap(), memory is not None
     if returns:
         head = begin_pass(head)
     elif chunk_id in window_ids or (memory is None and known):
         head = leave_pass(head)
     seed = visit_seed(state.seed, chunk_id, visits)
-    head, memory = chunk_saga(chunk, head, memory, problem, metric, seed)
+    head, memory = chunk_saga(chunk, head, memory, *preconditioned, seed)
     if own is not None:
         memory = memory._replace(stats=own._replace(products=None) if _stats_pay(memory) else None)
     return SAGAState(

@@ -22,7 +22,7 @@ from .optimality import chunk_gradient
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
     from ..data.statistics import ColumnStats
-    from .preconditioner import Preconditioner
+    from .preconditioned_problem import PreconditionedProblem
     from .problem import Problem
 
 __all__ = [
@@ -171,26 +171,26 @@ def plan_model(stats: ColumnStats, outputs: int, chunks: int) -> ModelPlan:
 
 
 def local_model(
-    chunk: Chunk, x: np.ndarray, problem: Problem, metric: Preconditioner, plan: ModelPlan, gradient: bool = True
+    chunk: Chunk, x: np.ndarray, preconditioned: PreconditionedProblem, plan: ModelPlan, gradient: bool = True
 ) -> LocalModel:
     """Return the model of one chunk.
 
     If `gradient` is False, the value and the gradient are zero, and a matrix needs only some of the rows.
     """
-    return _model_of(chunk, x, problem, metric, plan, int(far_rows(chunk).sum()), gradient)
+    return _model_of(chunk, x, preconditioned, plan, int(far_rows(chunk).sum()), gradient)
 
 
 def _model_of(
     chunk: Chunk,
     x: np.ndarray,
-    problem: Problem,
-    metric: Preconditioner,
+    preconditioned: PreconditionedProblem,
     plan: ModelPlan,
     far: int,
     gradient: bool = True,
 ) -> LocalModel:
+    problem, shift = preconditioned.problem, preconditioned.preconditioner.shift
     value, sums = chunk_gradient(chunk, x, problem) if gradient else (0.0, np.zeros_like(x))
-    centre = metric.shift if problem.fit_intercept else np.zeros_like(metric.shift)
+    centre = shift if problem.fit_intercept else np.zeros_like(shift)
     if not plan.full:
         return LocalModel(value, sums, *_diagonals(chunk, x, problem), take_extremes(chunk, np.empty(0, int)), far)
     some, extremes = _drawn_rows(chunk, x, problem, plan)
@@ -199,7 +199,7 @@ def _model_of(
     return LocalModel(value, sums, *(np.array(part) for part in zip(*parts, strict=True)), extremes, far)
 
 
-def usual_model(chunk: Chunk, x: np.ndarray, problem: Problem, metric: Preconditioner, plan: ModelPlan) -> LocalModel:
+def usual_model(chunk: Chunk, x: np.ndarray, preconditioned: PreconditionedProblem, plan: ModelPlan) -> LocalModel:
     """Return the model of the usual rows of one chunk, which are all rows but the far rows.
 
     Codes for missing values in many rows may together hide the curvature of the usual rows, even if no row does so
@@ -207,7 +207,7 @@ def usual_model(chunk: Chunk, x: np.ndarray, problem: Problem, metric: Precondit
     """
     far = far_rows(chunk)
     usual = chunk._replace(weights=np.where(far, 0.0, chunk.row_weights))
-    return _model_of(usual, x, problem, metric, plan._replace(extreme=False), int(far.sum()))
+    return _model_of(usual, x, preconditioned, plan._replace(extreme=False), int(far.sum()))
 
 
 def far_rows(chunk: Chunk) -> np.ndarray:

@@ -20,7 +20,7 @@ from ..losses import MultinomialLogLoss
 from .line_search import STEPS, line_values, penalty_within, row_values, within
 from .local_model import join_extremes, local_model, row_derivatives
 from .optimality import penalty_value
-from .preconditioner import sum_to_solver, x_to_solver
+from .preconditioned_problem import PreconditionedProblem
 from .quadratic_step import is_smooth, proximal_step, smooth_step
 
 if TYPE_CHECKING:
@@ -292,9 +292,9 @@ def sample_decrease(sample: Any, x: np.ndarray, gradient: np.ndarray, problem: P
 
     It is inf if the subsample has far rows.
     """
-    chunk, axes, metric, _ = sample
-    if metric.rotation is not axes.rotation:  # the rows of the subsample are rotated
-        x, gradient = x_to_solver(x, axes), sum_to_solver(gradient, axes)
-    model = local_model(chunk, x, problem, metric, plan, gradient=False)
+    chunk, axes, preconditioner, _ = sample
+    if preconditioner.rotation is not axes.rotation:  # the rows of the subsample are rotated
+        x, gradient = axes.x_to_solver(x), axes.sum_to_solver(gradient)
+    model = local_model(chunk, x, PreconditionedProblem(problem, preconditioner), plan, gradient=False)
     model = model._replace(gradient=gradient * chunk.weight)
     return math.inf if model.far else newton_direction(model, x, chunk.weight, problem).decrease

@@ -1,8 +1,7 @@
-"""Exact gradients of chunks, proximal gradient steps, and the norm that measures the distance from optimality."""
+"""Exact gradients of chunks, weighted sums of rows, and the value of the penalty."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,76 +13,17 @@ from ..kernels.epoch import kernels_for
 from ..kernels.intrinsics import room_for
 from ..kernels.vectors import dense_sum
 from ..penalties import penalty_values
-from .preconditioner import sum_to_solver, x_to_solver
 
 if TYPE_CHECKING:
-    from .preconditioner import Preconditioner
     from .problem import Problem
 
 __all__ = [
     "chunk_gradient",
     "count_outputs",
     "factors_at_zero",
-    "gradient_mapping_norm",
     "penalty_value",
-    "proximal_gradient_step",
     "weighted_sum",
 ]
-
-
-def proximal_gradient_step(
-    x: np.ndarray, gradient: np.ndarray, step: float, problem: Problem, metric: Preconditioner
-) -> Any:
-    """Take one proximal gradient step from x, in the solver's coordinates.
-
-    Parameters
-    ----------
-    x : ndarray of shape (outputs, p + 1)
-    gradient : ndarray of shape (outputs, p + 1)
-        Mean gradient at x, without the penalty.
-    step : float
-    problem : Problem
-    metric : Preconditioner
-
-    Returns
-    -------
-    ndarray of shape (outputs, p + 1)
-    """
-    out = np.empty_like(x)
-    kernels = kernels_for(problem.loss, problem.penalty)
-    for row, direction, result in zip(x, gradient, out, strict=True):
-        kernels.proximal_step(row[:-1], direction[:-1], metric.scale, step, problem.penalty, result[:-1])
-    out[:, -1] = x[:, -1] - step * gradient[:, -1] if problem.fit_intercept else x[:, -1]
-    return out
-
-
-def gradient_mapping_norm(
-    x: np.ndarray, gradient_average: np.ndarray, problem: Problem, metric: Preconditioner
-) -> float:
-    """Compute the norm of the gradient mapping at x, in the solver's coordinates. It is zero only at the optimum.
-
-    Parameters
-    ----------
-    x : ndarray of shape (outputs, p + 1)
-        In the user's coordinates.
-    gradient_average : ndarray of shape (outputs, p + 1)
-        Mean gradient at x in the user's coordinates, or its estimate by the gradient memory.
-    problem : Problem
-    metric : Preconditioner
-
-    Returns
-    -------
-    float
-    """
-    step, squared_mapping = 0.3 / metric.L, kernels_for(problem.loss, problem.penalty).squared_mapping
-    x, gradient = x_to_solver(x, metric), sum_to_solver(gradient_average, metric)
-    square = sum(
-        squared_mapping(row[:-1], direction[:-1], metric.scale, step, problem.penalty)
-        for row, direction in zip(x, gradient, strict=True)
-    )
-    if problem.fit_intercept:
-        square += step**2 * (gradient[:, -1] ** 2).sum()
-    return math.sqrt(square) / step
 
 
 def penalty_value(x: np.ndarray, problem: Problem) -> float:

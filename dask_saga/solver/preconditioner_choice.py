@@ -13,6 +13,7 @@ from scipy.linalg import lapack
 from ..data.statistics import wants_products
 from ..execution.threads import one_blas_thread
 from ..kernels.column_moments import LARGEST_ENTRY, LEAST_SQUARE, overshoot_limits, scale_columns
+from .preconditioned_problem import PreconditionedProblem
 from .preconditioner import Preconditioner
 
 if TYPE_CHECKING:
@@ -217,24 +218,24 @@ def _drift_passes(curvatures: np.ndarray, gains: np.ndarray, step_factor: float)
     return float(passes[min(int((left > ACCURACY * gains.sum()).sum()), len(passes) - 1)])
 
 
-def _shortened(metric: Preconditioner, curvatures: np.ndarray, gains: np.ndarray, rows: int) -> Preconditioner:
+def _shortened(longest: Preconditioner, curvatures: np.ndarray, gains: np.ndarray, rows: int) -> Preconditioner:
     """Choose the shorter step factor that is predicted to take the fewest passes.
 
     Shorter steps have less noise but drift more slowly, and the larger of the two predictions counts. A step
     factor above 1 is kept.
     """
-    if metric.step_factor > 1.0:
-        return metric
+    if longest.step_factor > 1.0:
+        return longest
 
     def passes(share: float) -> float:
         step = 0.3 * share
         noisy = 1.0 + np.log(ACCURACY / (FIRST_NOISE * step)) / np.log(NOISE * step)
-        return max(noisy, _drift_passes(curvatures, gains, LEAST_CURVATURE * step * rows / metric.mean_square))
+        return max(noisy, _drift_passes(curvatures, gains, LEAST_CURVATURE * step * rows / longest.mean_square))
 
-    return metric._replace(step_factor=min(SHARES, key=passes))
+    return longest._replace(step_factor=min(SHARES, key=passes))
 
 
-def axis_limits(stats: ColumnStats, metric: Preconditioner, problem: Any) -> np.ndarray:
+def axis_limits(stats: ColumnStats, preconditioned: PreconditionedProblem) -> np.ndarray:
     """Compute the longest steps along each axis with which visits of one chunk do not overshoot the optimum of all.
 
     Let h be the curvature of all rows along an axis, and h_c that of a chunk with n rows. A visit with step s moves
@@ -249,52 +250,53 @@ def axis_limits(stats: ColumnStats, metric: Preconditioner, problem: Any) -> np.
     ----------
     stats : ColumnStats
         Statistics of the chunk.
-    metric : Preconditioner
-    problem : Problem
+    preconditioned : PreconditionedProblem
 
     Returns
     -------
     ndarray of shape (p,)
         Upper bounds of ``step * scale``. inf where the chunk sets no limit.
     """
+    problem, preconditioner = preconditioned
     if not stats.rows:
-        return np.full(len(metric.scale), np.inf)
-    apart, sums = None if problem.fit_intercept else stats.mean - metric.shift, stats.squares
-    if metric.rotation is None:
+        return np.full(len(preconditioner.scale), np.inf)
+    apart, sums = None if problem.fit_intercept else stats.mean - preconditioner.shift, stats.squares
+    if preconditioner.rotation is None:
         sums = sums if apart is None else sums + stats.weight * apart**2
-        known = stats.counts * (metric.inverse_density / stats.rows) * metric.spread
+        known = stats.counts * (preconditioner.inverse_density / stats.rows) * preconditioner.spread
     else:
         products = stats.products if apart is None else stats.products + stats.weight * np.outer(apart, apart)
         with one_blas_thread():
-            sums = ((products @ metric.rotation) * metric.rotation).sum(axis=0)
-        known = metric.spread
-    limits = np.empty_like(metric.scale)
-    overshoot_limits(sums, known, float(stats.weight), float(stats.rows * metric.curvature), limits)
+            sums = ((products @ preconditioner.rotation) * preconditioner.rotation).sum(axis=0)
+        known = preconditioner.spread
+    limits = np.empty_like(preconditioner.scale)
+    overshoot_limits(sums, known, float(stats.weight), float(stats.rows * preconditioner.curvature), limits)
     return limits
 
 
 def limit_axes(
-    metric: Preconditioner, limits: np.ndarray, problem: Any, step_multiplier: float = 1.0
-) -> Preconditioner:
+    preconditioned: PreconditionedProblem, limits: np.ndarray, step_multiplier: float = 1.0
+) -> PreconditionedProblem:
     """Shorten the steps along axes on which visits would overshoot.
 
     Parameters
     ----------
-    metric : Preconditioner
+    preconditioned : PreconditionedProblem
     limits : ndarray of shape (p,)
         Minimum of ``axis_limits`` over the chunks.
-    problem : Problem
     step_multiplier : float, default=1.0
         ``SolverState.step_multiplier``.
 
     Returns
     -------
-    Preconditioner
-        With scale reduced to at most ``ACTUAL * limits / step``.
+    PreconditionedProblem
+        With the preconditioner's scale reduced to at most ``ACTUAL * limits / step``.
     """
+    problem, preconditioner = preconditioned
     if not (problem.automatic and problem.average):
-        return metric
+        return preconditioned
+    step = preconditioned.step_size(step_multiplier)
     with np.errstate(divide="ignore"):
-        shares = np.minimum(1.0, ACTUAL * limits / (problem.step(metric, step_multiplier) * metric.scale))
-    # Round, as in ``_rotated``.
-    return metric._replace(scale=metric.scale * np.exp2(np.round(np.log2(shares), 2)))
+        shares = np.minimum(1.0, ACTUAL * limits / (step * preconditioner.scale))
+    scale = preconditioner.scale * np.exp2(np.round(np.log2(shares), 2))  # rounded as in ``_rotated``
+    return preconditioned._replace(preconditioner=preconditioner._replace(scale=scale))

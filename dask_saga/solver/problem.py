@@ -79,16 +79,6 @@ class Problem(NamedTuple):
         """Whether the step size is computed and controlled (``step_size="auto"``) rather than given."""
         return self.step_size == "auto"
 
-    def step(self, metric: Any, step_multiplier: float = 1.0) -> float:
-        """Step size, in units of x per unit of mean gradient in the solver's coordinates.
-
-        "auto" is min(step_size_scale * step_multiplier * step_factor, max_step) / L. See
-        docs/algorithm/step_size.md.
-        """
-        if not self.automatic:
-            return float(self.step_size)
-        return min(self.step_size_scale * step_multiplier * metric.step_factor, metric.max_step or 1.0) / metric.L
-
     @property
     def preconditioner_key(self) -> str:
         """Hash of the parameters that determine the preconditioner of given rows."""

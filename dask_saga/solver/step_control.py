@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..kernels.vectors import scaled_products
-from .preconditioner import x_to_solver
 from .state import new_solver_state
 
 if TYPE_CHECKING:
+    from .preconditioned_problem import PreconditionedProblem
     from .preconditioner import Preconditioner
-    from .problem import Problem
     from .state import SolverState
 
 __all__ = ["LEAST_MULTIPLIER", "next_step_multiplier", "restarted", "shortened"]
@@ -48,7 +47,7 @@ LEAST_MULTIPLIER = 1e-200
 
 
 def next_step_multiplier(
-    head: SolverState, move: np.ndarray, problem: Problem, metric: Preconditioner, circles: bool
+    head: SolverState, move: np.ndarray, preconditioned: PreconditionedProblem, circles: bool
 ) -> float:
     """Return the step multiplier of the next window.
 
@@ -62,8 +61,7 @@ def next_step_multiplier(
         State at the end of the window.
     move : ndarray of shape (outputs, p + 1)
         Move of x in the window.
-    problem : Problem
-    metric : Preconditioner
+    preconditioned : PreconditionedProblem
     circles : bool
         Whether x circles, from ``averaged_iterate``.
 
@@ -71,16 +69,17 @@ def next_step_multiplier(
     -------
     float
     """
+    problem, preconditioner = preconditioned
     if not (problem.average and problem.automatic) or head.diverged:
         return head.step_multiplier
     ratio, fell = head.window_ratio / max(head.window_count, 1), head.window_energy / (head.last_energy or 1.0)
-    along = _cosine(move, head.last_move, metric)
+    along = _cosine(move, head.last_move, preconditioner)
     if head.window_count < 2:
         ratio, circles = 0.0, along < ACROSS  # a single chunk may settle, since no other must agree
     # Cap r at its theoretical maximum, step x rows x curvature. A column stored in one or two rows yields a random
     # ratio, and the step would keep shrinking.
     rows = head.rows / max(head.window_count, 1)
-    ratio = min(ratio, SETTLES * problem.step(metric, head.step_multiplier) * metric.L * rows)
+    ratio = min(ratio, SETTLES * preconditioned.step_size(head.step_multiplier) * preconditioner.L * rows)
     if ratio > MOST_RATIO:
         return head.step_multiplier * max(1.0 / CUT_BY, AIM / ratio)
     # After a raise of the step, moves count as growing only beyond the square of that raise.
@@ -116,8 +115,7 @@ def shortened(head: SolverState, x: np.ndarray) -> SolverState:
     return restarted(head, x, max(head.step_multiplier / UNSTICK_BY, LEAST_MULTIPLIER))
 
 
-def _cosine(u: np.ndarray, v: np.ndarray, metric: Preconditioner) -> float:
+def _cosine(u: np.ndarray, v: np.ndarray, preconditioner: Preconditioner) -> float:
     """Cosine of the angle between two moves in the solver's coordinates. 0 if one of them is zero."""
-    unshifted = metric.unshifted
-    uu, uv, vv = scaled_products(*(x_to_solver(move, unshifted) for move in (u, v)), metric.scale)
+    uu, uv, vv = scaled_products(*map(preconditioner.unshifted.x_to_solver, (u, v)), preconditioner.scale)
     return uv / (math.sqrt(uu) * math.sqrt(vv) or 1.0)

@@ -13,12 +13,13 @@ import scipy.sparse as sp
 from ..data.chunk import Chunk
 from ..data.immutable import immutable
 from .averaging import begin_pass, open_window
-from .optimality import chunk_gradient, gradient_mapping_norm
-from .preconditioner import Preconditioner, row_norms, solver_rows, sum_to_solver, x_to_solver, x_to_user
+from .optimality import chunk_gradient
+from .preconditioned_problem import PreconditionedProblem, row_norms
 from .state import new_solver_state
 from .visit import chunk_saga, fresh_memory
 
 if TYPE_CHECKING:
+    from .preconditioner import Preconditioner
     from .problem import Problem
     from .state import SolverState
 
@@ -48,8 +49,8 @@ class Subsample(NamedTuple):
         The sampled rows, rotated if `axes` has a rotation. Their total weight is that of all rows.
     axes : Preconditioner
         Preconditioner of all rows.
-    metric : Preconditioner
-        Preconditioner of `chunk`. It has no rotation, since the chunk is already rotated. For sparse rows its
+    preconditioner : Preconditioner
+        That of `chunk`. It has no rotation, since the chunk is already rotated. For sparse rows its
         ``inverse_density`` is that of the subsample.
     norms : ndarray of shape (n,)
         ``row_norms`` of `chunk`.
@@ -57,7 +58,7 @@ class Subsample(NamedTuple):
 
     chunk: Chunk
     axes: Preconditioner
-    metric: Preconditioner
+    preconditioner: Preconditioner
     norms: np.ndarray
 
 
@@ -121,33 +122,34 @@ def _least_rows(p: int) -> int:
     return max(LEAST_ROWS, ROWS_A_COLUMN * p)
 
 
-def make_sample(chunk: Chunk, axes: Preconditioner, problem: Problem) -> Subsample:
+def make_sample(chunk: Chunk, preconditioned: PreconditionedProblem) -> Subsample:
     """Prepare the subsample: rotate its rows, adapt the preconditioner to it and compute the lengths of its rows.
 
     Parameters
     ----------
     chunk : Chunk
         Joined samples of all chunks.
-    axes : Preconditioner
-        Preconditioner of all rows.
-    problem : Problem
+    preconditioned : PreconditionedProblem
+        With the preconditioner of all rows.
 
     Returns
     -------
     Subsample
     """
-    metric, n = axes, len(chunk.targets)
+    problem, axes = preconditioned
+    preconditioner, n = axes, len(chunk.targets)
     if axes.rotation is not None:
-        turned = np.concatenate([rows.copy() for _, rows, _ in solver_rows(chunk.rows, axes)])
-        chunk, metric = chunk._replace(rows=turned), axes.unshifted._replace(rotation=None)
+        rotated = np.concatenate([rows.copy() for _, rows, _ in axes.rows_to_solver(chunk.rows)])
+        chunk, preconditioner = chunk._replace(rows=rotated), axes.unshifted._replace(rotation=None)
     elif sp.issparse(chunk.rows):
         counts = np.bincount(chunk.rows.indices, minlength=chunk.rows.shape[1])
-        metric = axes._replace(inverse_density=n / np.maximum(counts, 1))
-    return Subsample(chunk, axes, metric, row_norms(chunk, metric, problem))
+        preconditioner = axes._replace(inverse_density=n / np.maximum(counts, 1))
+    norms = row_norms(chunk, PreconditionedProblem(problem, preconditioner))
+    return Subsample(chunk, axes, preconditioner, norms)
 
 
 def subsample_step(
-    sample: Subsample | Preconditioner, x: np.ndarray, gradient: np.ndarray | None, problem: Problem, turn: int
+    sample: Subsample | PreconditionedProblem, x: np.ndarray, gradient: np.ndarray | None, problem: Problem, number: int
 ) -> np.ndarray:
     """Move x towards the optimum of all rows by minimising a corrected objective of the subsample.
 
@@ -161,14 +163,14 @@ def subsample_step(
 
     Parameters
     ----------
-    sample : Subsample or Preconditioner
-        A Preconditioner alone for a quadratic loss with rotation. The step is then Newton's and needs no rows.
+    sample : Subsample or PreconditionedProblem
+        A PreconditionedProblem alone for a quadratic loss with rotation. The step is then Newton's and needs no rows.
     x : ndarray of shape (k, p + 1)
     gradient : ndarray of shape (k, p + 1) or None
         Mean gradient of all rows at x. With None there is no linear term, and the subsample itself is solved, as at
         the start of growing samples (Daneshmand, Lucchi, Hofmann 2016, section 3).
     problem : Problem
-    turn : int
+    number : int
         Number of the subsample step, used as seed of the row orders.
 
     Returns
@@ -176,15 +178,16 @@ def subsample_step(
     ndarray of shape (k, p + 1)
         The new x, or `x` itself if the steps diverged.
     """
-    if isinstance(sample, Preconditioner):
-        return _newton_step(x, sample, gradient, problem)
-    chunk, axes, metric, norms = sample
+    if isinstance(sample, PreconditionedProblem):
+        return _newton_step(x, gradient, sample)
+    chunk, axes, preconditioner, norms = sample
     if not sp.issparse(chunk.rows):  # the dense subsample is too small for several threads
         problem = problem._replace(n_threads=1)
-    weight, turned = chunk.weight, metric.rotation is not axes.rotation
+    preconditioned = PreconditionedProblem(problem, preconditioner)
+    weight, rotated = chunk.weight, preconditioner.rotation is not axes.rotation
     there, total = x, np.zeros_like(x) if gradient is None else gradient * weight
-    if turned:
-        there, total = x_to_solver(x, axes), sum_to_solver(total, axes)
+    if rotated:
+        there, total = axes.x_to_solver(x), axes.sum_to_solver(total)
     memory = fresh_memory(chunk, problem)
     gradients = np.empty_like(memory.gradients)
     own = chunk_gradient(chunk, there, problem, gradients)[1]
@@ -193,35 +196,36 @@ def subsample_step(
         x.shape[1] - 1, len(x), weight=weight, rows=memory.rows, preconditioner_key=problem.preconditioner_key
     )
     head = head._replace(x=there, window_start=there, gradient_sum=own if gradient is None else total)
-    left = _left(head, problem, metric)
+    left = _left(head, preconditioned)
     enough = SOLVED * (x.size / len(norms)) ** 0.5 * left
     for visit in range(MOST_VISITS):
         if visit:
-            head = begin_pass(open_window(head, problem, metric))
-        head, memory = chunk_saga(chunk, head, memory, problem, metric, MOST_VISITS * turn + visit, norms)
-        before, left = left, _left(head, problem, metric)
+            head = begin_pass(open_window(head, preconditioned))
+        head, memory = chunk_saga(chunk, head, memory, *preconditioned, MOST_VISITS * number + visit, norms)
+        before, left = left, _left(head, preconditioned)
         if visit + 1 >= LEAST_VISITS and not enough < left < STALLED * before:
             break
     if head.diverged:
         return x
-    return x_to_user(head.x, axes) if turned else head.x
+    return axes.x_to_user(head.x) if rotated else head.x
 
 
-def _left(head: SolverState, problem: Problem, metric: Preconditioner) -> float:
-    return gradient_mapping_norm(head.x, head.gradient_average, problem, metric)
+def _left(head: SolverState, preconditioned: PreconditionedProblem) -> float:
+    return preconditioned.gradient_mapping_norm(head.x, head.gradient_average)
 
 
-def _newton_step(x: np.ndarray, metric: Preconditioner, gradient: np.ndarray, problem: Problem) -> np.ndarray:
+def _newton_step(x: np.ndarray, gradient: np.ndarray, preconditioned: PreconditionedProblem) -> np.ndarray:
     """Return the optimum of a quadratic loss from the mean gradient of all rows at x.
 
     Newton's step x - H^-1 grad F(x) is exact for a quadratic loss. In rotated coordinates the Hessian H, which includes
     the L2 penalty, is diagonal.
     """
+    problem, preconditioner = preconditioned
     gradient = gradient.copy()
     gradient[:, :-1] += getattr(problem.penalty, "l2", 0.0) * x[:, :-1]
     move = np.zeros_like(gradient)
-    gradient = sum_to_solver(gradient, metric)
-    move[:, :-1] = -gradient[:, :-1] * metric.scale / metric.curvature
+    gradient = preconditioned.sum_to_solver(gradient)
+    move[:, :-1] = -gradient[:, :-1] * preconditioner.scale / preconditioner.curvature
     if problem.fit_intercept:
-        move[:, -1] = -gradient[:, -1] / metric.curvature
-    return x + x_to_user(move, metric)
+        move[:, -1] = -gradient[:, -1] / preconditioner.curvature
+    return x + preconditioned.x_to_user(move)

@@ -19,12 +19,10 @@ from ..kernels.epoch import Pass, kernels_for
 from ..kernels.intrinsics import GROUP, room_for
 from ..kernels.table_merge import TableMerge, bring_together
 from ..penalties import ElasticNet
-from .preconditioner import shift_of, solver_rows
 
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
-    from .preconditioner import Preconditioner
-    from .problem import Problem
+    from .preconditioned_problem import PreconditionedProblem
 
 __all__ = ["ENTRIES_A_COEFFICIENT", "share_dense_steps", "share_sparse_steps"]
 
@@ -82,7 +80,7 @@ def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
     if len(orders) == 1:
         _run_steps(orders[0], x, middle, gradient_sum, left, plan=plan, chunk=chunk, **how)
         return x, middle, gradient_sum
-    plan = _raised(plan, len(orders), how["problem"])
+    plan = _raised(plan, len(orders), how["preconditioned"].problem)
     rounds = 2 * _worth(chunk, len(orders), max(ROUND_ENTRIES, ENTRIES_A_COEFFICIENT * x.size), ROUNDS)
     with threads(len(orders)) as each, np.errstate(over="ignore", invalid="ignore"):
         for k, (share, parts) in enumerate(zip(*_rounds(orders, left, rounds), strict=True)):
@@ -102,7 +100,7 @@ def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
     return x, middle, gradient_sum
 
 
-def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, plan, chunk, head, problem, metric):
+def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, plan, chunk, head, preconditioned):
     """Take the steps of a visit of sparse rows, and store the new gradients of the rows.
 
     Each thread keeps its copies in a table of columns. At the end of a round the threads merge the tables themselves,
@@ -119,25 +117,25 @@ def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, 
     gradients : ndarray of shape (n, k)
         Gradient memory of the chunk, updated in place.
     head : SolverState
-    problem : Problem
-    metric : Preconditioner
+    preconditioned : PreconditionedProblem
 
     Returns
     -------
     x, middle, gradient_sum : ndarray of shape (k, p + 1)
         x at the end of the visit, x halfway, and the gradient sum at the end.
     """
+    problem, preconditioner = preconditioned
     (outputs, p), count = (len(start), start.shape[1] - 1), len(orders)
     x, middle, gradient_sum = np.empty_like(start), np.empty_like(start), np.empty_like(before)
-    plan, shift = _raised(plan, count, problem), shift_of(metric)
-    step, shifted = _step(plan, head, problem, metric), bool(shift.any())
-    how = _meeting(orders, chunk, step, problem, metric) if count > 1 else None
+    plan, shift = _raised(plan, count, problem), preconditioner.kernel_shift
+    step, shifted = _step(plan, head, preconditioned), bool(np.count_nonzero(shift))
+    how = _meeting(orders, chunk, step, preconditioned) if count > 1 else None
     lefts, parts = _rounds(orders, left, how.rounds if how else 2)
 
     sparse_pass = kernels_for(problem.loss, problem.penalty).sparse_pass
     rows = (*row_arrays(chunk.rows, slice(0, len(chunk.targets))), chunk.targets, chunk.weights)
     l2 = problem.penalty.l2 if isinstance(problem.penalty, ElasticNet) else 0.0
-    coordinates = (anchor, shift, metric.scale, metric.inverse_density, step, l2)
+    coordinates = (anchor, shift, preconditioner.scale, preconditioner.inverse_density, step, l2)
     tables, ends = room_of_tables(count, p, outputs, past == 0.0 and not shifted)
 
     def run(t: int, *meeting: np.ndarray) -> bool:
@@ -147,7 +145,7 @@ def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, 
             mine = even_slices(p + 1, count)[t]
             x[:, mine], gradient_sum[:, mine] = start[:, mine], before[:, mine]
         for k, pair in enumerate(lefts):
-            do = _pass_of(len(parts[k][t]), pair, past, plan, head, problem, metric)
+            do = _pass_of(len(parts[k][t]), pair, past, plan, head, preconditioned)
             rest = (plan.lengths, gradients, table, shifted, own, do, room_for(outputs), problem.loss, problem.penalty)
             sparse_pass(*rows, parts[k][t], *rest)
             if count == 1:
@@ -160,21 +158,22 @@ def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, 
     return x, middle, gradient_sum
 
 
-def _meeting(orders: list, chunk: Chunk, step: float, problem: Problem, metric: Preconditioner) -> TableMerge:
+def _meeting(orders: list, chunk: Chunk, step: float, preconditioned: PreconditionedProblem) -> TableMerge:
     """Plan how the threads merge their tables: the number of rounds, and the columns merged in each."""
+    problem, preconditioner = preconditioned
     visits, count = np.array([len(order) for order in orders]), len(orders)
     # A thread visits a column about visits / inverse_density times.
-    frequent = np.count_nonzero(metric.inverse_density < visits.mean() / (2 * OFTEN * SPARSE_ROUNDS))
+    frequent = np.count_nonzero(preconditioner.inverse_density < visits.mean() / (2 * OFTEN * SPARSE_ROUNDS))
     rounds = 2 * _worth(chunk, count, max(SPARSE_ROUND_ENTRIES, ENTRIES_A_COLUMN * frequent), SPARSE_ROUNDS)
     limit = visits.mean() / (OFTEN * rounds)
     # With a user's own penalty use the plain mean, which stays in the domain of the penalty.
     limits = 1.0, np.inf, -np.inf, np.inf
     if isinstance(problem.penalty, ElasticNet):
         limits = FARTHEST, -math.log(FARTHEST - 1.0), problem.penalty.lower, problem.penalty.upper
+    often = np.flatnonzero(preconditioner.inverse_density < limit).astype(np.int32)
     return TableMerge(
-        visits / max(visits.sum(), 1), rounds, np.flatnonzero(metric.inverse_density < limit).astype(np.int32), limit,
-        metric.inverse_density, metric.spread, MOVED * metric.curvature * visits.mean() / rounds, step,
-        *limits,
+        visits / max(visits.sum(), 1), rounds, often, limit, preconditioner.inverse_density, preconditioner.spread,
+        MOVED * preconditioner.curvature * visits.mean() / rounds, step, *limits,
     )  # fmt: skip
 
 
@@ -198,13 +197,14 @@ def _rounds(orders: list, left: tuple, rounds: int) -> tuple[list, list]:
     return list(itertools.pairwise(lefts.tolist())), parts
 
 
-def _step(plan, head, problem, metric) -> float:
-    return problem.step(metric, head.step_multiplier) * plan.step
+def _step(plan, head, preconditioned) -> float:
+    return preconditioned.step_size(head.step_multiplier) * plan.step
 
 
-def _pass_of(visits, left, past, plan, head, problem, metric) -> Pass:
+def _pass_of(visits, left, past, plan, head, preconditioned) -> Pass:
     """Collect the parameters of a kernel call with this number of row visits."""
-    bound, step, less = float(problem.loss.curvature or 0.0), _step(plan, head, problem, metric), left[0] - left[1]
+    problem = preconditioned.problem
+    bound, step, less = float(problem.loss.curvature or 0.0), _step(plan, head, preconditioned), left[0] - left[1]
     short = problem.automatic and bound and step * plan.pull * plan.often * bound <= SHORT
     return Pass(
         step, step if problem.fit_intercept else 0.0, 1.0 / head.weight, left[0], less / max(visits, 1), past,
@@ -212,13 +212,14 @@ def _pass_of(visits, left, past, plan, head, problem, metric) -> Pass:
     )  # fmt: skip
 
 
-def _run_steps(order, x, middle, gradient_sum, left, *, anchor, past, gradients, plan, chunk, head, problem, metric):
+def _run_steps(order, x, middle, gradient_sum, left, *, anchor, past, gradients, plan, chunk, head, preconditioned):
     """Run the dense kernel over the rows of `order`. It updates x, middle, gradient_sum and gradients in place."""
-    kernels, written = kernels_for(problem.loss, problem.penalty), (x, middle, anchor, gradient_sum, gradients)
-    do = _pass_of(len(order), left, past, plan, head, problem, metric)
+    problem, preconditioner = preconditioned
+    dense_pass, vectors = kernels_for(problem.loss, problem.penalty).dense_pass, (x, middle, anchor, gradient_sum)
+    do = _pass_of(len(order), left, past, plan, head, preconditioned)
+    coordinates = (preconditioner.kernel_shift, preconditioner.scale)
     rest = (room_for(len(x)), problem.loss, problem.penalty)
-    coordinates = (shift_of(metric), metric.scale)
-    for block, rows, gathered in solver_rows(chunk.rows, metric, order):
+    for block, rows, gathered in preconditioner.rows_to_solver(chunk.rows, order):
         own = do._replace(left=do.left - block.start * do.less, half=max(len(order) // 2 - block.start, -1))
         before = (chunk.targets, chunk.weights, order[block], plan.lengths)
-        kernels.dense_pass(rows, gathered, *before, *written, *coordinates, own, *rest)
+        dense_pass(rows, gathered, *before, *vectors, gradients, *coordinates, own, *rest)

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from ..kernels.vectors import largest_of, squared_moves
 from .identity import digest
 from .optimality import count_outputs, weighted_sum
-from .preconditioner import sum_to_solver, sum_to_user, x_to_solver, x_to_user
+from .preconditioned_problem import PreconditionedProblem
 from .preconditioner_choice import limit_axes
 from .state import LARGEST_COEFFICIENT, ChunkMemory, adapt
 from .threaded_visit import share_dense_steps, share_sparse_steps
@@ -31,7 +31,7 @@ __all__ = ["chunk_saga", "fresh_memory", "split_memory", "take_steps", "visit_di
 
 
 def take_steps(
-    plan: RowSchedule, chunk: Chunk, head: SolverState, memory: ChunkMemory, problem: Problem, metric: Preconditioner
+    plan: RowSchedule, chunk: Chunk, head: SolverState, memory: ChunkMemory, preconditioned: PreconditionedProblem
 ) -> tuple[SolverState, ChunkMemory] | None:
     """Take the steps of one visit, and return the state and memory after it. Return None if it diverged.
 
@@ -43,27 +43,28 @@ def take_steps(
     chunk : Chunk
     head : SolverState
     memory : ChunkMemory
-    problem : Problem
-    metric : Preconditioner
+    preconditioned : PreconditionedProblem
 
     Returns
     -------
     tuple of SolverState and ChunkMemory, or None
         None if x exceeds ``LARGEST_COEFFICIENT`` or a number is not finite.
     """
-    start, gradients = x_to_solver(head.x, metric), memory.gradients.copy()
+    problem, preconditioner = preconditioned
+    start, gradients = preconditioned.x_to_solver(head.x), memory.gradients.copy()
     past, left, end = _shares(head, memory, problem)
-    anchor = x_to_solver(head.visited_sum / head.visited_weight, metric) if past else start
+    anchor = preconditioned.x_to_solver(head.visited_sum / head.visited_weight) if past else start
     share = share_sparse_steps if sp.issparse(chunk.rows) else share_dense_steps
     x, middle, gradient_sum = share(
-        plan.orders, start, sum_to_solver(head.gradient_sum, metric), (left, end), anchor=anchor, past=past,
-        gradients=gradients, plan=plan, chunk=chunk, head=head, problem=problem, metric=metric,
+        plan.orders, start, preconditioned.sum_to_solver(head.gradient_sum), (left, end), anchor=anchor, past=past,
+        gradients=gradients, plan=plan, chunk=chunk, head=head, preconditioned=preconditioned,
     )  # fmt: skip
 
     with np.errstate(invalid="ignore", over="ignore"):
-        moves = squared_moves(start, middle, x, metric.scale)
-        x, middle, gradient_sum = x_to_user(x, metric), x_to_user(middle, metric), sum_to_user(gradient_sum, metric)
-        if metric.rotation is not None:
+        moves = squared_moves(start, middle, x, preconditioner.scale)
+        x, middle = preconditioned.x_to_user(x), preconditioned.x_to_user(middle)
+        gradient_sum = preconditioned.sum_to_user(gradient_sum)
+        if preconditioner.rotation is not None:
             # Recompute the change in the user's coordinates. Rotating the sum forth and back would carry rounding
             # errors of large columns into small ones.
             gradient_sum = head.gradient_sum + weighted_sum(
@@ -157,7 +158,7 @@ def chunk_saga(
     head: SolverState,
     memory: ChunkMemory | None,
     problem: Problem,
-    metric: Preconditioner,
+    preconditioner: Preconditioner,
     seed: int,
     norms: np.ndarray | None = None,
 ) -> tuple[SolverState, ChunkMemory]:
@@ -177,7 +178,7 @@ def chunk_saga(
         Memory returned by the last visit of this chunk. None for a new chunk, whose rows and weight are then
         added to those of `head`. If `head` already counts the chunk, pass ``fresh_memory``.
     problem : Problem
-    metric : Preconditioner
+    preconditioner : Preconditioner
     seed : int
         Seed of the row order.
     norms : ndarray of shape (n,), default=None
@@ -209,14 +210,15 @@ def chunk_saga(
     memory = memory._replace(visits=memory.visits + 1)
     if head.diverged or head.weight <= 0 or not head.rows:  # by rounding, a weight may remain without rows
         return head, memory
-    plan = plan_visit(chunk, head, memory, problem, metric, seed, norms)
+    plan = plan_visit(chunk, head, memory, PreconditionedProblem(problem, preconditioner), seed, norms)
     if memory.visits == 1:
         # Before the first visit the memory is empty or not from steps, so no variance reduction allows longer steps.
-        metric = metric._replace(step_factor=min(metric.step_factor, 1.0))
+        preconditioner = preconditioner._replace(step_factor=min(preconditioner.step_factor, 1.0))
+    preconditioned = PreconditionedProblem(problem, preconditioner)
     if memory.weight < head.weight:
-        metric = limit_axes(metric, head.limits, problem, min(head.step_multiplier, 1.0))
+        preconditioned = limit_axes(preconditioned, head.limits, min(head.step_multiplier, 1.0))
     for _ in range(RETRIES if problem.automatic else 1):
-        moved = take_steps(plan, chunk, head, memory, problem, metric)
+        moved = take_steps(plan, chunk, head, memory, preconditioned)
         if moved is not None:
             return moved
         head = head._replace(step_multiplier=head.step_multiplier * RETRY_CUT)

@@ -11,13 +11,12 @@ import numpy as np
 
 from ..execution.threads import thread_count
 from ..kernels.row_order import repeated, rows_of, shuffle_rows
-from .preconditioner import row_norms
+from .preconditioned_problem import row_norms
 from .threaded_visit import ENTRIES_A_COEFFICIENT
 
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
-    from .preconditioner import Preconditioner
-    from .problem import Problem
+    from .preconditioned_problem import PreconditionedProblem
     from .state import ChunkMemory, SolverState
 
 __all__ = ["RowSchedule", "plan_visit", "row_order"]
@@ -95,8 +94,7 @@ def plan_visit(
     chunk: Chunk,
     head: SolverState,
     memory: ChunkMemory,
-    problem: Problem,
-    metric: Preconditioner,
+    preconditioned: PreconditionedProblem,
     seed: int,
     norms: np.ndarray | None = None,
 ) -> RowSchedule:
@@ -107,8 +105,7 @@ def plan_visit(
     chunk : Chunk
     head : SolverState
     memory : ChunkMemory
-    problem : Problem
-    metric : Preconditioner
+    preconditioned : PreconditionedProblem
     seed : int
     norms : ndarray of shape (n,), default=None
         ``row_norms`` of the chunk. By default they are computed if needed.
@@ -117,6 +114,7 @@ def plan_visit(
     -------
     RowSchedule
     """
+    problem, preconditioner = preconditioned
     n, pull, step = len(chunk.targets), head.rows / head.weight, 1.0
     taken = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)  # int32 keeps schedules small even for short rows
     if chunk.weights.size:
@@ -124,10 +122,10 @@ def plan_visit(
         taken = taken[(chunk.weights > 0) | memory.gradients.any(axis=1)]
     firsts, lengths, often, most = len(taken), np.empty(0, np.float32), np.inf, float(len(taken))
     if problem.automatic:
-        lengths = row_norms(chunk, metric, problem) if norms is None else norms
+        lengths = row_norms(chunk, preconditioned) if norms is None else norms
         # Sample rows by their bounds (Schmidt et al. 2015, section 3), so that the largest row does not determine
         # the step.
-        often = ROW_BOUND * (metric.mean_square or 1.0) / pull
+        often = ROW_BOUND * (preconditioner.mean_square or 1.0) / pull
         rest = (lengths, chunk.weights, often)
         visits = repeated(taken, *rest, taken[:0])
         if visits > len(taken):
