@@ -451,12 +451,13 @@ _BUILT_IN = _build(_digest(dispatch, intrinsics, jit, losses, penalties, row_ord
 
 def kernels_for(loss: Any, penalty: Any) -> Kernels:
     """Return the kernels for a loss and a penalty. Those of built-in types have an on-disk cache; others have none."""
-    built_in = all(type(part).__module__.startswith("dask_saga.") for part in (loss, penalty))
-    return _BUILT_IN if built_in else _foreign(type(loss), type(penalty))
+    return _kernels_of(type(loss), type(penalty))
 
 
-@functools.lru_cache(maxsize=32)
-def _foreign(loss: type, penalty: type) -> Kernels:
+@functools.lru_cache(maxsize=64)
+def _kernels_of(*kinds: type) -> Kernels:
+    if all(kind.__module__.startswith("dask_saga.") for kind in kinds):
+        return _BUILT_IN
     # These kernels are not cached on disk, since a process that lacks the class could not read the index. They are
     # built anew for each pair of classes, since numba does not distinguish classes with the same name and fields.
     return _build(0, cache=False)
