@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .preparation import Prepared
     from .rounds import VisitResult
 
-__all__ = ["confirm", "is_slow", "may_step", "newton_pass", "norm_at_zero", "tells_exactly"]
+__all__ = ["affordable_seconds", "confirm", "may_step", "newton_pass", "norm_at_zero", "tells_exactly"]
 
 
 # Relative accuracy of a float32 gradient memory. Below this ratio of the gradient norm to the derivatives of the rows,
@@ -54,14 +54,16 @@ MERGED = 8
 # couples the outputs, the fraction is SLOW_COUPLED.
 SLOW_PASSES, SLOW, SLOW_COUPLED = 3, 1 / 3, 0.7
 
-# Time that a matrix H may take. A confirmation may take as long as SAFEGUARD_PASSES passes of steps. After slow passes
-# H may take as long as all passes made. With extreme columns EXTREME_SECONDS are allowed in any case, because passes of
-# steps may not reach the optimum there.
+# Time that a matrix H may take. A confirmation may take as long as SAFEGUARD_PASSES passes of steps. With extreme
+# columns EXTREME_SECONDS are allowed in any case, because passes of steps may not reach the optimum there. A step after
+# slow passes may take as long as all passes made, its overhead included.
 EXTREME_SECONDS, SAFEGUARD_PASSES = 0.5, 5
 
 # Assumed times in seconds: a multiplication in BLAS, a multiplication of sparse rows, the visit of one entry, and the
-# overhead of a pass.
+# overhead of a pass. OVERHEAD_SECONDS: overhead of a Newton step for each output and one more, without and with extreme
+# columns.
 BLAS_SECONDS, SPARSE_SECONDS, VISIT_SECONDS, PASS_SECONDS = 1e-10, 3e-9, 2e-9, 3e-4
+OVERHEAD_SECONDS = (1e-3, 4e-3)
 
 # The step of the usual rows is tried if the promised decrease is at most this fraction of the gain.
 PROBED = 1e-2
@@ -132,16 +134,19 @@ def confirm(fit: FitSetup, place: FitState, at_zero: float, tol: float, is_exact
     """
     if is_exact and _holds_by_sample(fit, place, tol):
         return place._replace(converged=True)
-    examined = _examine(fit, place.summary.x, tol=tol)
+    seconds = _safeguard_seconds(fit)
+    examined = _examine(fit, place.summary.x, seconds, tol)
     exact = {"objective": examined.value, "gradient_norm": examined.norm / at_zero, "bytes_read": fit.source.bytes_read}
     converged = is_converged(fit, examined, at_zero, tol)
     # With a diagonal H, Newton steps follow only if the norm is at most `tol`. Otherwise passes of steps gain more.
-    pays = examined.norm <= tol * at_zero or _plan(fit, len(fit.prepared.groups)).full
-    steps = may_step(fit.problem) and pays and examined.decrease > tol * _gain(fit, examined)
+    # They also gain more near the optimum if the loss couples the outputs, which H ignores.
+    pays = examined.norm <= tol * at_zero or _plan(fit, seconds).full
+    far = examined.decrease > tol * _gain(fit, examined) or not hasattr(fit.problem.loss, "outputs")
+    steps = may_step(fit.problem) and pays and far and not converged
     return place._replace(
         history=(*place.history[:-1], {**place.history[-1], **exact}),
         converged=converged,
-        newton=SAFEGUARD_PASSES if steps else 0,
+        newton=seconds if steps else 0.0,
         step=examined if steps else None,
         next_check=len(place.history) + place.wait,
         wait=2 * place.wait,
@@ -156,7 +161,7 @@ def _holds_by_sample(fit: FitSetup, place: FitState, tol: float) -> bool:
     if prepared.gradient is not None:
         return True  # quadratic loss, rotated columns: the norm is that of Newton's step
     [visited] = place.visits
-    plan = _plan(fit, 1)._replace(extreme=False)
+    plan = _plan(fit, _safeguard_seconds(fit), chunks=1)._replace(extreme=False)
     decrease = executor.submit(_sample_decrease, prepared.sample[0], visited, fit.problem, plan, name="saga-decrease")
     [decrease] = executor.gather([decrease])
     return np.isfinite(decrease) and decrease <= tol * _gain(
@@ -173,17 +178,23 @@ def may_step(problem: Problem) -> bool:
     return problem.automatic and problem.average
 
 
-def is_slow(fit: FitSetup, place: FitState) -> bool:
-    """Return whether a Newton step is tried because passes of steps are slow and a matrix H is cheap enough."""
+def affordable_seconds(fit: FitSetup, place: FitState) -> float:
+    """Return the time that a Newton step may take because passes of steps are slow. It is zero if none is tried.
+
+    A step may take as long as all passes so far, so that it costs at most as much as they did if it gains nothing.
+    """
     norms = [row["gradient_norm"] for row in place.history]
     # Each output has its own H, which ignores the coupling of outputs. Newton steps then gain less.
     slow = SLOW_COUPLED if hasattr(fit.problem.loss, "outputs") else SLOW
-    return bool(
-        len(norms) >= max(place.newton_check, SLOW_PASSES + 1)
-        and norms[-1] > slow * norms[-1 - SLOW_PASSES]
-        and may_step(fit.problem)
-        and _plan(fit, len(fit.prepared.groups), len(norms)).full
-    )
+    if len(norms) < max(place.newton_check, SLOW_PASSES + 1) or not may_step(fit.problem):
+        return 0.0
+    stats, coupled = fit.prepared.stats, hasattr(fit.problem.loss, "outputs")
+    passes, extreme = len(norms) * _pass_seconds(fit), has_extreme_columns(stats)
+    left = passes - (1 + len(fit.prepared.zero)) * OVERHEAD_SECONDS[extreme]
+    # Passes of steps may not reach the optimum with extreme columns, so the step may then cost more than they do.
+    seconds = max(passes, EXTREME_SECONDS if extreme and not coupled else 0.0)
+    tries = norms[-1] > slow * norms[-1 - SLOW_PASSES] and left > 0.0 and _plan(fit, seconds - passes + left).full
+    return seconds if tries else 0.0
 
 
 def newton_pass(fit: FitSetup, place: FitState) -> FitState:
@@ -192,16 +203,17 @@ def newton_pass(fit: FitSetup, place: FitState) -> FitState:
     Another Newton step follows if H is a matrix and the promised decrease is at most half of the previous one.
     Otherwise passes of steps follow.
     """
-    passes = place.newton
-    step = place.step or _examine(fit, place.summary.x, passes)
-    place = place._replace(step=None, newton=0)
+    seconds = place.newton
+    step = place.step or _examine(fit, place.summary.x, seconds)
+    place = place._replace(step=None, newton=0.0)
     there = None if step.better is None else moved(fit, place, step.better)
     gained = -np.inf if there is None else step.value - there.summary.objective
     if not gained > LEAST_DECREASE * abs(step.value):
         return _waits(place._replace(in_vain=place.in_vain + 1))
-    full = _plan(fit, len(fit.prepared.groups), passes).full
+    there = there._replace(next_check=len(place.history) + 1)  # the step may have reached the optimum
+    full = _plan(fit, seconds).full
     if full and step.decrease <= HALVED * place.newton_decrease:
-        return there._replace(newton=passes, newton_decrease=step.decrease)
+        return there._replace(newton=seconds, newton_decrease=step.decrease)
     return _waits(there)
 
 
@@ -209,34 +221,46 @@ def _waits(place: FitState) -> FitState:
     """Return the state from which passes of steps follow. The wait for the next Newton step doubles each time."""
     wait = place.newton_wait
     return place._replace(
-        newton=0, newton_decrease=np.inf, newton_check=len(place.history) + 1 + wait, newton_wait=2 * wait
+        newton=0.0, newton_decrease=np.inf, newton_check=len(place.history) + 1 + wait, newton_wait=2 * wait
     )
 
 
-def _plan(fit: FitSetup, chunks: int, passes: float = SAFEGUARD_PASSES) -> ModelPlan:
-    """Return the plan of the model. H is a matrix if this takes no longer than `passes` passes of steps.
+def _pass_seconds(fit: FitSetup) -> float:
+    """Return the assumed time of a pass of steps."""
+    return VISIT_SECONDS * float(fit.prepared.stats.counts.sum()) * len(fit.prepared.zero) + PASS_SECONDS
 
-    Otherwise H is its diagonal.
+
+def _safeguard_seconds(fit: FitSetup) -> float:
+    """Return the time that a matrix H may take in a test for convergence."""
+    least = EXTREME_SECONDS if has_extreme_columns(fit.prepared.stats) else 0.0
+    return max(least, SAFEGUARD_PASSES * _pass_seconds(fit))
+
+
+def _plan(fit: FitSetup, seconds: float, chunks: int | None = None) -> ModelPlan:
+    """Return the plan of the model. H is a matrix if this takes no longer than `seconds`. Otherwise it is a diagonal.
+
+    `chunks` is the number of chunks that contribute to it. By default these are all chunks.
     """
-    prepared = fit.prepared
+    prepared, chunks = fit.prepared, chunks or len(fit.prepared.groups)
     plan, k, p = plan_model(prepared.stats, len(prepared.zero), chunks), len(prepared.zero), len(prepared.stats.mean)
     entries, rows = float(prepared.stats.counts.sum()), max(prepared.stats.rows, 1)
     used, width = min(rows, plan.rows * chunks), p if not prepared.stats.sparse else entries / rows
     each = SPARSE_SECONDS if prepared.stats.sparse else BLAS_SECONDS
-    seconds = k * (BLAS_SECONDS * p**3 / 3 + each * used * width**2)
-    budget = max(EXTREME_SECONDS if plan.extreme else 0.0, passes * (VISIT_SECONDS * entries * k + PASS_SECONDS))
+    needed = k * (BLAS_SECONDS * p**3 / 3 + each * used * width**2)
     room = max(MODEL_BYTES, 8.0 * entries)  # bytes for the models of all chunks
-    return plan._replace(full=plan.full and seconds <= budget and 8.0 * chunks * k * p**2 <= room)
+    return plan._replace(full=plan.full and needed <= seconds and 8.0 * chunks * k * p**2 <= room)
 
 
-def _examine(fit: FitSetup, x: np.ndarray, passes: float = SAFEGUARD_PASSES, tol: float = 0.0) -> Examined:
+def _examine(fit: FitSetup, x: np.ndarray, seconds: float, tol: float | None = None) -> Examined:
     """Evaluate the norm, F and the promised decrease at x by exact passes over all rows.
 
     One pass evaluates F, its gradient and its curvature. If there are far rows and the promised decrease is small, two
     more passes try the step of the usual rows. Far rows, such as codes for missing values, may hide this decrease
     together even if none of them does so alone.
+
+    The promised decrease must be right if it decides whether x is within `tol`. Without a `tol` only the step counts.
     """
-    plan = _plan(fit, len(fit.prepared.groups), passes)
+    plan = _plan(fit, seconds)
     model = _merged(fit, local_model, x, plan)
     examined, far = _along_newton_step(fit, x, model, plan, tol)
     if far and examined.decrease <= PROBED * _gain(fit, examined):
@@ -258,12 +282,16 @@ def _merged(fit: FitSetup, model_of: Callable, x: np.ndarray, plan: ModelPlan) -
     return models[0]
 
 
-def _direction(fit: FitSetup, model: Any, x: np.ndarray, *more: Extremes) -> Direction:
-    call = (model, x, fit.weight, fit.problem, *more)
+def _direction(
+    fit: FitSetup, model: Any, x: np.ndarray, more: Extremes | None = None, thorough: bool = True
+) -> Direction:
+    call = (model, x, fit.weight, fit.problem, more, thorough)
     return fit.source.executor.gather([fit.source.executor.submit(newton_direction, *call, name="saga-newton")])[0]
 
 
-def _along_newton_step(fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan, tol: float) -> tuple[Examined, int]:
+def _along_newton_step(
+    fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan, tol: float | None
+) -> tuple[Examined, int]:
     """Evaluate the Newton step of a model. Return the result and the number of far rows.
 
     A second pass evaluates F along the step where the model may be wrong. It is made if a column has extreme entries,
@@ -274,7 +302,7 @@ def _along_newton_step(fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan
     problem, more, p = fit.problem, [], x.shape[1] - 1
     measures = plan.extreme or not plan.full or hasattr(problem.loss, "outputs")
     for _ in range(ROUNDS):
-        direction = _direction(fit, model, x, *more)
+        direction = _direction(fit, model, x, *more, thorough=tol is not None)
         norm = gradient_mapping_norm(x, direction.gradient, problem, fit.prepared.axes)
         examined = Examined(norm, direction.value, direction.decrease, frozen(within(x + direction.move, problem)))
         if not direction.decrease > LEAST_DECREASE * abs(direction.value):
@@ -282,7 +310,7 @@ def _along_newton_step(fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan
         # If F(x) is above F(0), or the decrease is not finite, the step of a quadratic model is not trusted.
         if not (direction.value <= _at_zero(fit) and np.isfinite(direction.decrease)):
             return examined._replace(better=None), direction.far
-        if not measures or (not plan.extreme and direction.decrease <= tol * _gain(fit, examined)):
+        if not measures or (not plan.extreme and direction.decrease <= (tol or 0.0) * _gain(fit, examined)):
             return examined, direction.far
         # Try the full step first, and other lengths only if it achieves too little of the promised decrease.
         better, measured = _on_line(fit, x, direction.move, FULL_STEP)

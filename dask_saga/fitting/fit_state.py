@@ -121,7 +121,7 @@ class FitState(NamedTuple):
     refines: bool = False  # whether the next pass is a subsample step
     in_vain: int = 0  # number of passes whose step was rejected
     is_new: bool = False  # whether the first pass was made at the given start, and is not yet in the history
-    newton: int = 0  # if not zero, the next pass is a Newton step, and H may cost as much as this many passes
+    newton: float = 0.0  # if not zero, the next pass is a Newton step, and H may take this many seconds
     newton_check: int = 0  # first epoch at which slow passes may lead to a Newton step
     newton_wait: int = 1
     newton_decrease: float = math.inf  # decrease that the last Newton step promised; inf if the last pass was none

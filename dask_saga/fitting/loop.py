@@ -18,7 +18,7 @@ from ..solver.identity import digest, draw_seed, number_occurrences, visit_seed
 from ..solver.subsample import subsample_step
 from ..solver.visit import visit_digest
 from .chunk_source import lanes
-from .convergence import confirm, is_slow, may_step, newton_pass, norm_at_zero, tells_exactly
+from .convergence import affordable_seconds, confirm, may_step, newton_pass, norm_at_zero, tells_exactly
 from .fit_state import FitSetup, arrived, initial_state, result, resume, roll_back, to_checkpoint, without_lineage
 from .preparation import gradients_at
 from .rounds import VisitSpec, draw_rounds, round_summary, visit_chunk
@@ -210,8 +210,8 @@ def run(
             if not place.summary.diverged and norm <= tol and (epoch >= place.next_check or epoch == max_iter):
                 known = is_exact and tells_exactly(prepared, weight, problem, tol * at_zero)
                 place = confirm(fit, place, at_zero, tol, known)
-            elif not is_exact and not place.summary.diverged and is_slow(fit, place):
-                place = place._replace(newton=epoch)
+            elif not is_exact and not place.summary.diverged:
+                place = place._replace(newton=affordable_seconds(fit, place))
             stop = place.summary.diverged or place.converged
             if callback is not None:
                 answer = callback(_info(place, given))

@@ -58,6 +58,8 @@ APART, MOST_APART, LEAST_APART = 1 / 250, 256, 4
 # must also exceed LEAST_EXTREME times their mean, or half of their sum. More than LARGEST_ENTRY times their mean is
 # always enough.
 EXTREME_SHARE, LEAST_EXTREME = 0.1, 40.0
+# Rounding of a column's variance below that of a column with two values.
+TWO_VALUES = 1e-9
 
 # A row is far if an entry is more than FAR_WIDTHS interquartile ranges from its column's median. Only columns with a
 # standard deviation above TAILS interquartile ranges are searched. Both are estimated from about QUARTILE_ROWS rows.
@@ -145,17 +147,20 @@ def has_extreme_columns(stats: ColumnStats) -> bool:
     """Return whether a column has an extreme entry.
 
     An entry is extreme if its squared distance from the column's mean is a large share of the sum of all squared
-    distances, or far above their mean.
+    distances, or far above their mean. A column of two values, such as a rare level in one-hot encoding, has none: all
+    rows beside the rare ones are equal, so the rare ones hide nothing.
     """
     if not stats.rows:
         return False
-    far = np.maximum(stats.high - stats.mean, stats.mean - stats.low) ** 2
-    usual = stats.squares / stats.weight
+    above, below = stats.high - stats.mean, stats.mean - stats.low
+    far, usual = np.maximum(above, below) ** 2, stats.squares / stats.weight
     if stats.sparse:  # not every row stores each column: use the mean square of the stored entries
         stored = (usual + stats.mean**2) * stats.rows / np.maximum(stats.counts, 1)
         far, usual = np.where(stats.full, far, stats.high**2), np.where(stats.full, usual, stored)
     limits = np.clip(stats.counts * EXTREME_SHARE, np.minimum(LEAST_EXTREME, 0.5 * stats.counts), LARGEST_ENTRY)
-    return bool((far > limits * usual).any())
+    # The variance of a column is at most `above` times `below`, and equal only with two values (Bhatia, Davis 2000).
+    two_values = stats.full & (usual >= (1.0 - TWO_VALUES) * above * below)
+    return bool(((far > limits * usual) & ~two_values).any())
 
 
 def plan_model(stats: ColumnStats, outputs: int, chunks: int) -> ModelPlan:
@@ -334,7 +339,9 @@ class _Shares:
 
     def __init__(self, chunk: Chunk, curvatures: np.ndarray, problem: Problem):
         self.chunk, self.curvatures = chunk, curvatures
-        stats = column_stats(chunk._replace(weights=curvatures), problem._replace(precondition=False))
+        # A tiny weight instead of zero, since rows of weight zero would be copied out and checked each time.
+        weights = np.maximum(curvatures, np.finfo(float).tiny)
+        stats = column_stats(chunk._replace(weights=weights), problem._replace(precondition=False))
         self.centre, squares = stats.mean, stats.squares
         if stats.sparse:
             self.centre = np.where(stats.full, self.centre, 0.0)
