@@ -14,6 +14,7 @@ from ..execution.deferred import DeferredCall
 
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
+    from ..execution.protocol import Executor
 
 __all__ = ["Source", "lanes"]
 
@@ -45,7 +46,7 @@ class Source:
 
     Parameters
     ----------
-    executor : LocalExecutor or ClientExecutor
+    executor : Executor
     blocks : list of tuple
         Blocks from ``dask_blocks``, in memory or with lazy parts.
     nbytes : float, default=0
@@ -83,7 +84,7 @@ class Source:
 
     def __init__(
         self,
-        executor: Any,
+        executor: Executor,
         blocks: list,
         *,
         nbytes: float = 0.0,
@@ -107,7 +108,7 @@ class Source:
         if n_parallel == "auto":
             n_parallel, most = executor.threads(), len(blocks) // LEAST_ROUNDS
         self.width = max(1, min(n_parallel, most))
-        self.executor.divide(self.width)
+        self.executor.assign_lanes(self.width)
         if persist is False:
             self.load_again()
         elif persist is True or nbytes <= HELD_SHARE * executor.memory():
@@ -125,7 +126,7 @@ class Source:
             self.running.close()
         self.held.clear()
         self.blocks, self.loads = [], []
-        self.executor.release(self.interrupted or error[:1] == (KeyboardInterrupt,))
+        self.executor.close(self.interrupted or error[:1] == (KeyboardInterrupt,))
 
     def hold(self) -> None:
         """Hold chunks from now on."""
@@ -135,7 +136,7 @@ class Source:
     def load_again(self) -> None:
         """Load chunks again for each visit from now on."""
         self.decided = True
-        self.loads = self.executor.recipes(self.blocks)
+        self.loads = self.executor.defer(self.blocks)
 
     def begin(self, read: Callable[..., Chunk]) -> None:
         """Set the function that reads a block, and decide whether chunks are held if that is still open.
@@ -182,7 +183,7 @@ class Source:
         """
         if self.holds:
             return self.blocks
-        blocks = self.executor.recipes([(None, *block[1:]) for block in self.blocks])
+        blocks = self.executor.defer([(None, *block[1:]) for block in self.blocks])
         return [self.executor.load([block])[0] for block in blocks]
 
     def chunk(self, k: int) -> Any:
@@ -217,7 +218,7 @@ class Source:
 
     def each(self, order: list[int], load: Callable[[int], Any] | None = None) -> Iterator[tuple[int, Any]]:
         """Iterate over numbers and references of chunks. Chunks that are not held are loaded slightly ahead."""
-        self.running = iter(()) if self.holds else self.executor.ahead(load or self.chunk, order)
+        self.running = iter(()) if self.holds else self.executor.prefetch(load or self.chunk, order)
         return ((k, self.chunk(k)) for k in order) if self.holds else zip(order, self.running, strict=True)
 
     def used(self, task: Any, most: int = 0) -> None:
@@ -266,7 +267,7 @@ class Source:
         coming = self.each(list(itertools.chain(*groups)), self._chunk_within)
         for group in groups:
             calls = [call(k, chunk) for k, chunk in itertools.islice(coming, len(group))]
-            parts = self.executor.in_turn(function, calls, name=name, lane=self.lane(group[0]), size=size)
+            parts = self.executor.map_sequential(function, calls, name=name, lane=self.lane(group[0]), nbytes=size)
             tasks.update(zip(group, parts, strict=True))
             self.used(parts[-1], 2 * threads)
         next(coming, None)  # exhausts the iterator, which ends its thread

@@ -81,7 +81,7 @@ class FitSetup(NamedTuple):
 
     def has_room(self) -> bool:
         """Return whether the gradient memory of all chunks fits into this process."""
-        return self.source.executor.has_room(self.memory_bytes(sum(self.prepared.lengths)))
+        return self.source.executor.can_gather(self.memory_bytes(sum(self.prepared.lengths)))
 
     def remembered_bytes(self) -> int:
         """Return the size, in bytes, of the ``gradients_at`` of the largest chunk: its memory and its gradient sum."""
@@ -263,7 +263,7 @@ def without_lineage(fit: FitSetup, place: FitState) -> FitState:
 
     Nothing is done if the executor keeps no tasks, or if the values are too large.
     """
-    if not fit.source.executor.forget_lineage(fit.memory_bytes(sum(fit.prepared.lengths))):
+    if not fit.source.executor.cuts_lineage(fit.memory_bytes(sum(fit.prepared.lengths))):
         return place
     head, memories, _ = to_checkpoint(fit, place)
     own = fit.source.executor.put([VisitResult(None, memory) for memory in memories])

@@ -198,7 +198,7 @@ def run(
             else:
                 is_exact, coming = False, ahead or _one_pass(fit, place, orders[epoch], epoch)
                 # Submit the next pass before this one has ended, unless the lineage is cut in between.
-                follows = source.holds and source.executor.goes_ahead and epoch % LINEAGE and epoch < max_iter
+                follows = source.holds and source.executor.is_asynchronous and epoch % LINEAGE and epoch < max_iter
                 ahead = _one_pass(fit, coming, orders[epoch + 1], epoch + 1) if follows else None
                 ended = _ended(fit, place, coming)
                 if may_step(problem) and _is_diverging(place, ended, at_zero):
@@ -227,7 +227,7 @@ def run(
             raise
         interrupted = source.interrupted = True
     coming = ahead = None  # the cluster releases the passes that are no longer referenced
-    source.executor.let_go()
+    source.executor.release_references()
     needs_float64 = not tells_exactly(prepared, weight, problem, tol * at_zero)
     return result(fit, place, interrupted)._replace(needs_float64=needs_float64)
 
@@ -276,7 +276,7 @@ def _one_pass(fit: FitSetup, place: FitState, rounds: list[list[int]], epoch: in
             window, count = window | {g}, count + 1
             for k in fit.prepared.groups[g]:
                 text = visit_digest(text, fit.ids[k], facts[k], fit.problem)
-        visits = executor.at_once(visit_chunk, calls, name="saga-chunk")
+        visits = executor.map_parallel(visit_chunk, calls, name="saga-chunk")
         for g, visited in zip(members, visits, strict=True):
             own[g] = visited
             source.used(visited)
