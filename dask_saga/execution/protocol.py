@@ -9,10 +9,11 @@ __all__ = ["Executor", "Reference"]
 
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
-class Reference(Generic[T]):
-    """Type of a reference to a value of type T that an executor has, or will have.
+class Reference(Generic[T_co]):
+    """Type of a reference to a value of a given type that an executor has, or will have.
 
     It is for annotations only: no object is an instance of this class. In this process a reference is the value itself.
     On a cluster it is a future, a part of a future's result, or a deferred call. Code outside of `execution` must not

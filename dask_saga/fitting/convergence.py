@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from ..solver.local_model import Extremes, ModelPlan
     from ..solver.newton import Direction
     from ..solver.problem import Problem
+    from ..solver.state import SolverState
     from ..solver.subsample import Subsample
     from .fit_state import FitSetup, FitState
     from .preparation import Prepared
-    from .rounds import VisitResult
 
 __all__ = ["confirm", "is_slow", "may_step", "newton_pass", "norm_at_zero", "tells_exactly"]
 
@@ -121,7 +121,7 @@ def _at_zero(fit: FitSetup) -> float:
     return fit.prepared.value / fit.weight + penalty_value(zero, fit.problem)
 
 
-def confirm(fit: FitSetup, place: FitState, at_zero: float, tol: float, is_exact: bool) -> FitState:
+def confirm(fit: FitSetup, state: FitState, at_zero: float, tol: float, is_exact: bool) -> FitState:
     """Test for convergence, and return the state with the outcome.
 
     One exact pass evaluates both measures and writes the exact norm and objective to the history. If the test fails,
@@ -130,42 +130,40 @@ def confirm(fit: FitSetup, place: FitState, at_zero: float, tol: float, is_exact
     If `is_exact`, the gradient and the objective of the state are those of a pass at x. The curvature of the subsample
     may then replace the exact pass.
     """
-    if is_exact and _holds_by_sample(fit, place, tol):
-        return place._replace(converged=True)
-    examined = _examine(fit, place.summary.x, tol=tol)
+    if is_exact and _holds_by_sample(fit, state, tol):
+        return state._replace(converged=True)
+    examined = _examine(fit, state.summary.x, tol=tol)
     exact = {"objective": examined.value, "gradient_norm": examined.norm / at_zero, "bytes_read": fit.source.bytes_read}
     converged = is_converged(fit, examined, at_zero, tol)
     # With a diagonal H, Newton steps follow only if the norm is at most `tol`. Otherwise passes of steps gain more.
     pays = examined.norm <= tol * at_zero or _plan(fit, len(fit.prepared.groups)).full
     steps = may_step(fit.problem) and pays and examined.decrease > tol * _gain(fit, examined)
-    return place._replace(
-        history=(*place.history[:-1], {**place.history[-1], **exact}),
+    return state._replace(
+        history=(*state.history[:-1], {**state.history[-1], **exact}),
         converged=converged,
         newton=SAFEGUARD_PASSES if steps else 0,
         step=examined if steps else None,
-        next_check=len(place.history) + place.wait,
-        wait=2 * place.wait,
+        next_check=len(state.history) + state.wait,
+        wait=2 * state.wait,
     )
 
 
-def _holds_by_sample(fit: FitSetup, place: FitState, tol: float) -> bool:
+def _holds_by_sample(fit: FitSetup, state: FitState, tol: float) -> bool:
     """Return whether the promised decrease is at most `tol` by the curvature of the subsample. This needs no pass."""
     prepared, executor = fit.prepared, fit.source.executor
-    if not prepared.sample or has_extreme_columns(prepared.stats):
+    if state.sample is None or has_extreme_columns(prepared.stats):
         return False
     if prepared.gradient is not None:
         return True  # quadratic loss, rotated columns: the norm is that of Newton's step
-    [visited] = place.visits
     plan = _plan(fit, 1)._replace(extreme=False)
-    decrease = executor.submit(_sample_decrease, prepared.sample[0], visited, fit.problem, plan, name="saga-decrease")
-    [decrease] = executor.gather([decrease])
-    return np.isfinite(decrease) and decrease <= tol * _gain(
-        fit, Examined(0.0, place.summary.objective, decrease, None)
-    )
+    call = (state.sample, state.head, fit.problem, plan)
+    [decrease] = executor.gather([executor.submit(_sample_decrease, *call, name="saga-decrease")])
+    gain = _gain(fit, Examined(0.0, state.summary.objective, decrease, None))
+    return bool(np.isfinite(decrease) and decrease <= tol * gain)
 
 
-def _sample_decrease(sample: Subsample, visited: VisitResult, problem: Problem, plan: ModelPlan) -> float:
-    return sample_decrease(sample, visited.head.x, visited.head.gradient_average, problem, plan)
+def _sample_decrease(sample: Subsample, head: SolverState, problem: Problem, plan: ModelPlan) -> float:
+    return sample_decrease(sample, head.x, head.gradient_average, problem, plan)
 
 
 def may_step(problem: Problem) -> bool:
@@ -173,43 +171,43 @@ def may_step(problem: Problem) -> bool:
     return problem.automatic and problem.average
 
 
-def is_slow(fit: FitSetup, place: FitState) -> bool:
+def is_slow(fit: FitSetup, state: FitState) -> bool:
     """Return whether a Newton step is tried because passes of steps are slow and a matrix H is cheap enough."""
-    norms = [row["gradient_norm"] for row in place.history]
+    norms = [row["gradient_norm"] for row in state.history]
     # Each output has its own H, which ignores the coupling of outputs. Newton steps then gain less.
     slow = SLOW_COUPLED if hasattr(fit.problem.loss, "outputs") else SLOW
     return bool(
-        len(norms) >= max(place.newton_check, SLOW_PASSES + 1)
+        len(norms) >= max(state.newton_check, SLOW_PASSES + 1)
         and norms[-1] > slow * norms[-1 - SLOW_PASSES]
         and may_step(fit.problem)
         and _plan(fit, len(fit.prepared.groups), len(norms)).full
     )
 
 
-def newton_pass(fit: FitSetup, place: FitState) -> FitState:
+def newton_pass(fit: FitSetup, state: FitState) -> FitState:
     """Take a Newton step, and return the new state if F is smaller there. Otherwise keep the previous iterate.
 
     Another Newton step follows if H is a matrix and the promised decrease is at most half of the previous one.
     Otherwise passes of steps follow.
     """
-    passes = place.newton
-    step = place.step or _examine(fit, place.summary.x, passes)
-    place = place._replace(step=None, newton=0)
-    there = None if step.better is None else moved(fit, place, step.better)
-    gained = -np.inf if there is None else step.value - there.summary.objective
+    passes = state.newton
+    step = state.step or _examine(fit, state.summary.x, passes)
+    state = state._replace(step=None, newton=0)
+    after = state if step.better is None else moved(fit, state, step.better)
+    gained = -np.inf if step.better is None else step.value - after.summary.objective
     if not gained > LEAST_DECREASE * abs(step.value):
-        return _waits(place._replace(in_vain=place.in_vain + 1))
+        return _waits(state._replace(in_vain=state.in_vain + 1))
     full = _plan(fit, len(fit.prepared.groups), passes).full
-    if full and step.decrease <= HALVED * place.newton_decrease:
-        return there._replace(newton=passes, newton_decrease=step.decrease)
-    return _waits(there)
+    if full and step.decrease <= HALVED * state.newton_decrease:
+        return after._replace(newton=passes, newton_decrease=step.decrease)
+    return _waits(after)
 
 
-def _waits(place: FitState) -> FitState:
+def _waits(state: FitState) -> FitState:
     """Return the state from which passes of steps follow. The wait for the next Newton step doubles each time."""
-    wait = place.newton_wait
-    return place._replace(
-        newton=0, newton_decrease=np.inf, newton_check=len(place.history) + 1 + wait, newton_wait=2 * wait
+    wait = state.newton_wait
+    return state._replace(
+        newton=0, newton_decrease=np.inf, newton_check=len(state.history) + 1 + wait, newton_wait=2 * wait
     )
 
 
