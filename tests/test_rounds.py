@@ -243,7 +243,7 @@ class Died(Exception):
 @pytest.mark.filterwarnings("ignore:max_iter=16:sklearn.exceptions.ConvergenceWarning")
 def test_checkpoints_and_the_width_of_auto(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
-    monkeypatch.setattr(checkpoint, "LEAST_RATIO", 0.0)
+    monkeypatch.setattr(checkpoint, "AGE_RATIO", 0.0)
 
     def die(info):
         if info.epoch == 4:

@@ -46,7 +46,7 @@ GATHERED_SHARE = 0.5
 PUT_BYTES = 2**26
 
 # Names of tasks with large results. Their futures are not kept, so the cluster can free the results early.
-LARGE = ("saga-read", "saga-chunk")
+LARGE_RESULTS = ("saga-read", "saga-chunk")
 
 # Largest number of calls in one task. It is bounded, because a consumer of one result receives the results of all.
 GROUPED = 16
@@ -140,7 +140,7 @@ class ClientExecutor:
         if self.has_gathered:
             self.kept.append([])
             self.has_gathered = False
-        if name not in LARGE:
+        if name not in LARGE_RESULTS:
             self.kept[-1].append(future)
         return future
 

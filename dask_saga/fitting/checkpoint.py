@@ -29,9 +29,9 @@ __all__ = ["Checkpoint", "Saved"]
 # Version of the file format. Files of a newer format are rejected.
 FORMAT = 1
 
-# A checkpoint is written after a pass if the last one is at least SECONDS old, and at least LEAST_RATIO times as old as
+# A checkpoint is written after a pass if the last one is at least SECONDS old, and at least AGE_RATIO times as old as
 # writing it took. Writing then takes less than a tenth of the time.
-SECONDS, LEAST_RATIO = 30.0, 10.0
+SECONDS, AGE_RATIO = 30.0, 10.0
 
 # Number of checkpoints that are kept.
 KEPT = 2
@@ -91,7 +91,7 @@ class Checkpoint:
     def is_due(self) -> bool:
         """Whether the last checkpoint is old enough to write another one."""
         since = time.monotonic() - self.last
-        return since >= SECONDS and since >= LEAST_RATIO * self.took
+        return since >= SECONDS and since >= AGE_RATIO * self.took
 
     def save(self, identity: dict, saved: Saved) -> None:
         """Write a checkpoint, and delete all but the last two.

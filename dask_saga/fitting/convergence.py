@@ -48,7 +48,7 @@ KNOWN = 1e-6
 ROUNDING, LEAST_DECREASE = 1e-14, 1e-13
 
 # Number of models that one task merges.
-MERGED = 8
+MERGED_MODELS = 8
 
 # Passes of steps are slow if SLOW_PASSES of them leave more than the fraction SLOW of the gradient norm. If the loss
 # couples the outputs, the fraction is SLOW_COUPLED.
@@ -251,7 +251,7 @@ def _merged(fit: FitSetup, model_of: Callable, x: np.ndarray, plan: ModelPlan) -
     nbytes = 8.0 * x.size * (3 + (p if plan.full else 1))
     models = fit.source.map(model_of, x, fit.problem, fit.prepared.metric, plan, name="saga-confirm", nbytes=nbytes)
     while len(models) > 1:
-        groups = [models[k : k + MERGED] for k in range(0, len(models), MERGED)]
+        groups = [models[k : k + MERGED_MODELS] for k in range(0, len(models), MERGED_MODELS)]
         models = [executor.submit(merge_models, *group, name="saga-merge") for group in groups]
     return models[0]
 
