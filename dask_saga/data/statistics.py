@@ -107,7 +107,7 @@ class ColumnStats(NamedTuple):
     products: np.ndarray | None
 
 
-def wants_products(p: int, problem: Any) -> bool:
+def wants_products(p: float, problem: Any) -> bool:
     """Return whether the problem permits a rotation of p columns, which needs their products."""
     rotates = isinstance(problem.penalty, ElasticNet) and problem.penalty.rotates
     return bool(problem.precondition and rotates and 1 < p <= MOST_ROTATED)

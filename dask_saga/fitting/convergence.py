@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from .fit_state import FitSetup, FitState
     from .preparation import Prepared
 
-__all__ = ["confirm", "is_slow", "may_step", "newton_pass", "norm_at_zero", "tells_exactly"]
+__all__ = ["confirm", "is_slow", "may_step", "memory_is_exact", "newton_pass", "norm_at_zero"]
 
 
 # Relative accuracy of a float32 gradient memory. Below this ratio of the gradient norm to the derivatives of the rows,
 # the memory does not give the gradient exactly.
-KNOWN = 1e-6
+FLOAT32_ACCURACY = 1e-6
 
 # Rounding errors. A gradient at zero is zero if its ratio to the derivatives of the rows is at most ROUNDING. A
 # decrease of F counts only if it is more than LEAST_DECREASE times F.
@@ -101,8 +101,8 @@ class Examined(NamedTuple):
 
 def is_converged(fit: FitSetup, examined: Examined, at_zero: float, tol: float) -> bool:
     """Return whether both measures are at most `tol`."""
-    known = np.isfinite(examined.norm) and np.isfinite(examined.decrease)
-    return bool(known and examined.norm <= tol * at_zero and examined.decrease <= tol * _gain(fit, examined))
+    is_finite = np.isfinite(examined.norm) and np.isfinite(examined.decrease)
+    return bool(is_finite and examined.norm <= tol * at_zero and examined.decrease <= tol * _gain(fit, examined))
 
 
 def _gain(fit: FitSetup, examined: Examined) -> float:
@@ -301,7 +301,8 @@ def _along_newton_step(fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan
 def _on_line(fit: FitSetup, x: np.ndarray, move: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the best point at the given lengths of a move, and the decrease of F there. This is one pass."""
     values = fit.source.map(chunk_values, x, move, lengths, fit.problem, name="saga-values", nbytes=1000.0)
-    return best_on_line(x, move, lengths, sum(fit.source.executor.gather(values)), fit.weight, fit.problem)
+    total = np.asarray(sum(fit.source.executor.gather(values)))
+    return best_on_line(x, move, lengths, total, fit.weight, fit.problem)
 
 
 def norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
@@ -324,9 +325,9 @@ def norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
     return max(inner, 1e-6 * centred) if inner > 1e-12 * whole else centred
 
 
-def tells_exactly(prepared: Prepared, weight: float, problem: Problem, norm: float) -> bool:
+def memory_is_exact(prepared: Prepared, weight: float, problem: Problem, norm: float) -> bool:
     """Return whether the gradient memory is accurate enough for a gradient norm of `norm`."""
-    return problem.memory_dtype == "float64" or norm >= KNOWN * _largest_norm(prepared, weight)
+    return problem.memory_dtype == "float64" or norm >= FLOAT32_ACCURACY * _largest_norm(prepared, weight)
 
 
 def _largest_norm(prepared: Prepared, weight: float) -> float:

@@ -18,7 +18,7 @@ from ..solver.identity import digest, draw_seed, number_occurrences, visit_seed
 from ..solver.subsample import subsample_step
 from ..solver.visit import visit_digest
 from .chunk_source import lanes
-from .convergence import confirm, is_slow, may_step, newton_pass, norm_at_zero, tells_exactly
+from .convergence import confirm, is_slow, may_step, memory_is_exact, newton_pass, norm_at_zero
 from .fit_state import (
     FitSetup,
     PendingPass,
@@ -197,7 +197,7 @@ def run(
         interrupted = True
         source.interrupt()
     passes.release()
-    return result(fit, state, interrupted=interrupted, needs_float64=not _is_exact(fit, tol))
+    return result(fit, state, interrupted=interrupted, needs_float64=not _memory_suffices(fit, tol))
 
 
 def _open(
@@ -290,9 +290,9 @@ class _Passes:
         self.fit.source.executor.release_references()
 
 
-def _is_exact(fit: FitSetup, tol: float) -> bool:
+def _memory_suffices(fit: FitSetup, tol: float) -> bool:
     """Return whether the gradient memory is accurate enough for this tolerance."""
-    return tells_exactly(fit.prepared, fit.weight, fit.problem, tol * fit.norm_at_zero)
+    return memory_is_exact(fit.prepared, fit.weight, fit.problem, tol * fit.norm_at_zero)
 
 
 def _tested(fit: FitSetup, state: FitState, tol: float, is_exact: bool, is_last: bool) -> FitState:
@@ -305,7 +305,7 @@ def _tested(fit: FitSetup, state: FitState, tol: float, is_exact: bool, is_last:
     if state.summary.diverged:
         return state
     if norm <= tol and (epoch >= state.next_check or is_last):
-        return confirm(fit, state, fit.norm_at_zero, tol, is_exact and _is_exact(fit, tol))
+        return confirm(fit, state, fit.norm_at_zero, tol, is_exact and _memory_suffices(fit, tol))
     return state._replace(newton=epoch) if not is_exact and is_slow(fit, state) else state
 
 

@@ -169,7 +169,8 @@ def _merge(*examined: _Examined) -> _Examined:
     facts, shapes, samples = (list(itertools.chain(*part)) for part in parts)
     if len({shape[-2:] for shape in shapes}) > 1:  # `prepare` raises an error for this
         return examined[0]._replace(facts=facts, shapes=shapes)
-    stats, zero = functools.reduce(merge, [one.stats for one in examined]), sum(one.zero for one in examined)
+    stats = functools.reduce(merge, [one.stats for one in examined])
+    zero = np.asarray(sum(one.zero for one in examined))
     return _Examined(facts, shapes, sum(one.value for one in examined), stats, zero, samples)
 
 

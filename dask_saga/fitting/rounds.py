@@ -6,7 +6,7 @@ See docs/algorithm/parallelism.md.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -164,17 +164,17 @@ def merge_round(problem: Problem, metric: Preconditioner, *visits: VisitResult) 
     SolverState
     """
     heads, start = [one.head for one in visits], visits[0].start
-    if len(heads) == 1:
+    if len(heads) == 1 or start is None:  # the visit was alone in its round
         return heads[0]
-    weights = np.array([one.memory.weight for one in visits])
+    weights = np.array([one.memory.weight for one in visits if one.memory is not None])
     weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(heads), 1 / len(heads))
 
     further = (1 / (weights**2).sum()) ** FURTHER  # W**FURTHER for chunks of equal weight
 
-    def mean(name):
+    def mean(name: str) -> Any:
         return sum(w * getattr(head, name) for w, head in zip(weights, heads, strict=True))
 
-    def total(name):
+    def total(name: str) -> Any:
         return getattr(start, name) + sum(getattr(head, name) - getattr(start, name) for head in heads)
 
     head = start._replace(
@@ -236,7 +236,7 @@ def visit_chunk(
 
 def _sampled_loss(chunk: Chunk, x: np.ndarray, problem: Problem) -> float:
     """Estimate the sum of the weighted losses over a chunk from about SAMPLE rows at equal distances."""
-    every = slice(None, None, max(1, -(-len(chunk.targets) // SAMPLE)))
+    every: slice | np.ndarray = slice(None, None, max(1, -(-len(chunk.targets) // SAMPLE)))
     if chunk.weights.size:  # skip rows with zero weight
         positive = np.flatnonzero(chunk.weights)
         every = positive[:: max(1, -(-len(positive) // SAMPLE))]
