@@ -180,22 +180,7 @@ def saga(
     )
     problem = problem._replace(outputs=getattr(problem.loss, "outputs", 1))
     seed = draw_seed(random_state)
-    pairs = list(chunks)
-    if not pairs:
-        raise ValueError("chunks is empty; give at least one (A, b)")
-    for k, pair in enumerate(pairs):
-        if not isinstance(pair, (Delayed, Future, tuple, list)):
-            raise TypeError(f"chunk {k}: chunks must hold pairs (A, b), not {type(pair).__name__}")
-        if isinstance(pair, (tuple, list)):
-            for name, part in zip("Xy", pair, strict=False):
-                if not isinstance(part, (Delayed, Future)):
-                    with blame(name, k):
-                        check_containers(**{name: part})
-    lazy = any(_is_lazy(pair) or any(map(_is_lazy, pair)) for pair in pairs)
-    executor = find_executor() if lazy else LocalExecutor()
-    blocks = [delayed(pair) if lazy else pair for pair in pairs]
-    nbytes = math.nan if lazy else 0.0
-    with Source(executor, blocks, nbytes=nbytes, persist=persist, n_parallel=n_parallel) as source:
+    with _open_source(list(chunks), persist, n_parallel) as source:
         source.begin(functools.partial(_read_pair, loss=problem.loss))
         prepared = prepare(source, problem, joins=False, estimator="saga")
         if not any(fact.rows for fact in prepared.facts):
@@ -211,6 +196,24 @@ def saga(
         x, intercept, len(result.history), result.converged, result.diverged, result.step_size, result.history,
         result.state if result.has_memory else None,
     )  # fmt: skip
+
+
+def _open_source(pairs: list, persist: bool | str, n_parallel: int | str) -> Source:
+    """Check the types of the pairs, and return the source of their chunks."""
+    if not pairs:
+        raise ValueError("chunks is empty; give at least one (A, b)")
+    for k, pair in enumerate(pairs):
+        if not isinstance(pair, (Delayed, Future, tuple, list)):
+            raise TypeError(f"chunk {k}: chunks must hold pairs (A, b), not {type(pair).__name__}")
+        if isinstance(pair, (tuple, list)):
+            for name, part in zip("Xy", pair, strict=False):
+                if not isinstance(part, (Delayed, Future)):
+                    with blame(name, k):
+                        check_containers(**{name: part})
+    if any(_is_lazy(pair) or any(map(_is_lazy, pair)) for pair in pairs):
+        blocks = [delayed(pair) for pair in pairs]
+        return Source(find_executor(), blocks, nbytes=math.nan, persist=persist, n_parallel=n_parallel)
+    return Source(LocalExecutor(), pairs, persist=persist, n_parallel=n_parallel)
 
 
 def _is_lazy(value: Any) -> bool:

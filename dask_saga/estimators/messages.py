@@ -24,9 +24,9 @@ RATE_OF_HALF = np.log(2) / 100
 # Penalty weight from which on the advice does not suggest a larger alpha, as the penalty already dominates.
 LARGE_ALPHA = 1e-2
 
-# An entry is an outlier if it is FAR standard deviations from the mean, or if its square contributes more than the
-# share ONE_ENTRY of the column's sum of squares. The test needs LEAST_ROWS rows.
-FAR, ONE_ENTRY, LEAST_ROWS = 30.0, 0.5, 100
+# An entry is an outlier if it is OUTLIER_DEVIATIONS standard deviations from the mean, or if its square contributes
+# more than the share ONE_ENTRY of the column's sum of squares. The test needs LEAST_OUTLIER_ROWS rows.
+OUTLIER_DEVIATIONS, ONE_ENTRY, LEAST_OUTLIER_ROWS = 30.0, 0.5, 100
 
 # Relative gradient norm above which float32 gradient memory is precise enough.
 COARSE = 1e-5
@@ -133,7 +133,8 @@ def _column_advice(stats: ColumnStats, names: Any) -> list[str]:
     with np.errstate(all="ignore"):
         deviations = np.where(ordinary | (stats.squares <= 0), 0.0, far / stats.squares * stats.weight)
     worst = int(np.argmax(deviations)) if len(deviations) else 0
-    if stats.rows < LEAST_ROWS or not (deviations[worst : worst + 1] > min(FAR**2, ONE_ENTRY * stats.rows)).any():
+    limit = min(OUTLIER_DEVIATIONS**2, ONE_ENTRY * stats.rows)
+    if stats.rows < LEAST_OUTLIER_ROWS or not (deviations[worst : worst + 1] > limit).any():
         return []
     column = worst if names is None else repr(names[worst])
     value = max(stats.low[worst], stats.high[worst], key=lambda one: abs(one - stats.mean[worst]))

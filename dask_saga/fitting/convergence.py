@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     from ..solver.local_model import Extremes, ModelPlan
     from ..solver.newton import Direction
     from ..solver.problem import Problem
+    from ..solver.state import SolverState
     from ..solver.subsample import Subsample
     from .fit_state import FitSetup, FitState
     from .preparation import Prepared
-    from .rounds import VisitResult
 
-__all__ = ["affordable_seconds", "confirm", "may_step", "newton_pass", "norm_at_zero", "tells_exactly"]
+__all__ = ["affordable_seconds", "confirm", "may_step", "memory_is_exact", "newton_pass", "norm_at_zero"]
 
 
 # Relative accuracy of a float32 gradient memory. Below this ratio of the gradient norm to the derivatives of the rows,
 # the memory does not give the gradient exactly.
-KNOWN = 1e-6
+FLOAT32_ACCURACY = 1e-6
 
 # Rounding errors. A gradient at zero is zero if its ratio to the derivatives of the rows is at most ROUNDING. A
 # decrease of F counts only if it is more than LEAST_DECREASE times F.
 ROUNDING, LEAST_DECREASE = 1e-14, 1e-13
 
 # Number of models that one task merges.
-MERGED = 8
+MERGED_MODELS = 8
 
 # Passes of steps are slow if SLOW_PASSES of them leave more than the fraction SLOW of the gradient norm. If the loss
 # couples the outputs, the fraction is SLOW_COUPLED.
@@ -103,8 +103,8 @@ class Examined(NamedTuple):
 
 def is_converged(fit: FitSetup, examined: Examined, at_zero: float, tol: float) -> bool:
     """Return whether both measures are at most `tol`."""
-    known = np.isfinite(examined.norm) and np.isfinite(examined.decrease)
-    return bool(known and examined.norm <= tol * at_zero and examined.decrease <= tol * _gain(fit, examined))
+    is_finite = np.isfinite(examined.norm) and np.isfinite(examined.decrease)
+    return bool(is_finite and examined.norm <= tol * at_zero and examined.decrease <= tol * _gain(fit, examined))
 
 
 def _gain(fit: FitSetup, examined: Examined) -> float:
@@ -123,7 +123,7 @@ def _at_zero(fit: FitSetup) -> float:
     return fit.prepared.value / fit.weight + penalty_value(zero, fit.problem)
 
 
-def confirm(fit: FitSetup, place: FitState, at_zero: float, tol: float, is_exact: bool) -> FitState:
+def confirm(fit: FitSetup, state: FitState, at_zero: float, tol: float, is_exact: bool) -> FitState:
     """Test for convergence, and return the state with the outcome.
 
     One exact pass evaluates both measures and writes the exact norm and objective to the history. If the test fails,
@@ -132,10 +132,10 @@ def confirm(fit: FitSetup, place: FitState, at_zero: float, tol: float, is_exact
     If `is_exact`, the gradient and the objective of the state are those of a pass at x. The curvature of the subsample
     may then replace the exact pass.
     """
-    if is_exact and _holds_by_sample(fit, place, tol):
-        return place._replace(converged=True)
+    if is_exact and _holds_by_sample(fit, state, tol):
+        return state._replace(converged=True)
     seconds = _safeguard_seconds(fit)
-    examined = _examine(fit, place.summary.x, seconds, tol)
+    examined = _examine(fit, state.summary.x, seconds, tol)
     exact = {"objective": examined.value, "gradient_norm": examined.norm / at_zero, "bytes_read": fit.source.bytes_read}
     converged = is_converged(fit, examined, at_zero, tol)
     # With a diagonal H, Newton steps follow only if the norm is at most `tol`. Otherwise passes of steps gain more.
@@ -143,34 +143,32 @@ def confirm(fit: FitSetup, place: FitState, at_zero: float, tol: float, is_exact
     pays = examined.norm <= tol * at_zero or _plan(fit, seconds).full
     far = examined.decrease > tol * _gain(fit, examined) or not hasattr(fit.problem.loss, "outputs")
     steps = may_step(fit.problem) and pays and far and not converged
-    return place._replace(
-        history=(*place.history[:-1], {**place.history[-1], **exact}),
+    return state._replace(
+        history=(*state.history[:-1], {**state.history[-1], **exact}),
         converged=converged,
         newton=seconds if steps else 0.0,
         step=examined if steps else None,
-        next_check=len(place.history) + place.wait,
-        wait=2 * place.wait,
+        next_check=len(state.history) + state.wait,
+        wait=2 * state.wait,
     )
 
 
-def _holds_by_sample(fit: FitSetup, place: FitState, tol: float) -> bool:
+def _holds_by_sample(fit: FitSetup, state: FitState, tol: float) -> bool:
     """Return whether the promised decrease is at most `tol` by the curvature of the subsample. This needs no pass."""
     prepared, executor = fit.prepared, fit.source.executor
-    if not prepared.sample or has_extreme_columns(prepared.stats):
+    if state.sample is None or has_extreme_columns(prepared.stats):
         return False
     if prepared.gradient is not None:
         return True  # quadratic loss, rotated columns: the norm is that of Newton's step
-    [visited] = place.visits
     plan = _plan(fit, _safeguard_seconds(fit), chunks=1)._replace(extreme=False)
-    decrease = executor.submit(_sample_decrease, prepared.sample[0], visited, fit.problem, plan, name="saga-decrease")
-    [decrease] = executor.gather([decrease])
-    return np.isfinite(decrease) and decrease <= tol * _gain(
-        fit, Examined(0.0, place.summary.objective, decrease, None)
-    )
+    call = (state.sample, state.head, fit.problem, plan)
+    [decrease] = executor.gather([executor.submit(_sample_decrease, *call, name="saga-decrease")])
+    gain = _gain(fit, Examined(0.0, state.summary.objective, decrease, None))
+    return bool(np.isfinite(decrease) and decrease <= tol * gain)
 
 
-def _sample_decrease(sample: Subsample, visited: VisitResult, problem: Problem, plan: ModelPlan) -> float:
-    return sample_decrease(sample, visited.head.x, visited.head.gradient_average, problem, plan)
+def _sample_decrease(sample: Subsample, head: SolverState, problem: Problem, plan: ModelPlan) -> float:
+    return sample_decrease(sample, head.x, head.gradient_average, problem, plan)
 
 
 def may_step(problem: Problem) -> bool:
@@ -178,15 +176,15 @@ def may_step(problem: Problem) -> bool:
     return problem.automatic and problem.average
 
 
-def affordable_seconds(fit: FitSetup, place: FitState) -> float:
+def affordable_seconds(fit: FitSetup, state: FitState) -> float:
     """Return the time that a Newton step may take because passes of steps are slow. It is zero if none is tried.
 
     A step may take as long as all passes so far, so that it costs at most as much as they did if it gains nothing.
     """
-    norms = [row["gradient_norm"] for row in place.history]
+    norms = [row["gradient_norm"] for row in state.history]
     # Each output has its own H, which ignores the coupling of outputs. Newton steps then gain less.
     slow = SLOW_COUPLED if hasattr(fit.problem.loss, "outputs") else SLOW
-    if len(norms) < max(place.newton_check, SLOW_PASSES + 1) or not may_step(fit.problem):
+    if len(norms) < max(state.newton_check, SLOW_PASSES + 1) or not may_step(fit.problem):
         return 0.0
     stats, coupled = fit.prepared.stats, hasattr(fit.problem.loss, "outputs")
     passes, extreme = len(norms) * _pass_seconds(fit), has_extreme_columns(stats)
@@ -197,31 +195,31 @@ def affordable_seconds(fit: FitSetup, place: FitState) -> float:
     return seconds if tries else 0.0
 
 
-def newton_pass(fit: FitSetup, place: FitState) -> FitState:
+def newton_pass(fit: FitSetup, state: FitState) -> FitState:
     """Take a Newton step, and return the new state if F is smaller there. Otherwise keep the previous iterate.
 
     Another Newton step follows if H is a matrix and the promised decrease is at most half of the previous one.
     Otherwise passes of steps follow.
     """
-    seconds = place.newton
-    step = place.step or _examine(fit, place.summary.x, seconds)
-    place = place._replace(step=None, newton=0.0)
-    there = None if step.better is None else moved(fit, place, step.better)
-    gained = -np.inf if there is None else step.value - there.summary.objective
+    seconds = state.newton
+    step = state.step or _examine(fit, state.summary.x, seconds)
+    state = state._replace(step=None, newton=0.0)
+    after = state if step.better is None else moved(fit, state, step.better)
+    gained = -np.inf if step.better is None else step.value - after.summary.objective
     if not gained > LEAST_DECREASE * abs(step.value):
-        return _waits(place._replace(in_vain=place.in_vain + 1))
-    there = there._replace(next_check=len(place.history) + 1)  # the step may have reached the optimum
+        return _waits(state._replace(in_vain=state.in_vain + 1))
+    after = after._replace(next_check=len(state.history) + 1)  # the step may have reached the optimum
     full = _plan(fit, seconds).full
-    if full and step.decrease <= HALVED * place.newton_decrease:
-        return there._replace(newton=seconds, newton_decrease=step.decrease)
-    return _waits(there)
+    if full and step.decrease <= HALVED * state.newton_decrease:
+        return after._replace(newton=seconds, newton_decrease=step.decrease)
+    return _waits(after)
 
 
-def _waits(place: FitState) -> FitState:
+def _waits(state: FitState) -> FitState:
     """Return the state from which passes of steps follow. The wait for the next Newton step doubles each time."""
-    wait = place.newton_wait
-    return place._replace(
-        newton=0.0, newton_decrease=np.inf, newton_check=len(place.history) + 1 + wait, newton_wait=2 * wait
+    wait = state.newton_wait
+    return state._replace(
+        newton=0.0, newton_decrease=np.inf, newton_check=len(state.history) + 1 + wait, newton_wait=2 * wait
     )
 
 
@@ -277,7 +275,7 @@ def _merged(fit: FitSetup, model_of: Callable, x: np.ndarray, plan: ModelPlan) -
     nbytes = 8.0 * x.size * (3 + (p if plan.full else 1))
     models = fit.source.map(model_of, x, fit.problem, fit.prepared.metric, plan, name="saga-confirm", nbytes=nbytes)
     while len(models) > 1:
-        groups = [models[k : k + MERGED] for k in range(0, len(models), MERGED)]
+        groups = [models[k : k + MERGED_MODELS] for k in range(0, len(models), MERGED_MODELS)]
         models = [executor.submit(merge_models, *group, name="saga-merge") for group in groups]
     return models[0]
 
@@ -299,7 +297,8 @@ def _along_newton_step(
     `tol`, it is also made where outputs depend on each other or H is a diagonal. Rows whose losses rise along the step
     are then kept apart in the model, and a new step is computed.
     """
-    problem, more, p = fit.problem, [], x.shape[1] - 1
+    problem, p = fit.problem, x.shape[1] - 1
+    more: list[Extremes] = []
     measures = plan.extreme or not plan.full or hasattr(problem.loss, "outputs")
     for _ in range(ROUNDS):
         direction = _direction(fit, model, x, *more, thorough=tol is not None)
@@ -331,7 +330,8 @@ def _along_newton_step(
 def _on_line(fit: FitSetup, x: np.ndarray, move: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the best point at the given lengths of a move, and the decrease of F there. This is one pass."""
     values = fit.source.map(chunk_values, x, move, lengths, fit.problem, name="saga-values", nbytes=1000.0)
-    return best_on_line(x, move, lengths, sum(fit.source.executor.gather(values)), fit.weight, fit.problem)
+    total = np.asarray(sum(fit.source.executor.gather(values)))
+    return best_on_line(x, move, lengths, total, fit.weight, fit.problem)
 
 
 def norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
@@ -354,9 +354,9 @@ def norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
     return max(inner, 1e-6 * centred) if inner > 1e-12 * whole else centred
 
 
-def tells_exactly(prepared: Prepared, weight: float, problem: Problem, norm: float) -> bool:
+def memory_is_exact(prepared: Prepared, weight: float, problem: Problem, norm: float) -> bool:
     """Return whether the gradient memory is accurate enough for a gradient norm of `norm`."""
-    return problem.memory_dtype == "float64" or norm >= KNOWN * _largest_norm(prepared, weight)
+    return problem.memory_dtype == "float64" or norm >= FLOAT32_ACCURACY * _largest_norm(prepared, weight)
 
 
 def _largest_norm(prepared: Prepared, weight: float) -> float:

@@ -35,7 +35,7 @@ __all__ = [
 
 
 # Distance beyond a bound that counts as rounding, relative to the bound, or absolute if the bound is below 1.
-ROUNDED = 1e-12
+BOUND_ROUNDING = 1e-12
 # Lengths at which F is evaluated where the quadratic model may be wrong. Unit: length of the full step.
 STEPS = (*4.0 ** np.arange(-6.0, 0.0), 0.5, 1.0, 2.0, *4.0 ** np.arange(1.0, 7.0))
 
@@ -118,7 +118,7 @@ def within(x: np.ndarray, problem: Problem) -> np.ndarray:
     inner = x[..., :-1]
     for bound, beyond in ((penalty.lower, inner < penalty.lower), (penalty.upper, inner > penalty.upper)):
         if math.isfinite(bound):
-            inner = np.where(beyond & (np.abs(inner - bound) <= ROUNDED * max(1.0, abs(bound))), bound, inner)
+            inner = np.where(beyond & (np.abs(inner - bound) <= BOUND_ROUNDING * max(1.0, abs(bound))), bound, inner)
     return np.concatenate([inner, x[..., -1:]], axis=-1)
 
 

@@ -43,9 +43,9 @@ __all__ = [
 # Largest number of entries of the Hessian, over all outputs. If there are more, only the diagonal is used.
 MOST_ENTRIES = 2**22
 
-# Number of rows from which the Hessian is computed: ROWS_PER_COLUMN for each column, but at least LEAST_ROWS. They have
-# at most MOST_USED entries.
-ROWS_PER_COLUMN, LEAST_ROWS, MOST_USED = 50, 2**13, 2**25
+# Number of rows from which the Hessian is computed: ROWS_PER_COLUMN for each column, but at least LEAST_HESSIAN_ROWS.
+# They have at most MOST_USED entries.
+ROWS_PER_COLUMN, LEAST_HESSIAN_ROWS, MOST_USED = 50, 2**13, 2**25
 
 # Least number of these rows that each chunk contributes.
 LEAST_CHUNK_ROWS = 2**10
@@ -166,7 +166,7 @@ def has_extreme_columns(stats: ColumnStats) -> bool:
 def plan_model(stats: ColumnStats, outputs: int, chunks: int) -> ModelPlan:
     """Return the plan for each of `chunks` chunks."""
     p = len(stats.mean)
-    rows = min(max(LEAST_ROWS, ROWS_PER_COLUMN * p), MOST_USED // p)
+    rows = min(max(LEAST_HESSIAN_ROWS, ROWS_PER_COLUMN * p), MOST_USED // p)
     full = outputs * p**2 <= MOST_ENTRIES
     apart = max(MOST_APART // chunks, LEAST_APART)
     return ModelPlan(max(rows // chunks, LEAST_CHUNK_ROWS), full, has_extreme_columns(stats), apart)
