@@ -1,20 +1,27 @@
-"""Plots of a fit, following scikit-learn's Display convention."""
+"""How far a fit is from the optimum: ``ConvergenceDisplay`` plots its history, ``duality_gap`` gives an upper bound."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
+from sklearn.utils.validation import check_is_fitted
 
+from .estimators.base import SAGABase
 from .fitting.loop import join_x
+from .penalties import ElasticNet
 from .solver.optimality import chunk_gradient, penalty_value
 
-__all__ = ["ConvergenceDisplay"]
+if TYPE_CHECKING:
+    from .data.chunk import Chunk
+    from .solver.problem import Problem
+
+__all__ = ["ConvergenceDisplay", "duality_gap"]
 
 
 # For each quantity on the x axis: its key in a row of the history, and the axis label.
@@ -63,6 +70,7 @@ class ConvergenceDisplay:
     See Also
     --------
     SAGAClassifier : Its ``history_`` is what this class plots.
+    duality_gap : An upper bound of the distance from the optimum, in units of the mean loss.
 
     Examples
     --------
@@ -272,3 +280,78 @@ def _objectives(model: Any, X: Any, y: Any, sample_weight: Any, xs: list[np.ndar
 
 def _values_and_weight(chunk: Any, xs: list[np.ndarray], problem: Any) -> np.ndarray:
     return np.array([*(chunk_gradient(chunk, x, problem)[0] for x in xs), chunk.weight])
+
+
+def duality_gap(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:
+    """Return an upper bound of ``F(coef_) - F*`` without knowing the optimum, in one pass over the data.
+
+    The gap is R(x) + R*(-g) + g'x, where g is the mean gradient of the loss, R is the penalty including `alpha`, and R*
+    is its conjugate. It uses the derivatives of the loss at ``coef_`` as dual point. With many columns in large units,
+    the bound is far above the true difference.
+
+    Parameters
+    ----------
+    estimator : SAGAClassifier or SAGARegressor
+        A fitted estimator, which is not modified. It needs ``fit_intercept=False`` and a built-in penalty with an L2
+        part: only then the bound is finite.
+    X : array-like, scipy.sparse, DataFrame or Dask collection of shape (n, p)
+        Rows of the fit.
+    y : array-like or Dask collection of shape (n,), or (n, n_targets)
+        Targets or labels of the fit.
+    sample_weight : array-like or Dask collection of shape (n,), default=None
+        Row weights of the fit. If `class_weight` was used, give the products of both weights. None gives every row
+        weight 1.
+
+    Returns
+    -------
+    float
+        The bound, in units of the mean loss.
+
+    Raises
+    ------
+    ValueError
+        If no finite bound exists: with an intercept, as it is not penalised, or without a built-in penalty that has an
+        L2 part. The message says what to change.
+    TypeError
+        If `estimator` is not one of this package.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_breast_cancer
+    >>> from dask_saga import SAGAClassifier
+    >>> from dask_saga.inspection import duality_gap
+    >>> X, y = load_breast_cancer(return_X_y=True)
+    >>> model = SAGAClassifier(alpha=0.1, fit_intercept=False, tol=1e-6, random_state=0).fit(X / X.max(axis=0), y)
+    >>> duality_gap(model, X / X.max(axis=0), y) < 1e-4
+    True
+    """
+    if not isinstance(estimator, SAGABase):
+        raise TypeError(
+            f"estimator is a {type(estimator).__name__}, but duality_gap needs a fitted SAGAClassifier or SAGARegressor"
+        )
+    check_is_fitted(estimator)
+    problem = estimator._problem()
+    if problem.fit_intercept:
+        raise ValueError(
+            "duality_gap needs fit_intercept=False: an intercept is not penalised, and then no finite bound exists. "
+            "Fit again without it, or with a column of ones in X, whose coefficient is penalised, in its place"
+        )
+    if not isinstance(problem.penalty, ElasticNet) or problem.penalty.l2 == 0:
+        raise ValueError(
+            f"duality_gap needs a built-in penalty with an L2 part, but the estimator has penalty={estimator.penalty!r}"
+            f" and alpha={estimator.alpha!r}. Fit again with penalty='l2' or 'elasticnet' and a positive alpha"
+        )
+    source, problem, _ = estimator._read(X, y, sample_weight, problem, False, fits=False)
+    x = join_x(estimator.coef_, estimator.intercept_)
+    with source:
+        parts = source.map(_gradient_and_weight, x, problem, name="saga-gap", nbytes=x.nbytes)
+        sums = source.executor.gather(parts)
+    gradient, weight = (sum(part) for part in zip(*sums, strict=True))
+    if not weight > 0:
+        raise ValueError("X has no rows of positive weight")
+    x, g = x[:, :-1], gradient[:, :-1] / weight
+    return float((problem.penalty.value(x) + problem.penalty.conjugate(-g) + g * x).sum())
+
+
+def _gradient_and_weight(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, float]:
+    return chunk_gradient(chunk, x, problem)[1], chunk.weight

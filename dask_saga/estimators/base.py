@@ -26,9 +26,8 @@ from ..fitting.chunk_source import Source
 from ..fitting.loop import join_x, run
 from ..fitting.preparation import prepare
 from ..losses import LOSSES, resolve_loss
-from ..penalties import PENALTIES, ElasticNet, resolve_penalty
+from ..penalties import PENALTIES, resolve_penalty
 from ..solver.identity import draw_seed
-from ..solver.optimality import chunk_gradient
 from ..solver.problem import CONSTRAINTS, Problem, problem_for, to_float
 from ..solver.state import SAGAState
 from .messages import Ending, diverged_advice, showing_progress, unconverged_advice
@@ -322,44 +321,6 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             stack.pop_all()
         return source, problem, classes
 
-    def duality_gap(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return an upper bound of ``F(coef_) - F*`` without knowing the optimum, in one pass over the data.
-
-        The gap is R(x) + R*(-g) + g'x, where g is the mean gradient and R* is the conjugate of the penalty. It uses the
-        derivatives of the loss at ``coef_`` as dual point. With many columns in large units, the bound is far above the
-        true difference.
-
-        Parameters
-        ----------
-        X, y, sample_weight : as in ``fit``
-            The data of the fit. If `class_weight` was used, give the products of both weights as `sample_weight`.
-
-        Returns
-        -------
-        float
-            The bound, in units of the mean loss.
-
-        Raises
-        ------
-        ValueError
-            If no finite bound exists: with an intercept, as it is not penalised, or without a built-in penalty that has
-            an L2 part.
-        """
-        check_is_fitted(self)
-        problem = self._problem()
-        if problem.fit_intercept or not isinstance(problem.penalty, ElasticNet) or problem.penalty.l2 == 0:
-            raise ValueError("duality_gap needs fit_intercept=False and a built-in penalty with an L2 part")
-        source, problem, _ = self._read(X, y, sample_weight, problem, False, fits=False)
-        x = join_x(self.coef_, self.intercept_)
-        with source:
-            told = source.map(_gradient_and_weight, x, problem, name="saga-gap", nbytes=x.nbytes)
-            sums = source.executor.gather(told)
-        gradient, weight = (sum(part) for part in zip(*sums, strict=True))
-        if not weight > 0:
-            raise ValueError("X has no rows of positive weight")
-        x, g = x[:, :-1], gradient[:, :-1] / weight
-        return float((problem.penalty.value(x) + problem.penalty.conjugate(-g) + g * x).sum())
-
     def _warn(self, result: Result) -> None:
         if result.diverged:
             advice = diverged_advice(self)
@@ -396,10 +357,6 @@ class SAGABase(LearnsByChunk, BaseEstimator):
 
 def _read_block(block, name, **how):
     return read_chunk(*block, name=name, **how)
-
-
-def _gradient_and_weight(chunk, x, problem):
-    return chunk_gradient(chunk, x, problem)[1], chunk.weight
 
 
 # dask-ml registers a tokenizer for all scikit-learn estimators. It would read the whole gradient memory, so this one
