@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted
 
 from .estimators.base import SAGABase
 from .fitting.loop import join_x
 from .penalties import ElasticNet
-from .solver.optimality import chunk_gradient, penalty_value
+from .solver.optimality import chunk_gradient
 
 if TYPE_CHECKING:
     from .data.chunk import Chunk
@@ -38,14 +35,12 @@ _CONSTRAINTS = {"against": [StrOptions(set(AGAINST))], "quantity": [StrOptions(s
 # Smallest relative suboptimality that is drawn; smaller differences of two objectives are rounding error.
 LEAST = 1e-16
 
-# `tol` and `max_iter` of the fit that estimates the optimum if none is given.
-OPTIMUM_TOL, OPTIMUM_PASSES = 1e-7, 1000
-
 
 class ConvergenceDisplay:
     """Plot of the distance from the optimum after each pass.
 
-    Like all displays of scikit-learn, it is created by a class method: ``from_estimator`` or ``from_histories``.
+    Like all displays of scikit-learn, it is created by a class method: ``from_histories``. It only draws, and never
+    fits or evaluates a model.
 
     Parameters
     ----------
@@ -61,7 +56,7 @@ class ConvergenceDisplay:
     Attributes
     ----------
     histories : dict of str to list of dict
-        The given histories. Those of ``from_estimator`` can be drawn again, or together with others.
+        The given histories.
     lines_ : list of matplotlib Line2D
         One line per curve.
     ax_ : matplotlib Axes
@@ -80,7 +75,7 @@ class ConvergenceDisplay:
     >>> from dask_saga.inspection import ConvergenceDisplay
     >>> X, y = load_breast_cancer(return_X_y=True)
     >>> model = SAGAClassifier(random_state=0).fit(X, y)
-    >>> display = ConvergenceDisplay.from_estimator(model)
+    >>> display = ConvergenceDisplay.from_histories({"SAGAClassifier": model.history_})
     >>> plt.show()
     """
 
@@ -92,72 +87,6 @@ class ConvergenceDisplay:
         self.quantity = quantity
 
     @classmethod
-    def from_estimator(
-        cls,
-        estimator: Any,
-        X: Any = None,
-        y: Any = None,
-        *,
-        sample_weight: Any = None,
-        optimum: float | None = None,
-        against: str = "passes",
-        name: str | None = None,
-        ax: Any = None,
-        **kwargs: Any,
-    ) -> ConvergenceDisplay:
-        """Draw the convergence of one estimator.
-
-        Without data, the plot shows the gradient norms in ``history_``, at no cost. With `X` and `y`, a clone is fitted
-        to them, and the plot shows its suboptimality relative to that at zero. After the fit, one more pass over the
-        data evaluates the objective at the coefficients of every pass.
-
-        Parameters
-        ----------
-        estimator : SAGAClassifier or SAGARegressor
-            The estimator, which is not modified. It must be fitted if `X` and `y` are not given.
-        X : array-like, sparse, DataFrame or Dask collection of shape (n, p), default=None
-            Rows to fit a clone to. Give them to plot the suboptimality.
-        y : array-like or Dask collection of shape (n,), default=None
-            Targets; required with `X`.
-        sample_weight : array-like or Dask collection of shape (n,), default=None
-            Row weights of that fit.
-        optimum : float, default=None
-            Minimum F* of the objective, in units of the mean loss. Give it if it is known, as None costs another fit: a
-            clone with ``tol=1e-7`` and at most 1000 passes. F* is then the smallest objective found.
-        against : {"passes", "seconds"}, default="passes"
-            Quantity on the x axis.
-        name : str, default=None
-            Name of the curve in the legend. None uses the name of the estimator's class.
-        ax : matplotlib Axes, default=None
-            Axes to draw on. None creates a new figure.
-        **kwargs : dict
-            Keyword arguments for matplotlib's ``plot``.
-
-        Returns
-        -------
-        ConvergenceDisplay
-            The display, already drawn.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If only one of `X` and `y` is given, if `sample_weight` or `optimum` is given without them, or if the
-            estimator has no history.
-        """
-        if (X is None) != (y is None):
-            raise ValueError("X and y must both be given, or neither")
-        if X is None and not (sample_weight is None and optimum is None):
-            raise ValueError("sample_weight and optimum need X and y")
-        name = type(estimator).__name__ if name is None else name
-        if X is None:
-            if getattr(estimator, "history_", None) is None:
-                raise ValueError(f"{name} has no history_; call fit first, or give X and y")
-            rows, quantity = estimator.history_, "gradient_norm"
-        else:
-            rows, quantity = _suboptimality(estimator, X, y, sample_weight, optimum), "suboptimality"
-        return cls({name: rows}, against=against, quantity=quantity).plot(ax, **kwargs)
-
-    @classmethod
     def from_histories(
         cls,
         histories: Any,
@@ -167,13 +96,14 @@ class ConvergenceDisplay:
         ax: Any = None,
         curve_kwargs: Any = None,
     ) -> ConvergenceDisplay:
-        """Draw several histories in one plot, such as those of several fits or of other solvers.
+        """Draw the histories of one or several fits in one plot, also those of other solvers.
 
         Parameters
         ----------
         histories : dict of str to list of dict or DataFrame
-            For each curve's name, one row per point, as for the class. Every ``history_`` contains "gradient_norm". It
-            contains "suboptimality" only if you or ``from_estimator`` computed it.
+            For each curve's name, one row per point, as for the class. Every ``history_`` contains "gradient_norm", but
+            not "suboptimality", as a fit does not know the optimum: evaluate F in a `callback` of ``fit``, and add
+            ``(F - F*) / (F(0) - F*)`` to the rows.
         against : {"passes", "seconds"}, default="passes"
             Quantity on the x axis.
         quantity : {"gradient_norm", "suboptimality"}, default="gradient_norm"
@@ -218,7 +148,9 @@ class ConvergenceDisplay:
         curves = {name: self._curve(name) for name in self.histories}
         styles = curve_kwargs if isinstance(curve_kwargs, (list, tuple)) else [curve_kwargs or {}] * len(curves)
         if len(styles) != len(curves):
-            raise ValueError(f"curve_kwargs has {len(styles)} dicts for {len(curves)} curves")
+            raise ValueError(
+                f"curve_kwargs has {len(styles)} dicts for {len(curves)} curves; give one per curve, or one for all"
+            )
         try:
             import matplotlib.pyplot as plt
         except ImportError as error:
@@ -240,46 +172,12 @@ class ConvergenceDisplay:
         for row in rows:
             for key in wanted:
                 if key not in row:
-                    raise ValueError(f"histories[{name!r}]: a row has {sorted(row)}, but no {key!r}")
+                    raise ValueError(
+                        f"histories[{name!r}] has a row with {sorted(row)}, but without {key!r}; add it to every row, "
+                        "or choose another `quantity` or `against`"
+                    )
         x, y = (np.array([row[key] for row in rows], dtype=float) for key in wanted)
         return x, np.maximum(y, LEAST) if self.quantity == "suboptimality" else y
-
-
-def _suboptimality(estimator: Any, X: Any, y: Any, sample_weight: Any, optimum: float | None) -> list[dict]:
-    """Fit a clone, and return its history with the relative suboptimality after each pass."""
-    model, seen = clone(estimator), []
-    model.fit(X, y, sample_weight, callback=lambda info: seen.append(join_x(info.x, info.intercept)))
-    seen.insert(0, np.zeros_like(join_x(model.coef_, model.intercept_)))
-    if optimum is None:
-        finest = clone(estimator).set_params(tol=OPTIMUM_TOL, max_iter=OPTIMUM_PASSES)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            finest.fit(X, y, sample_weight)
-        if not finest.converged_:
-            norm = finest.history_[-1]["gradient_norm"]
-            warnings.warn(
-                f"The optimum is known to a relative gradient norm of {norm:.1e} only; give `optimum`.",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
-        seen.append(join_x(finest.coef_, finest.intercept_))
-    values = _objectives(model, X, y, sample_weight, seen)
-    best = min(values) if optimum is None else optimum
-    gaps = (values[1 : len(model.history_) + 1] - best) / ((values[0] - best) or 1.0)
-    return [{**row, "suboptimality": float(gap)} for row, gap in zip(model.history_, gaps, strict=True)]
-
-
-def _objectives(model: Any, X: Any, y: Any, sample_weight: Any, xs: list[np.ndarray]) -> np.ndarray:
-    """Evaluate the objective F at each of `xs` in one pass over the data."""
-    source, problem, _ = model._read(X, y, sample_weight, model._problem(), "auto")
-    with source:
-        told = source.map(_values_and_weight, xs, problem, name="saga-objective", nbytes=8.0 * len(xs))
-        sums = sum(source.executor.gather(told))
-    return sums[:-1] / sums[-1] + np.array([penalty_value(x, problem) for x in xs])
-
-
-def _values_and_weight(chunk: Any, xs: list[np.ndarray], problem: Any) -> np.ndarray:
-    return np.array([*(chunk_gradient(chunk, x, problem)[0] for x in xs), chunk.weight])
 
 
 def duality_gap(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:
