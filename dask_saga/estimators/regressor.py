@@ -39,18 +39,20 @@ class SAGARegressor(RegressorMixin, SAGABase):
         Whether to fit an intercept, which is never penalised. Set False if the data are centred.
     step_size : "auto" or float, default="auto"
         Step size. "auto" starts at ``step_size_scale / L``, where L is the mean Lipschitz constant of the rows; the
-        solver lowers or raises it during the fit. A float is the fixed step of plain SAGA; set it to reproduce the
-        paper.
+        solver lowers or raises it during the fit. A float is a fixed step, without step control, subsample steps and
+        Newton steps. Together with ``average=False`` and ``precondition=False`` it gives the plain SAGA of the paper.
     step_size_scale : float, default=0.3
         Factor of the "auto" step. The default is about the 1/(3L) of the paper. Lower it if a fit diverges. A search
         pays only if the model sees its data once or twice.
     precondition : bool, default=True
         Whether the solver centres and scales the columns inside its steps, and rotates dense columns to their principal
         axes where that pays, so that raw columns converge. The optimum is that of the raw columns. In sparse rows, only
-        columns that every row stores are centred. Set False for the plain algorithm.
+        columns that every row stores are centred. Set False to see the steps in the coordinates of the data, as in
+        plain SAGA; fits are then slow unless the columns have similar scales.
     average : bool, default=True
         Whether to average the iterates at the ends of chunk visits over a pass if they circle the optimum. It also
-        lowers an "auto" step if differences between chunks keep them circling. Set False for the plain algorithm.
+        lowers an "auto" step if differences between chunks keep them circling. Set False to see the iterates
+        themselves, as in plain SAGA; it also switches off step control and Newton steps.
     max_iter : int, default=100
         Maximum number of passes of `fit`. Raise it if `fit` warns that it has not converged.
     tol : float, default=1e-4
