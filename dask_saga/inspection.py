@@ -33,7 +33,7 @@ QUANTITIES = {
 _CONSTRAINTS = {"against": [StrOptions(set(AGAINST))], "quantity": [StrOptions(set(QUANTITIES))]}
 
 # Smallest relative suboptimality that is drawn; smaller differences of two objectives are rounding error.
-LEAST = 1e-16
+LEAST_SUBOPTIMALITY = 1e-16
 
 
 class ConvergenceDisplay:
@@ -177,7 +177,7 @@ class ConvergenceDisplay:
                         "or choose another `quantity` or `against`"
                     )
         x, y = (np.array([row[key] for row in rows], dtype=float) for key in wanted)
-        return x, np.maximum(y, LEAST) if self.quantity == "suboptimality" else y
+        return x, np.maximum(y, LEAST_SUBOPTIMALITY) if self.quantity == "suboptimality" else y
 
 
 def duality_gap(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:

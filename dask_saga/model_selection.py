@@ -32,7 +32,7 @@ __all__ = ["HyperbandSearchCV", "IncrementalSearchCV", "InverseDecaySearchCV", "
 
 # Minimum number of rows per block. dask-ml uses a share of each block as test set, so smaller blocks are joined: each
 # then has rows for training and for testing.
-LEAST_ROWS = 10
+MIN_BLOCK_ROWS = 10
 
 
 class _OnAnyDask:
@@ -106,7 +106,7 @@ async def _lazy_arrays(X: Any, y: Any) -> tuple[da.Array, da.Array]:
 
 
 def _groups(lengths: list[int]) -> list[list[int]]:
-    """Group consecutive blocks so that each group has at least LEAST_ROWS rows; return the block numbers.
+    """Group consecutive blocks so that each group has at least MIN_BLOCK_ROWS rows; return the block numbers.
 
     Each group has as few blocks as possible. If all blocks have fewer rows together, they form one group.
 
@@ -120,7 +120,7 @@ def _groups(lengths: list[int]) -> list[list[int]]:
         raise ValueError("X has no rows")
     groups: list[list[int]] = [[]]
     for k, n in enumerate(lengths):
-        if rows >= LEAST_ROWS and left >= LEAST_ROWS:
+        if rows >= MIN_BLOCK_ROWS and left >= MIN_BLOCK_ROWS:
             groups.append([])
             rows = 0
         groups[-1].append(k)

@@ -191,7 +191,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         )  # fmt: skip
         self.class_weight = class_weight
 
-    def _find_classes(self, source: Source) -> tuple:
+    def _find_classes(self, source: Source) -> tuple[np.ndarray | None, np.ndarray | None]:
         weighted = self.class_weight == "balanced"
         calls = [(block, source.name(k), weighted) for k, block in enumerate(source.targets())]
         found = source.executor.gather(source.executor.map(_block_labels, calls, name="saga-classes"))
@@ -272,9 +272,11 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
             classes = check_classes(read_labels(classes, "classes"), "classes")
             count_labels(classes, np.empty(0))  # raises for invalid labels, as fit does
         if fitted is None and classes is None:
-            raise ValueError("classes must be given at the first call to partial_fit")
+            raise ValueError("classes must be given at the first call to partial_fit: partial_fit(X, y, classes=[...])")
         if fitted is not None and classes is not None and not np.array_equal(fitted, classes):
-            raise ValueError(f"classes={classes.tolist()} differs from the {fitted.tolist()} of earlier calls")
+            raise ValueError(
+                f"classes={classes.tolist()} differs from the {fitted.tolist()} of earlier calls; give the same or none"
+            )
         return self._partial_fit(
             X, y, classes if fitted is None else fitted, sample_weight, chunk_id, replace, check_content
         )
