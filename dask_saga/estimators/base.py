@@ -30,7 +30,7 @@ from ..penalties import PENALTIES, resolve_penalty
 from ..solver.identity import draw_seed
 from ..solver.problem import CONSTRAINTS, Problem, problem_for, to_float
 from ..solver.state import SAGAState
-from .messages import Ending, diverged_advice, showing_progress, unconverged_advice
+from .messages import ZERO_WEIGHTS, Ending, diverged_advice, showing_progress, unconverged_advice
 from .partial_fit import ONLY_PREDICTS, LearnsByChunk
 from .prediction import linear
 
@@ -152,7 +152,11 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         penalty = resolve_penalty(self.penalty, alpha, self.l1_ratio)
         if bool(getattr(loss, "labels", None)) != self._labelled:
             wanted = "labels = (-1.0, 1.0)" if self._labelled else "no labels"
-            raise ValueError(f"loss={self.loss!r} is not for {type(self).__name__}, whose losses have {wanted}")
+            other = "SAGARegressor" if self._labelled else "SAGAClassifier"
+            raise ValueError(
+                f"loss={self.loss!r} is not for {type(self).__name__}, whose losses have {wanted}; use {other}, or "
+                "correct the labels of the loss"
+            )
         return Problem(
             loss,
             penalty,
@@ -165,7 +169,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             n_threads=int(self.n_threads),
         )
 
-    def _find_classes(self, source: Source) -> tuple:
+    def _find_classes(self, source: Source) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Return all classes, and the factor of the row weights of each class or None; (None, None) without classes."""
         return None, None
 
@@ -246,7 +250,9 @@ class SAGABase(LearnsByChunk, BaseEstimator):
                 self.state_ = None
                 rows = result.state.head.rows
                 warnings.warn(
-                    f"The gradient memory of {rows:,} rows is too large for this process. {ONLY_PREDICTS}", stacklevel=2
+                    f"The gradient memory of {rows:,} rows is too large for this process, so the estimator has none. "
+                    f"{ONLY_PREDICTS}",
+                    stacklevel=2,
                 )
             self.n_iter_ = len(result.history)
             self.history_ = result.history
@@ -262,12 +268,15 @@ class SAGABase(LearnsByChunk, BaseEstimator):
     ) -> Result:
         prepared = prepare(source, problem, estimator=type(self).__name__)
         if not any(fact.rows for fact in prepared.facts):
-            raise ValueError("sample_weight is zero for every row" if sum(prepared.lengths) else "X has no rows")
+            raise ValueError(ZERO_WEIGHTS if sum(prepared.lengths) else "X has no rows")
         if len(prepared.stats.mean) != self.n_features_in_:
-            raise ValueError(f"X has {len(prepared.stats.mean)} features, not the {self.n_features_in_} announced")
+            raise ValueError(
+                f"X has blocks of {len(prepared.stats.mean)} columns, but its shape or meta says "
+                f"{self.n_features_in_}; correct the shape or meta"
+            )
         if start is not None and len(start) != len(prepared.zero):
             raise ValueError(
-                f"y has {len(prepared.zero)} columns, but coef_, where warm_start=True begins, is of {len(start)}; "
+                f"y has {len(prepared.zero)} columns, but coef_, from which warm_start=True starts, has {len(start)}; "
                 "fit with warm_start=False"
             )
         return run(
@@ -280,10 +289,17 @@ class SAGABase(LearnsByChunk, BaseEstimator):
     def _read(
         self, X: Any, y: Any, sample_weight: Any, problem: Problem, persist: bool | str, *, fits: bool = True,
         goes_on: bool = False,
-    ) -> tuple:  # fmt: skip
+    ) -> tuple[Source, Problem, np.ndarray | None]:  # fmt: skip
         """Return the source of chunks, the problem for their classes, and the classes.
 
-        The classes are found in y if `fits`; otherwise they are the fitted ones.
+        Parameters
+        ----------
+        X, y, sample_weight, persist : as in ``fit``
+        problem : Problem
+        fits : bool, default=True
+            Whether classes and columns are set by the data. Otherwise the data are checked against the fitted ones.
+        goes_on : bool, default=False
+            Whether the fit starts from the current coefficients, so that classes and columns must be the fitted ones.
         """
         check_containers(X=X, y=y, sample_weight=sample_weight)
         lazy = any(map(is_dask_collection, (X, y, sample_weight)))
@@ -299,14 +315,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             source = Source(LocalExecutor(), [(X, y, sample_weight)], persist=persist or True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(source)  # closes the source if an error occurs below
-            classes, class_weights = getattr(self, "classes_", None), None
-            if fits:
-                before, (classes, class_weights) = classes, self._find_classes(source)
-                if goes_on and classes is not None and not np.array_equal(before, classes):
-                    raise ValueError(
-                        f"y has the classes {classes.tolist()}, but coef_, where warm_start=True begins, is of "
-                        f"{before.tolist()}; fit with warm_start=False"
-                    )
+            classes, class_weights = self._classes_for(source, fits, goes_on)
             # A classifier without classes has an empty y: a later check raises, whether X has rows or not.
             if classes is not None or not self._labelled:
                 problem = problem_for(problem, classes)
@@ -320,6 +329,19 @@ class SAGABase(LearnsByChunk, BaseEstimator):
                 self._check_columns(X, reset=fits and not goes_on)
             stack.pop_all()
         return source, problem, classes
+
+    def _classes_for(self, source: Source, fits: bool, goes_on: bool) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Return the classes, and the factor of the row weights of each class or None, for ``_read``."""
+        fitted = getattr(self, "classes_", None)
+        if not fits:
+            return fitted, None
+        classes, class_weights = self._find_classes(source)
+        if goes_on and classes is not None and not np.array_equal(fitted, classes):
+            raise ValueError(
+                f"y has the classes {classes.tolist()}, but coef_, from which warm_start=True starts, has "
+                f"{fitted.tolist()}; fit with warm_start=False"
+            )
+        return classes, class_weights
 
     def _warn(self, result: Result) -> None:
         if result.diverged:
