@@ -199,10 +199,11 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         ----------
         X : array-like, scipy.sparse, DataFrame, dask array or dask dataframe of shape (n, p)
             Rows. In-memory data are one chunk. For a Dask collection, each block is a chunk.
-        y : array-like, dask array or series of shape (n,)
+        y : array-like, dask array or series of shape (n,), or (n, n_targets) for a regressor
             Targets or labels. A Dask collection needs the same blocks as X.
         sample_weight : array-like or dask array of shape (n,), default=None
-            Row weights, at least zero. None gives every row weight 1.
+            Row weights, at least zero. None gives every row weight 1. Set it if rows differ in importance or stand for
+            several observations; only the proportions of the weights count.
         persist : bool or "auto", default="auto"
             Whether Dask blocks are held in the memory of the client's cluster (or of this process without a client).
             False loads a few blocks at a time, again for each visit; set it if the data do not fit. "auto" holds the
@@ -213,7 +214,8 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             crash. The result is bitwise the same; `max_iter` and `tol` may differ. Set it for long fits.
         callback : callable, default=None
             Function called as ``callback(info)`` after each pass, where info has epoch, x, intercept, objective
-            (estimated), gradient_norm, step_size, seconds, visits and bytes_read. The fit stops if it returns True.
+            (estimated), gradient_norm, step_size, seconds, visits, bytes_read and chunks. The fit stops if it returns
+            True. Set it to watch a fit, or to stop it by a rule of your own.
 
         Returns
         -------

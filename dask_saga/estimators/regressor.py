@@ -77,7 +77,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
     random_state : int, RandomState or None, default=None
         Seed of all random orders. None draws a random seed once. Set an int for reproducible results.
     verbose : int, default=0
-        If positive, `fit` shows a progress bar of its passes.
+        If positive, `fit` shows a progress bar of its passes. Set 1 for long fits.
 
     Attributes
     ----------
@@ -92,7 +92,8 @@ class SAGARegressor(RegressorMixin, SAGABase):
     n_iter_ : int
         Number of passes of `fit`. After `partial_fit`, the number of passes over the last chunk.
     history_ : list of dict
-        One row per pass of `fit` with the keys epoch, objective, gradient_norm, seconds, visits and bytes_read.
+        One row per pass of `fit` with the keys epoch, objective (estimated, in units of the mean loss), gradient_norm
+        (relative to its value at zero), seconds, visits (chunk visits so far) and bytes_read.
     step_size_ : float
         Step size of the last pass.
     state_ : SAGAState or None
@@ -147,7 +148,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
         y : array-like of shape (n,) or (n, n_targets)
             Targets of the rows.
         sample_weight : array-like of shape (n,), default=None
-            Row weights, at least zero. They may differ between visits of the same chunk.
+            Row weights, at least zero. They may differ between visits of the same chunk. None gives every row weight 1.
         chunk_id : str or int, default=None
             Name of the chunk. None identifies the chunk by its content. Set it to replace the chunk later, or to forget
             it by name.
@@ -193,14 +194,14 @@ class SAGARegressor(RegressorMixin, SAGABase):
         ----------
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
             Rows to predict. A Dask collection is evaluated block by block.
-        y : array-like or Dask collection of shape (n,)
-            True targets or labels.
+        y : array-like or Dask collection of shape (n,) or (n, n_targets)
+            True targets. Scores of several targets are averaged.
         sample_weight : array-like or Dask collection of shape (n,), default=None
-            Row weights. None gives every row weight 1.
+            Row weights, at least zero. None gives every row weight 1.
 
         Returns
         -------
         float
-            The score; 1.0 is best.
+            The score; 1.0 is best, and 0.0 is that of the mean target.
         """
         return r2(self.without_memory().predict, X, y, sample_weight)
