@@ -102,8 +102,8 @@ def saga(
         Whether to fit an intercept, which is never penalised. Set True unless A and b are centred.
     step_size : "auto" or float, default="auto"
         Step size. "auto" starts at ``step_size_scale / L``, where L is the mean Lipschitz constant of all rows; the
-        solver lowers or raises it during the fit. A float is the fixed step of plain SAGA; set it to reproduce the
-        post or the paper.
+        solver lowers or raises it during the fit. A float is a fixed step, without step control, subsample steps and
+        Newton steps. Together with `shuffle`, `average` and `precondition` False it gives the algorithm of the post.
     step_size_scale : float, default=0.3
         Factor of the "auto" step. The default is about the 1/(3L) of the paper. Lower it if a fit diverges.
     max_iter : int, default=100
@@ -116,11 +116,11 @@ def saga(
         Whether each pass visits the chunks in a new random order. False keeps the given order, as in the post.
     average : bool, default=True
         Whether to average the iterates at the ends of visits over a pass if x circles the optimum. It also lowers an
-        "auto" step if differences between chunks keep x circling. Set False for the plain algorithm.
+        "auto" step if differences between chunks keep x circling. Set False to see the iterates themselves; it also
+        switches off step control and Newton steps.
     precondition : bool, default=True
         Whether the solver centres and scales the columns inside its steps, and rotates them where that pays. Set False
-        for the plain algorithm. With `shuffle`, `average` and this parameter False and a float `step_size`, the
-        algorithm is that of the post.
+        to see the steps in the coordinates of the data; fits are then slow unless the columns have similar scales.
     n_parallel : int or "auto", default=1
         Number of chunks visited concurrently from the same coefficients. The results are averaged. Raise it if a
         cluster has idle threads. Each value is reproducible on any scheduler, but values differ from each other. "auto"

@@ -451,13 +451,13 @@ def test_memory_for_which_there_is_no_room_stays_on_the_cluster(client, monkeypa
     whole = SAGAClassifier(random_state=0).fit(X, labels)
     monkeypatch.setattr("dask_saga.execution.cluster.GATHERED_SHARE", 0.0)
     model = SAGAClassifier(random_state=0, warm_start=True)
-    with pytest.warns(UserWarning, match=r"600 rows is too large .* begins a fit with warm_start=True"):
+    with pytest.warns(UserWarning, match=r"600 rows is too large .* start a fit with warm_start=True"):
         model.fit(X, labels)
     assert model.coef_.tobytes() == whole.coef_.tobytes()
     assert (model.step_size_, model.diverged_, model.n_iter_) == (whole.step_size_, whole.diverged_, whole.n_iter_)
     assert model.state_ is None
     assert model.score(X, labels) == whole.score(X, labels)
-    with pytest.raises(ValueError, match="without its gradient memory"):
+    with pytest.raises(ValueError, match="has no gradient memory"):
         model.partial_fit(A[:150], y[:150])
     with pytest.warns(UserWarning, match="600 rows"):
         assert model.fit(X, labels).n_iter_ == 1
