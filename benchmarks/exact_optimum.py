@@ -125,7 +125,7 @@ def _multinomial_curvature(z: np.ndarray, y: np.ndarray, reach: np.ndarray | flo
     return exact * np.exp(-2.0 * np.broadcast_to(reach, len(z)))[:, None, None]
 
 
-LOSSES = {
+EXACT_LOSSES = {
     "log_loss": _of_margin(
         lambda m: np.logaddexp(0.0, -m),
         lambda m: -expit(-m),
@@ -271,7 +271,7 @@ def objective(problem: Problem, scaled: bool = True) -> Objective:
     elif problem.is_classification:
         y = np.where(y == y.max(), 1.0, -1.0)
     return Objective(
-        rows, y, weight / weight.sum(), LOSSES[name], problem.outputs,
+        rows, y, weight / weight.sum(), EXACT_LOSSES[name], problem.outputs,
         np.append(alpha * (1.0 - problem.l1_ratio) / scale**2, 0.0),
         np.append(alpha * problem.l1_ratio / scale, 0.0), centre, scale,
     )  # fmt: skip

@@ -43,8 +43,8 @@ from dask_saga.solver.state import new_solver_state
 from dask_saga.solver.visit_plan import row_order
 
 ALPHA, PASSES = 1e-4, 4
-DENSE = ((500_000, 20), (200_000, 100), (50_000, 500))
-SPARSE = ((100_000, 47_000, 75), (50_000, 500_000, 100))
+DENSE_SHAPES = ((500_000, 20), (200_000, 100), (50_000, 500))
+SPARSE_SHAPES = ((100_000, 47_000, 75), (50_000, 500_000, 100))
 
 
 @njit(fastmath=FASTMATH)
@@ -167,12 +167,12 @@ def main() -> None:
     print("| " + header.replace(", ", " | ") + " |\n" + "|---" * 11 + "|")
     sets = [
         (f"{n} x {p}", f"{dtype}, L2", lambda n=n, p=p, d=dtype: dense(n, p, d), False)
-        for n, p in DENSE
+        for n, p in DENSE_SHAPES
         for dtype in ("f8", "f4")
     ]
     sets += [
         (f"{n} x {p}", f"{k} a row, {'L1' if l1 else 'L2'}", lambda n=n, p=p, k=k: sparse(n, p, k), l1)
-        for n, p, k in SPARSE
+        for n, p, k in SPARSE_SHAPES
         for l1 in (False, True)
     ]
     ratios = []

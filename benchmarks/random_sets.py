@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from converged import TOLS, about_this_run, count_false, measure, share_reached
 from exact_optimum import Problem, objective
 
-SETS, LEVEL = 516, 1e-6
+SET_COUNT, LEVEL = 516, 1e-6
 JOINED = 540_000  # fit joins chunks of fewer float64 entries, 4 MB, to one
 HEAVY = ("lognormal", "student", "cauchy")
 
@@ -271,7 +271,7 @@ def _with_some_coefficients(problem: Problem) -> Problem:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--numbers", nargs=2, type=int, default=(0, SETS), metavar=("FIRST", "END"), help="END excluded"
+        "--numbers", nargs=2, type=int, default=(0, SET_COUNT), metavar=("FIRST", "END"), help="END excluded"
     )
     parser.add_argument("--cache", type=Path, help="folder that keeps the optima between runs")
     parser.add_argument("--peers", action="store_true", help="also fit L-BFGS of scikit-learn or SciPy at its defaults")

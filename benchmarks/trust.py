@@ -39,9 +39,9 @@ from trust_sets import SETS, DataSet
 from dask_saga import SAGAClassifier, SAGARegressor
 
 LEVELS, TOLS = (1e-2, 1e-4, 1e-6), (1e-3, 1e-4, 1e-6)
-LARGE, PROMISED_PASSES, PROMISED_SECONDS = 10_000, 50, 1.0
+LARGE_ROWS, PROMISED_PASSES, PROMISED_SECONDS = 10_000, 50, 1.0
 MOST_PASSES = {"ours": 400, "saga": 400, "lbfgs": 2000}
-MOST_PASSES_SMALL = 20_000  # of any solver below LARGE rows
+MOST_PASSES_SMALL = 20_000  # of any solver below LARGE_ROWS rows
 MOST_SECONDS = 20  # of one fit
 NOISY_SECONDS = 0.2  # shorter fits are timed three times
 
@@ -103,7 +103,7 @@ def in_chunks(data: DataSet, k: int) -> tuple:
 
 
 def most_passes(data: DataSet, solver: str) -> int:
-    return MOST_PASSES[solver] if len(data.y) >= LARGE else MOST_PASSES_SMALL
+    return MOST_PASSES[solver] if len(data.y) >= LARGE_ROWS else MOST_PASSES_SMALL
 
 
 def compile_for(data: DataSet, k: int) -> None:
@@ -220,7 +220,7 @@ def peers(case: Case) -> dict[str, Run]:
 def promise(data: DataSet, run: Run, saga: Run | None) -> str:
     """ "kept", or in which way the promise for this size of data is not."""
     never, broken = (np.inf, np.inf), []
-    if len(data.y) >= LARGE:
+    if len(data.y) >= LARGE_ROWS:
         passes, _ = run.reached.get(LEVELS[-1], never)
         return "kept" if passes <= PROMISED_PASSES else f"BROKEN: 1e-6 {f'at {passes}' if passes < np.inf else 'never'}"
     if run.reached.get(1e-4, never)[1] > PROMISED_SECONDS:

@@ -102,8 +102,8 @@ def saga(
         Whether to fit an intercept, which is never penalised. Set True unless A and b are centred.
     step_size : "auto" or float, default="auto"
         Step size. "auto" starts at ``step_size_scale / L``, where L is the mean Lipschitz constant of all rows; the
-        solver lowers or raises it during the fit. A float is the fixed step of plain SAGA; set it to reproduce the
-        post or the paper.
+        solver lowers or raises it during the fit. A float is a fixed step, without step control, subsample steps and
+        Newton steps. Together with `shuffle`, `average` and `precondition` False it gives the algorithm of the post.
     step_size_scale : float, default=0.3
         Factor of the "auto" step. The default is about the 1/(3L) of the paper. Lower it if a fit diverges.
     max_iter : int, default=100
@@ -116,11 +116,11 @@ def saga(
         Whether each pass visits the chunks in a new random order. False keeps the given order, as in the post.
     average : bool, default=True
         Whether to average the iterates at the ends of visits over a pass if x circles the optimum. It also lowers an
-        "auto" step if differences between chunks keep x circling. Set False for the plain algorithm.
+        "auto" step if differences between chunks keep x circling. Set False to see the iterates themselves; it also
+        switches off step control and Newton steps.
     precondition : bool, default=True
         Whether the solver centres and scales the columns inside its steps, and rotates them where that pays. Set False
-        for the plain algorithm. With `shuffle`, `average` and this parameter False and a float `step_size`, the
-        algorithm is that of the post.
+        to see the steps in the coordinates of the data; fits are then slow unless the columns have similar scales.
     n_parallel : int or "auto", default=1
         Number of chunks visited concurrently from the same coefficients. The results are averaged. Raise it if a
         cluster has idle threads. Each value is reproducible on any scheduler, but values differ from each other. "auto"
@@ -180,22 +180,7 @@ def saga(
     )
     problem = problem._replace(outputs=getattr(problem.loss, "outputs", 1))
     seed = draw_seed(random_state)
-    pairs = list(chunks)
-    if not pairs:
-        raise ValueError("chunks is empty; give at least one (A, b)")
-    for k, pair in enumerate(pairs):
-        if not isinstance(pair, (Delayed, Future, tuple, list)):
-            raise TypeError(f"chunk {k}: chunks must hold pairs (A, b), not {type(pair).__name__}")
-        if isinstance(pair, (tuple, list)):
-            for name, part in zip("Xy", pair, strict=False):
-                if not isinstance(part, (Delayed, Future)):
-                    with blame(name, k):
-                        check_containers(**{name: part})
-    lazy = any(_is_lazy(pair) or any(map(_is_lazy, pair)) for pair in pairs)
-    executor = find_executor() if lazy else LocalExecutor()
-    blocks = [delayed(pair) if lazy else pair for pair in pairs]
-    nbytes = math.nan if lazy else 0.0
-    with Source(executor, blocks, nbytes=nbytes, persist=persist, n_parallel=n_parallel) as source:
+    with _open_source(list(chunks), persist, n_parallel) as source:
         source.begin(functools.partial(_read_pair, loss=problem.loss))
         prepared = prepare(source, problem, joins=False, estimator="saga")
         if not any(fact.rows for fact in prepared.facts):
@@ -211,6 +196,24 @@ def saga(
         x, intercept, len(result.history), result.converged, result.diverged, result.step_size, result.history,
         result.state if result.has_memory else None,
     )  # fmt: skip
+
+
+def _open_source(pairs: list, persist: bool | str, n_parallel: int | str) -> Source:
+    """Check the types of the pairs, and return the source of their chunks."""
+    if not pairs:
+        raise ValueError("chunks is empty; give at least one (A, b)")
+    for k, pair in enumerate(pairs):
+        if not isinstance(pair, (Delayed, Future, tuple, list)):
+            raise TypeError(f"chunk {k}: chunks must hold pairs (A, b), not {type(pair).__name__}")
+        if isinstance(pair, (tuple, list)):
+            for name, part in zip("Xy", pair, strict=False):
+                if not isinstance(part, (Delayed, Future)):
+                    with blame(name, k):
+                        check_containers(**{name: part})
+    if any(_is_lazy(pair) or any(map(_is_lazy, pair)) for pair in pairs):
+        blocks = [delayed(pair) for pair in pairs]
+        return Source(find_executor(), blocks, nbytes=math.nan, persist=persist, n_parallel=n_parallel)
+    return Source(LocalExecutor(), pairs, persist=persist, n_parallel=n_parallel)
 
 
 def _is_lazy(value: Any) -> bool:

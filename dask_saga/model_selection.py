@@ -11,7 +11,8 @@ block by block, and give the column names to the best estimator.
 from __future__ import annotations
 
 from inspect import signature
-from typing import Any
+from textwrap import fill, indent
+from typing import Any, TypeVar
 
 import dask
 import dask.array as da
@@ -31,7 +32,7 @@ __all__ = ["HyperbandSearchCV", "IncrementalSearchCV", "InverseDecaySearchCV", "
 
 # Minimum number of rows per block. dask-ml uses a share of each block as test set, so smaller blocks are joined: each
 # then has rows for training and for testing.
-LEAST_ROWS = 10
+MIN_BLOCK_ROWS = 10
 
 
 class _OnAnyDask:
@@ -105,7 +106,7 @@ async def _lazy_arrays(X: Any, y: Any) -> tuple[da.Array, da.Array]:
 
 
 def _groups(lengths: list[int]) -> list[list[int]]:
-    """Group consecutive blocks so that each group has at least LEAST_ROWS rows; return the block numbers.
+    """Group consecutive blocks so that each group has at least MIN_BLOCK_ROWS rows; return the block numbers.
 
     Each group has as few blocks as possible. If all blocks have fewer rows together, they form one group.
 
@@ -119,7 +120,7 @@ def _groups(lengths: list[int]) -> list[list[int]]:
         raise ValueError("X has no rows")
     groups: list[list[int]] = [[]]
     for k, n in enumerate(lengths):
-        if rows >= LEAST_ROWS and left >= LEAST_ROWS:
+        if rows >= MIN_BLOCK_ROWS and left >= MIN_BLOCK_ROWS:
             groups.append([])
             rows = 0
         groups[-1].append(k)
@@ -143,30 +144,107 @@ def _join_targets(parts: list) -> np.ndarray:
     return np.concatenate([np.asarray(part) for part in parts])
 
 
-class IncrementalSearchCV(_OnAnyDask, dask_ml.IncrementalSearchCV):
-    """``dask_ml.model_selection.IncrementalSearchCV``, on every Dask.
+# Meaning of the parameters that describe predictions, for the name of the method.
+_META = "Empty array or frame like the result of ``{}``. Set it if predictions of Dask collections fail without it."
 
-    All candidates are trained concurrently, with one chunk per call of ``partial_fit``. Each is trained to the end,
-    unless its score stops improving.
-    A running ``dask.distributed.Client`` is required. For a classifier, call ``fit(X, y, classes=[...])``. X and y may
-    be frames, in memory or on Dask; ``best_estimator_`` then has ``feature_names_in_``.
+# Type and meaning of each parameter of the searches, in the form of numpydoc.
+_PARAMETERS = {
+    "estimator": (
+        "estimator with ``partial_fit``",
+        "The estimator whose parameters are searched. It is cloned and never modified.",
+    ),
+    "parameters": (
+        "dict",
+        "The search space: for each parameter's name a list of values, or a distribution with a method ``rvs``.",
+    ),
+    "n_initial_parameters": (
+        'int or "grid"',
+        'Number of candidates drawn from the search space. Raise it for a large space. "grid" takes every combination.',
+    ),
+    "n_initial_iter": (
+        "int",
+        "Number of calls of ``partial_fit`` for each candidate in the first round; required. Raise it if first scores "
+        "say little.",
+    ),
+    "max_iter": (
+        "int",
+        "Maximum number of calls of ``partial_fit`` for one candidate. Raise it if candidates need more chunks or "
+        "visits. None trains until about one candidate is left; only ``SuccessiveHalvingSearchCV`` accepts it.",
+    ),
+    "aggressiveness": (
+        "int",
+        "About one of this many candidates is kept in each round. Raise it if early scores are reliable.",
+    ),
+    "decay_rate": (
+        "float or None",
+        "Exponent d: after t calls, a share of about ``(1 + t) ** -d`` of the candidates is trained on. Raise it to "
+        "save time. Used by ``InverseDecaySearchCV`` only; elsewhere leave it at None.",
+    ),
+    "test_size": (
+        "float or None",
+        "Share of each block that is held out for scores, from 0 to 1. None holds out about the size of one block, "
+        "and at most a fifth of the rows. Lower it if the held-out rows do not fit in the memory of a worker.",
+    ),
+    "patience": (
+        "int or bool",
+        "Training of a candidate stops if its score has not improved by `tol` for this many calls. False never stops "
+        "early. Set it if candidates converge before `max_iter`.",
+    ),
+    "tol": (
+        "float",
+        "Least improvement, in units of the score, for `patience`. Raise it to stop candidates earlier.",
+    ),
+    "fits_per_score": (
+        "int",
+        "Number of calls of ``partial_fit`` between scores. Raise it if scores take long.",
+    ),
+    "random_state": (
+        "int, RandomState or None",
+        "Seed of the candidates and of the held-out rows. Set an int for reproducible results.",
+    ),
+    "scoring": (
+        "str, callable or None",
+        "Score to maximise, as in scikit-learn. None uses the estimator's own ``score``.",
+    ),
+    "verbose": (
+        "bool or float",
+        "Whether to print the progress. A float prints about this share of the messages.",
+    ),
+    "prefix": ("str", "Text in front of each message."),
+    "scores_per_fit": ("int or None", "Deprecated name of `fits_per_score` in dask-ml."),
+    "predict_meta": ("array-like or None", _META.format("predict")),
+    "predict_proba_meta": ("array-like or None", _META.format("predict_proba")),
+    "transform_meta": ("array-like or None", _META.format("transform")),
+}
 
-    Parameters
-    ----------
-    estimator : estimator with ``partial_fit``
-        The estimator whose parameters are searched. It is cloned and never modified.
-    parameters : dict
-        The search space: for each parameter's name a list of values, or a distribution with a method ``rvs``.
-    n_initial_parameters : int or "grid"
-        As in ``dask_ml.model_selection.IncrementalSearchCV``.
-    decay_rate : None
-        No candidates are dropped. To drop more of them with each call, use ``InverseDecaySearchCV``. dask-ml ignores a
-        number here and warns.
-    test_size, patience, tol, fits_per_score, max_iter : object
-        As in ``dask_ml.model_selection.IncrementalSearchCV``.
-    random_state, scoring, verbose, prefix, scores_per_fit, predict_meta, predict_proba_meta, transform_meta : object
-        As in ``dask_ml.model_selection.IncrementalSearchCV``.
+
+# What all searches share, for their docstrings.
+_SHARED = """\
+A running ``dask.distributed.Client`` is required. For a classifier, call ``fit(X, y, classes=[...])``. X and y may
+be frames, in memory or on Dask; ``best_estimator_`` then has ``feature_names_in_``."""
+
+T = TypeVar("T", bound=type)
+
+
+def _documented(search: T) -> T:
+    """Complete the docstring of a search, which holds its goal, by what all searches share and by its parameters.
+
+    The parameters, their order and their defaults are those of its signature.
     """
+    lines = []
+    for name, parameter in signature(search).parameters.items():
+        kind, meaning = _PARAMETERS[name]
+        default = "" if parameter.default is parameter.empty else f", default={parameter.default!r}"
+        lines += [f"{name} : {kind}{default}", indent(fill(meaning, 116), "    ")]
+    title = f"``dask_ml.model_selection.{search.__name__}``, on every Dask."
+    parameters = "\n".join(["Parameters", "----------", *lines])
+    search.__doc__ = "\n\n".join([title, search.__doc__ or "", _SHARED, parameters]) + "\n"
+    return search
+
+
+@_documented
+class IncrementalSearchCV(_OnAnyDask, dask_ml.IncrementalSearchCV):
+    """Train all candidates concurrently to the end, unless the score of one stops improving."""
 
     # Redefined for the default of decay_rate: dask-ml's own default makes it warn even if the user did not set it.
     def __init__(
@@ -197,61 +275,16 @@ class IncrementalSearchCV(_OnAnyDask, dask_ml.IncrementalSearchCV):
         )  # fmt: skip
 
 
+@_documented
 class InverseDecaySearchCV(_OnAnyDask, dask_ml.InverseDecaySearchCV):
-    """``dask_ml.model_selection.InverseDecaySearchCV``, on every Dask.
-
-    The number of candidates still trained decreases in inverse proportion to the number of calls made.
-    A running ``dask.distributed.Client`` is required. For a classifier, call ``fit(X, y, classes=[...])``. X and y may
-    be frames, in memory or on Dask; ``best_estimator_`` then has ``feature_names_in_``.
-
-    Parameters
-    ----------
-    estimator : estimator with ``partial_fit``
-        The estimator whose parameters are searched. It is cloned and never modified.
-    parameters : dict
-        The search space: for each parameter's name a list of values, or a distribution with a method ``rvs``.
-    n_initial_parameters, test_size, patience, tol, fits_per_score, max_iter, random_state : object
-        As in ``dask_ml.model_selection.InverseDecaySearchCV``.
-    scoring, verbose, prefix, decay_rate : object
-        As in ``dask_ml.model_selection.InverseDecaySearchCV``.
-    """
+    """Train fewer candidates with each call: their number is inversely proportional to the number of calls made."""
 
 
+@_documented
 class SuccessiveHalvingSearchCV(_OnAnyDask, dask_ml.SuccessiveHalvingSearchCV):
-    """``dask_ml.model_selection.SuccessiveHalvingSearchCV``, on every Dask.
-
-    In each round only the better candidates are kept, and each gets more calls (Jamieson, Talwalkar 2016).
-    A running ``dask.distributed.Client`` is required. For a classifier, call ``fit(X, y, classes=[...])``. X and y may
-    be frames, in memory or on Dask; ``best_estimator_`` then has ``feature_names_in_``.
-
-    Parameters
-    ----------
-    estimator : estimator with ``partial_fit``
-        The estimator whose parameters are searched. It is cloned and never modified.
-    parameters : dict
-        The search space: for each parameter's name a list of values, or a distribution with a method ``rvs``.
-    n_initial_parameters, n_initial_iter, max_iter, aggressiveness, test_size, patience, tol : object
-        As in ``dask_ml.model_selection.SuccessiveHalvingSearchCV``.
-    random_state, scoring, verbose, prefix : object
-        As in ``dask_ml.model_selection.SuccessiveHalvingSearchCV``.
-    """
+    """Keep the better candidates in each round, and give each of them more calls (Jamieson, Talwalkar 2016)."""
 
 
+@_documented
 class HyperbandSearchCV(_OnAnyDask, dask_ml.HyperbandSearchCV):
-    """``dask_ml.model_selection.HyperbandSearchCV``, on every Dask.
-
-    The better a candidate scores, the more calls of ``partial_fit`` it gets (Li et al. 2018).
-    A running ``dask.distributed.Client`` is required. For a classifier, call ``fit(X, y, classes=[...])``. X and y may
-    be frames, in memory or on Dask; ``best_estimator_`` then has ``feature_names_in_``.
-
-    Parameters
-    ----------
-    estimator : estimator with ``partial_fit``
-        The estimator whose parameters are searched. It is cloned and never modified.
-    parameters : dict
-        The search space: for each parameter's name a list of values, or a distribution with a method ``rvs``.
-    max_iter, aggressiveness, patience, tol, test_size, random_state, scoring : object
-        As in ``dask_ml.model_selection.HyperbandSearchCV``.
-    verbose, prefix, predict_meta, predict_proba_meta, transform_meta : object
-        As in ``dask_ml.model_selection.HyperbandSearchCV``.
-    """
+    """Give a candidate the more calls of ``partial_fit`` the better it scores (Li et al. 2018)."""

@@ -11,7 +11,9 @@ import warnings
 
 import dask.dataframe as dd
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
@@ -46,8 +48,8 @@ model.predict_proba(X)
 
 # %%
 # Raw columns converge because the solver preconditions its steps (``precondition``). The next figure compares fits with
-# and without it on the numeric columns. Given data, ``ConvergenceDisplay`` fits a clone and evaluates the objective
-# after each pass. The optimum is that of scikit-learn's Newton method, as an independent reference.
+# and without it on the numeric columns. A callback evaluates the objective after each pass. The optimum is that of
+# scikit-learn's Newton method, as an independent reference.
 
 warnings.simplefilter(
     "ignore", ConvergenceWarning
@@ -56,13 +58,34 @@ numbers, alpha, n = numeric.to_numpy(), 1e-4, len(numeric)
 exact = LogisticRegression(
     C=1 / (alpha * n), solver="newton-cholesky", tol=1e-10, max_iter=500
 ).fit(numbers, late)
-optimum = (
-    log_loss(late, exact.predict_proba(numbers)) + 0.5 * alpha * (exact.coef_**2).sum()
-)
 
+
+def objective(coef, intercept):
+    probability = expit(numbers @ coef + intercept)
+    return log_loss(late, probability) + 0.5 * alpha * (coef**2).sum()
+
+
+zero = objective(np.zeros(numbers.shape[1]), 0.0)
+optimum = objective(exact.coef_[0], exact.intercept_[0])
+
+
+def history_of(model):
+    rows = []
+
+    def note(info):
+        left = objective(info.x, info.intercept) - optimum
+        rows.append({"epoch": info.epoch, "suboptimality": left / (zero - optimum)})
+
+    model.fit(numbers, late, callback=note)
+    return rows
+
+
+settings = {"alpha": alpha, "max_iter": 15, "tol": 0.0, "random_state": 0}
+histories = {
+    f"precondition={value}": history_of(SAGAClassifier(precondition=value, **settings))
+    for value in (True, False)
+}
 figure, ax = plt.subplots(layout="constrained")
-for precondition in (True, False):
-    ConvergenceDisplay.from_estimator(
-        SAGAClassifier(alpha=alpha, precondition=precondition, max_iter=15, tol=0.0, random_state=0),
-        numbers, late, optimum=optimum, ax=ax, marker="o", name=f"precondition={precondition}",
-    )  # fmt: skip
+ConvergenceDisplay.from_histories(
+    histories, quantity="suboptimality", ax=ax, curve_kwargs={"marker": "o"}
+)

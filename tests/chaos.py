@@ -102,8 +102,8 @@ class Chaos:
         self.lost_times: list[threading.Timer] = []
 
     def __enter__(self) -> Chaos:
-        self.saved = checkpoint.SECONDS, checkpoint.LEAST_RATIO, preparation.JOINED_BYTES
-        checkpoint.SECONDS = checkpoint.LEAST_RATIO = preparation.JOINED_BYTES = 0
+        self.saved = checkpoint.SECONDS, checkpoint.AGE_RATIO, preparation.JOINED_BYTES
+        checkpoint.SECONDS = checkpoint.AGE_RATIO = preparation.JOINED_BYTES = 0
         self.before = {process.pid for process in psutil.Process().children(recursive=True)}
         self.config = dask.config.set({
             "distributed.scheduler.worker-ttl": f"{WORKER_TTL}s", "distributed.scheduler.allowed-failures": 10,
@@ -119,7 +119,7 @@ class Chaos:
         self.free()
         self.cluster.close()
         self.config.__exit__(*error)
-        checkpoint.SECONDS, checkpoint.LEAST_RATIO, preparation.JOINED_BYTES = self.saved
+        checkpoint.SECONDS, checkpoint.AGE_RATIO, preparation.JOINED_BYTES = self.saved
         deadline = time.monotonic() + 20
         while left := self.orphans():
             if time.monotonic() > deadline:

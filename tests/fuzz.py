@@ -34,6 +34,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
+from dask_saga.inspection import duality_gap
 from dask_saga.losses import Huber, PoissonLoss, SmoothHinge
 from dask_saga.penalties import ElasticNet
 
@@ -556,7 +557,10 @@ class Scenario:
                 warnings.simplefilter("error" if method in LEARNING else "ignore")
                 warnings.simplefilter("ignore", UserWarning)  # scikit-learn's and ours are of this kind
                 warnings.simplefilter("ignore", FutureWarning)  # older scikit-learn's, of labels in bytes
-                result = getattr(estimator, method)(*arguments, **keywords)
+                call = (
+                    functools.partial(duality_gap, estimator) if method == "duality_gap" else getattr(estimator, method)
+                )
+                result = call(*arguments, **keywords)
                 if dask.is_dask_collection(result):
                     result = result.compute()
         except DOCUMENTED as error:

@@ -31,7 +31,7 @@ class Died(Exception):
 @pytest.fixture(autouse=True)
 def at_every_pass(monkeypatch):
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
-    monkeypatch.setattr(checkpoint, "LEAST_RATIO", 0.0)
+    monkeypatch.setattr(checkpoint, "AGE_RATIO", 0.0)
 
 
 def die_after(passes):
@@ -95,7 +95,7 @@ import os, sys
 import numpy as np
 from dask_saga import SAGAClassifier
 from dask_saga.fitting import checkpoint
-checkpoint.SECONDS = checkpoint.LEAST_RATIO = 0.0
+checkpoint.SECONDS = checkpoint.AGE_RATIO = 0.0
 A, y = np.load(sys.argv[1] + "/A.npy"), np.load(sys.argv[1] + "/y.npy")
 SAGAClassifier(max_iter=8, tol=0.0).fit(
     A, y, checkpoint=sys.argv[1] + "/saved", callback=lambda info: os._exit(9) if info.epoch == 5 else None)

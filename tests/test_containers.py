@@ -10,6 +10,7 @@ import pytest
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
 from dask_saga.data.validation import check_containers
+from dask_saga.inspection import duality_gap
 
 from .conftest import make_rows
 
@@ -77,6 +78,8 @@ def call(kind, method, arguments):
         arguments = {**arguments, "classes": [-1.0, 1.0]}
     if method not in ("fit", "partial_fit"):
         model.fit(A, y)
+    if method == "duality_gap":
+        return duality_gap(model, **arguments)
     return getattr(model, method)(**arguments)
 
 

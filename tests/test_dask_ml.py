@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import pickle
+import re
 import warnings
 
 import dask
@@ -313,3 +314,19 @@ def test_parameters_are_those_of_dask_ml(name):
     plain = clone(getattr(model_selection, name)(estimator, {"alpha": [1.0]}))
     assert plain.get_params()["estimator__alpha"] == 1.0
     assert type(plain).__module__ == "dask_saga.model_selection"
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_docstrings_describe_every_parameter(name):
+    search = getattr(model_selection, name)
+    described = re.findall(r"^(\w+) : (.*)\n    \S", search.__doc__, re.MULTILINE)
+    assert [one for one, _ in described] == list(inspect.signature(search).parameters)
+    assert all("default=" in kind for _, kind in described[2:])
+    assert search.__doc__.splitlines()[0] == f"``dask_ml.model_selection.{name}``, on every Dask."
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches_survive_pickling(name):
+    search = pickle.loads(pickle.dumps(search_for(name)))
+    assert type(search) is getattr(model_selection, name)
+    assert search.get_params(deep=False).keys() == search_for(name).get_params(deep=False).keys()

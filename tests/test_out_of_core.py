@@ -22,7 +22,7 @@ from dask_saga.data.dask_blocks import dask_blocks, most_bytes
 from dask_saga.data.statistics import measure
 from dask_saga.data.validation import read_chunk
 from dask_saga.execution.cluster import TASKS_AHEAD, ClientExecutor
-from dask_saga.execution.deferred import DeferredCall, block_recipes
+from dask_saga.execution.deferred import DeferredCall, defer_blocks
 from dask_saga.execution.executor import LocalExecutor
 from dask_saga.fitting.chunk_source import HELD_SHARE, Source
 from dask_saga.losses import LOSSES, LogLoss
@@ -156,9 +156,9 @@ def test_blocks_that_cannot_be_made_there_are_loaded_as_before(client):
         noted = [(delayed(lambda k: A[k : k + 100], pure=False)(k), y[k : k + 100]) for k in range(0, 600, 100)]
     lazy, there = dask_blocks(X, labels), dask_blocks(*dask.persist(X, labels))
     future = client.submit(lambda: A[:100])
-    assert not any(block is recipe for block, recipe in zip(lazy, block_recipes(lazy), strict=True))
+    assert not any(block is recipe for block, recipe in zip(lazy, defer_blocks(lazy), strict=True))
     for blocks in (there, dask_blocks(whole.rechunk((100, 8)), labels), noted, [(delayed(np.abs)(future), None)]):
-        assert block_recipes(blocks) is blocks
+        assert defer_blocks(blocks) is blocks
     for rows, targets in (dask.persist(X, labels), (whole.rechunk((100, 8)), labels)):
         for persist in (True, False):
             model = SAGAClassifier(random_state=0).fit(rows, targets, persist=persist)
@@ -275,7 +275,9 @@ def test_a_task_reads_the_next_block_while_it_works_if_there_is_room(has_room, c
     executor = ClientExecutor(client_of_threads)
     calls = [(DeferredCall(np.asarray, DeferredCall(load_block, k)), k) for k in range(4)]
     size = 1.0 if has_room else 100 * executor.memory()
-    ahead, sizes = zip(*executor.gather(executor.in_turn(work, calls, name="saga-test", size=size)), strict=True)
+    ahead, sizes = zip(
+        *executor.gather(executor.map_sequential(work, calls, name="saga-test", nbytes=size)), strict=True
+    )
     assert ahead == (has_room,) * 3 + (False,)
     assert sizes == (0, 1, 2, 3)
     assert [one for one in BEGUN if "load" in one] == [f"load {k}" for k in range(4)]
@@ -298,7 +300,7 @@ def test_the_error_of_the_first_chunk_that_fails(function, error, client_of_thre
     executor = ClientExecutor(client_of_threads)
     calls = [(DeferredCall(np.asarray, DeferredCall(fail_to_load, k)), k) for k in range(4)]
     with pytest.raises(error):
-        executor.gather(executor.in_turn(function, calls, name="saga-test", size=1.0))
+        executor.gather(executor.map_sequential(function, calls, name="saga-test", nbytes=1.0))
     assert not [t for t in threading.enumerate() if t.name.startswith("saga-ahead")]
 
 
@@ -390,7 +392,7 @@ def test_nothing_is_loaded_after_a_load_that_failed():
             raise OSError("one")
         return k
 
-    chunks = LocalExecutor().ahead(load, [0, 1, 2])
+    chunks = LocalExecutor().prefetch(load, [0, 1, 2])
     assert next(chunks) == 0
     with pytest.raises(OSError, match="one"):
         next(chunks)
@@ -449,13 +451,13 @@ def test_memory_for_which_there_is_no_room_stays_on_the_cluster(client, monkeypa
     whole = SAGAClassifier(random_state=0).fit(X, labels)
     monkeypatch.setattr("dask_saga.execution.cluster.GATHERED_SHARE", 0.0)
     model = SAGAClassifier(random_state=0, warm_start=True)
-    with pytest.warns(UserWarning, match=r"600 rows is too large .* begins a fit with warm_start=True"):
+    with pytest.warns(UserWarning, match=r"600 rows is too large .* start a fit with warm_start=True"):
         model.fit(X, labels)
     assert model.coef_.tobytes() == whole.coef_.tobytes()
     assert (model.step_size_, model.diverged_, model.n_iter_) == (whole.step_size_, whole.diverged_, whole.n_iter_)
     assert model.state_ is None
     assert model.score(X, labels) == whole.score(X, labels)
-    with pytest.raises(ValueError, match="without its gradient memory"):
+    with pytest.raises(ValueError, match="has no gradient memory"):
         model.partial_fit(A[:150], y[:150])
     with pytest.warns(UserWarning, match="600 rows"):
         assert model.fit(X, labels).n_iter_ == 1

@@ -205,7 +205,7 @@ def test_a_tolerance_that_float32_does_not_tell_is_confirmed(monkeypatch):
 def test_memories_may_travel_or_not(monkeypatch):
     data = blocks(*make_rows(ROWS, 6))
     model = SAGAClassifier(alpha=1e-3, random_state=0).fit(*data)
-    monkeypatch.setattr(fit_state, "MOST_TRAVELS", 0)
+    monkeypatch.setattr(fit_state, "SENT_BYTES", 0)
     other = SAGAClassifier(alpha=1e-3, random_state=0).fit(*data)
     np.testing.assert_array_equal(model.coef_, other.coef_)
 

@@ -158,8 +158,8 @@ def test_what_is_loaded_comes_from_all_lanes_in_turn():
 def test_a_cluster_knows_its_threads(client):
     executor = ClientExecutor(client)
     assert executor.threads() == 2
-    executor.divide(3)
-    assert sorted({worker for place in executor.places for worker in place["workers"]}) == sorted(client.nthreads())
+    executor.assign_lanes(3)
+    assert sorted({worker for lane in executor.lane_workers for worker in lane["workers"]}) == sorted(client.nthreads())
 
 
 @pytest.mark.parametrize("n_parallel", [0, 1.5, "many"])
@@ -229,7 +229,7 @@ def test_all_workers_are_lost_while_tasks_wish_for_one(client):
 def test_tasks_that_wish_for_a_lost_worker_run_on_a_new_one():
     with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster, Client(cluster) as client:
         executor = ClientExecutor(client)
-        executor.divide(2)
+        executor.assign_lanes(2)
         cluster.sync(cluster.scheduler.retire_workers, names=[0])
         future = executor.submit(sum, [1, 2], name="saga-visit", lane=0)
         while not cluster.scheduler.unrunnable:
@@ -245,7 +245,7 @@ class Died(Exception):
 @pytest.mark.filterwarnings("ignore:max_iter=16:sklearn.exceptions.ConvergenceWarning")
 def test_checkpoints_and_the_width_of_auto(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
-    monkeypatch.setattr(checkpoint, "LEAST_RATIO", 0.0)
+    monkeypatch.setattr(checkpoint, "AGE_RATIO", 0.0)
 
     def die(info):
         if info.epoch == 4:

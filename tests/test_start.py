@@ -9,6 +9,7 @@ from dask_saga import SAGAClassifier
 from dask_saga.data.chunk import join_chunks
 from dask_saga.data.statistics import column_stats, merge
 from dask_saga.data.validation import read_chunk
+from dask_saga.fitting.preparation import Handover
 from dask_saga.losses import LogLoss, SquaredError
 from dask_saga.penalties import ElasticNet
 from dask_saga.solver import subsample
@@ -184,3 +185,10 @@ def test_sparse_chunks_of_any_density_are_in_the_sample():
         sample = sample_rows(read_chunk(A, b), 2)
         assert len(sample.targets) == 500
         assert sample.weight == pytest.approx(4000.0)
+
+
+def test_what_only_the_start_needs_is_handed_over_once():
+    handover = Handover(["limits"], "sample")
+    assert handover.take() == (["limits"], "sample")
+    with pytest.raises(RuntimeError, match="prepare again"):
+        handover.take()

@@ -177,7 +177,7 @@ def test_repeated_content_leaves_one_at_a_time(binary):
     model = classifier().fit(da.from_array(A, chunks=(600, 8)), da.from_array(y, chunks=600))
     for left in (2, 1, 0):
         assert len(model.forget(X=binary[0], y=binary[1]).state_.chunks) == left
-    with pytest.raises(ValueError, match="no chunk of the content"):
+    with pytest.raises(ValueError, match="not the content of a known chunk"):
         model.forget(X=binary[0], y=binary[1])
 
 
@@ -194,7 +194,7 @@ def test_what_forget_refuses_changes_nothing(binary):
         ({"chunk_id": "none"}, "chunk_id='none' is not known"),
         ({"chunk_id": "few"}, "'few' has so few rows"),
         ({"chunk_id": 1, "X": A, "y": y}, "not the content of chunk_id=1"),
-        ({"X": A, "y": y}, "no chunk of the content"),
+        ({"X": A, "y": y}, "not the content of a known chunk"),
         ({"chunk_id": 1, "X": A[:, :3], "y": y}, "expecting 8 features"),
     ):
         with pytest.raises(ValueError, match=message):

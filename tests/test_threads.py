@@ -31,7 +31,7 @@ from dask_saga.solver.preconditioned_problem import PreconditionedProblem, row_n
 from dask_saga.solver.preconditioner_choice import choose_preconditioner
 from dask_saga.solver.problem import Problem
 from dask_saga.solver.state import new_solver_state
-from dask_saga.solver.threaded_visit import ROUNDS, SPARSE_ROUNDS
+from dask_saga.solver.threaded_visit import DENSE_ROUNDS, SPARSE_ROUNDS
 from dask_saga.solver.visit import fresh_memory
 from dask_saga.solver.visit_plan import plan_visit
 
@@ -92,7 +92,7 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
     head, memory = new_solver_state(p), None
     x, gradient_sum, gradients = np.zeros((1, p + 1)), np.zeros((1, p + 1)), np.zeros((n, 1), np.float32)
     sparse = kind == "sparse"
-    most, each = (SPARSE_ROUNDS, 8) if sparse else (ROUNDS, 32)
+    most, each = (SPARSE_ROUNDS, 8) if sparse else (DENSE_ROUNDS, 32)
     rounds = min(most, max(1, chunk.entries // (n_threads * each * (p + 1))))
     assert rounds > 1
     for seed in (3, 4):

@@ -7,14 +7,15 @@ import dask.array as da
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import Lasso, LinearRegression, PoissonRegressor, Ridge
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression, PoissonRegressor, Ridge
 from threadpoolctl import threadpool_limits
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
 from dask_saga.data.statistics import column_stats
 from dask_saga.data.validation import read_chunk
 from dask_saga.fitting import loop
+from dask_saga.inspection import duality_gap
 from dask_saga.losses import LogLoss, SquaredError
 from dask_saga.penalties import ElasticNet
 from dask_saga.solver import preconditioner_choice as metric_module
@@ -340,18 +341,28 @@ def test_duality_gap_bounds_the_distance(penalty, classes, binary):
         p = model.predict_proba(A)[np.arange(len(y)), y]
         return -np.log(p).mean() + best._problem().penalty.value(model.coef_).sum()
 
-    bound = model.duality_gap(A, y)
+    bound = duality_gap(model, A, y)
     assert objective(model) - objective(best) <= bound < 1.0
-    assert best.duality_gap(A, y) < 1e-9
+    assert duality_gap(best, A, y) < 1e-9
     X, labels = da.from_array(A, chunks=(100, -1)), da.from_array(y, chunks=100)
-    assert model.duality_gap(X, labels) == pytest.approx(bound)
+    assert duality_gap(model, X, labels) == pytest.approx(bound)
 
 
 def test_duality_gap_is_refused_where_there_is_none(binary):
     A, y = binary
-    for settings in ({}, {"fit_intercept": False, "penalty": "l1"}, {"fit_intercept": False, "penalty": None}):
-        with pytest.raises(ValueError, match="duality_gap needs"):
-            SAGAClassifier(tol=0.1, random_state=0, **settings).fit(A, y).duality_gap(A, y)
+    for settings, message in (
+        ({}, "duality_gap needs fit_intercept=False: .* a column of ones"),
+        ({"fit_intercept": False, "penalty": "l1"}, "duality_gap needs .* an L2 part, but .* penalty='l1'"),
+        ({"fit_intercept": False, "penalty": None}, "duality_gap needs .* an L2 part, but .* penalty=None"),
+        ({"fit_intercept": False, "alpha": 0.0}, "duality_gap needs .* a positive alpha"),
+    ):
+        model = SAGAClassifier(tol=0.1, random_state=0, **settings).fit(A, y)
+        with pytest.raises(ValueError, match=message):
+            duality_gap(model, A, y)
+    with pytest.raises(NotFittedError):
+        duality_gap(SAGAClassifier(fit_intercept=False), A, y)
+    with pytest.raises(TypeError, match="estimator is a LogisticRegression"):
+        duality_gap(LogisticRegression().fit(A, y), A, y)
 
 
 def test_several_outputs_on_dask_are_lazy_and_right(binary):

@@ -140,7 +140,7 @@ def test_a_checkpoint_comes_first(tmp_path):
     ("X", "b", "message"),
     [
         (A[:, :5], y, "5 features"),
-        (A, classes, r"classes \[0, 1, 2\], but coef_, where warm_start=True begins, is of \[-1.0, 1.0\]"),
+        (A, classes, r"classes \[0, 1, 2\], but coef_, from which warm_start=True starts, has \[-1.0, 1.0\]"),
         (da.from_array(A[:, :5], chunks=(90, 5)), da.from_array(y, chunks=90), "5 features"),
     ],
 )
@@ -156,6 +156,6 @@ def test_data_of_another_shape_are_refused(X, b, message):
 def test_another_number_of_targets_is_refused():
     model = SAGARegressor(**WARM).fit(A, y)
     before = attributes(model)
-    with pytest.raises(ValueError, match="y has 2 columns, but coef_, where warm_start=True begins, is of 1"):
+    with pytest.raises(ValueError, match="y has 2 columns, but coef_, from which warm_start=True starts, has 1"):
         model.fit(A, A[:, :2])
     assert attributes(model) == before

@@ -53,7 +53,7 @@ FEW = 2**15
 
 # Recompute sums about the mean if a column's sum of squares about the origin exceeds that about the mean by this
 # factor: too many digits would cancel.
-FAR = 1e6
+FAR_FROM_MEAN = 1e6
 
 # Smallest share of a column's sum of squares that a subtraction can resolve; less is rounding error. ROUNDED bounds the
 # squares, CANCELLED the products, which need more digits.
@@ -109,7 +109,7 @@ class ColumnStats(NamedTuple):
     products: np.ndarray | None
 
 
-def wants_products(p: int, problem: Any) -> bool:
+def wants_products(p: float, problem: Any) -> bool:
     """Return whether the problem permits a rotation of p columns, which needs their products."""
     rotates = isinstance(problem.penalty, ElasticNet) and problem.penalty.rotates
     return bool(problem.precondition and rotates and 1 < p <= MOST_ROTATED)
@@ -292,10 +292,10 @@ def _middle(few: np.ndarray) -> np.ndarray:
 def _about(moments: Callable, origin: np.ndarray, weight: float) -> tuple:
     """Return mean, squares and further moments, computed about an origin.
 
-    If the origin is too far from the mean (factor FAR), the moments are computed again about the mean.
+    If the origin is too far from the mean (factor FAR_FROM_MEAN), the moments are computed again about the mean.
     """
     sums, squares, *rest = moments(origin)
-    if (squares > FAR * (squares - sums**2 / weight)).any():
+    if (squares > FAR_FROM_MEAN * (squares - sums**2 / weight)).any():
         origin = origin + sums / weight
         sums, squares, *rest = moments(origin)
     return origin + sums / weight, np.maximum(squares - sums**2 / weight, 0.0), *rest, origin

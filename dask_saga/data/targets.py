@@ -63,12 +63,12 @@ def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:
         import pandas as pd
 
         if pd.isna(labels).any():
-            raise ValueError(f"{argument} contains missing labels (NaN, None or NA)")
+            raise ValueError(f"{argument} contains missing labels (NaN, None or NA); drop them or fill them in")
         kind = pd.api.types.infer_dtype(labels, skipna=False)
         if kind in ("integer", "boolean", "floating"):
             labels = labels.astype({"integer": np.int64, "boolean": bool, "floating": np.float64}[kind])
     elif labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise ValueError(f"{argument} contains NaN or infinity")
+        raise ValueError(f"{argument} contains NaN or infinity; drop or correct these labels")
     return labels
 
 
@@ -79,7 +79,7 @@ def count_labels(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, n
     if len(labels) and (labels.dtype.kind not in "iub" or len(distinct) > len(labels) / 2):
         checked(check_classification_targets, labels)
     if weights.size and len(weights) != len(labels):
-        raise ValueError(f"y has {len(labels)} rows, but sample_weight has {len(weights)}")
+        raise ValueError(f"y has {len(labels)} rows, but sample_weight has {len(weights)}; give one weight per row")
     return distinct, np.bincount(codes, weights if weights.size else None, minlength=len(distinct)).astype(float)
 
 
@@ -106,7 +106,9 @@ def sorted_labels(labels: np.ndarray, argument: str = "y") -> np.ndarray:
     try:
         return np.unique(labels)
     except TypeError as error:
-        raise TypeError(f"{argument} mixes labels that cannot be sorted, such as strings and numbers") from error
+        raise TypeError(
+            f"{argument} mixes labels that cannot be sorted, such as strings and numbers; convert all to one type"
+        ) from error
 
 
 def check_classes(labels: np.ndarray, argument: str) -> np.ndarray:
@@ -158,7 +160,10 @@ def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
         codes = pd.Index(classes).get_indexer(labels)
     if (codes < 0).any():
         unknown = list(dict.fromkeys(labels[codes < 0].tolist()))[:5]
-        raise ValueError(f"y has labels {unknown} that are not among the classes {classes.tolist()}")
+        raise ValueError(
+            f"y has labels {unknown} that are not among the classes {classes.tolist()}; correct them, or start again "
+            "with all labels as classes"
+        )
     return codes
 
 
@@ -178,9 +183,13 @@ def read_targets(y: Any, classes: np.ndarray | None = None, loss: Any = None) ->
     if labels is not None or y.ndim != 2 or y.shape[1] == 0 or hasattr(loss, "outputs"):
         y = checked(column_or_1d, y, warn=True)[:, None]
     if labels is not None and not np.isin(y, labels).all():
-        raise ValueError(f"y (b) must hold only {_some(labels)} for this loss")
+        found = y[~np.isin(y, labels)][0]
+        raise ValueError(f"y (b) must hold only {_some(labels)} for this loss, but has {found}; encode its labels so")
     if y.size and y.min() < getattr(loss, "least_target", -np.inf):
-        raise ValueError(f"y must be at least {loss.least_target} for this loss, but has {y.min()}")
+        raise ValueError(
+            f"y must be at least {loss.least_target} for this loss, but has {y.min()}; correct these rows, or choose "
+            "another loss"
+        )
     if y.size and max(y.max(), -y.min()) > LARGEST:
         raise ValueError(f"y has values beyond {LARGEST:.0e}; give it in larger units")
     return np.ascontiguousarray(y)

@@ -113,7 +113,9 @@ def align_columns(X: Any, names: list | None) -> Any:
     if names is None or not hasattr(X, "columns") or list(X.columns) == names:
         return X
     if sorted(map(str, X.columns)) != sorted(map(str, names)):
-        raise ValueError(f"X has the columns {list(X.columns)} here, but the frame has {names}")
+        raise ValueError(
+            f"X has the columns {list(X.columns)} here, but the frame has {names}; give all partitions the same"
+        )
     return X[names]
 
 
@@ -142,17 +144,17 @@ def read_rows(X: Any, *, estimator: str | None = None, finite: bool = True, orde
         For NaN, inf, complex or non-numeric values, for other than two dimensions, or for a Dask collection.
     """
     if is_dask_collection(X):
-        raise TypeError("X is a Dask collection, but one chunk in memory is wanted; use fit, or Incremental")
+        raise TypeError("X is a Dask collection, but must be one chunk in memory; use fit, or dask_ml's Incremental")
     if hasattr(X, "to_scipy_sparse"):  # pydata/sparse
         X = X.to_scipy_sparse()
     if sp.issparse(X) and X.dtype == object:
-        raise TypeError("X has dtype object; a sparse X must be numeric")
+        raise TypeError("X has dtype object; a sparse X must be numeric: X.astype(float)")
     if sp.issparse(X) and hasattr(X, "indptr"):
         # The kernels would read out of bounds if an index were invalid. The check may modify its matrix object, so it
         # gets another one with the same arrays.
         type(X)((X.data, X.indices, X.indptr), shape=X.shape).check_format(full_check=True)
         if (np.diff(X.indptr) < 0).any():  # scipy skips this check if nothing is stored
-            raise ValueError("indptr must be a non-decreasing sequence")
+            raise ValueError("indptr must be a non-decreasing sequence; the matrix is malformed, so build it again")
     X = checked(
         check_array,
         X,
@@ -197,9 +199,14 @@ def read_weights(sample_weight: Any, n: int) -> np.ndarray:
     how = {"ensure_2d": False, "dtype": np.float64, "order": "C", "ensure_min_samples": 0}
     weights = checked(check_array, sample_weight, **how, input_name="sample_weight")
     if weights.ndim != 1:
-        raise ValueError(f"sample_weight must be a 1D array or a number, but has {weights.ndim} dimensions")
+        raise ValueError(
+            f"sample_weight must be a 1D array or a number, but has {weights.ndim} dimensions; give one weight per row"
+        )
     if (weights < 0).any():
-        raise ValueError("sample_weight must not be negative")
+        row = int(weights.argmin())
+        raise ValueError(
+            f"sample_weight must not be negative, but is {weights[row]:g} in row {row}; use 0 to leave a row out"
+        )
     return _checked_total(weights)
 
 

@@ -26,13 +26,12 @@ from ..fitting.chunk_source import Source
 from ..fitting.loop import join_x, run
 from ..fitting.preparation import prepare
 from ..losses import LOSSES, resolve_loss
-from ..penalties import PENALTIES, ElasticNet, resolve_penalty
+from ..penalties import PENALTIES, resolve_penalty
 from ..solver.identity import draw_seed
-from ..solver.optimality import chunk_gradient
 from ..solver.preconditioned_problem import PreconditionedProblem
 from ..solver.problem import CONSTRAINTS, Problem, problem_for, to_float
 from ..solver.state import SAGAState
-from .messages import Ending, diverged_advice, showing_progress, unconverged_advice
+from .messages import ZERO_WEIGHTS, Ending, diverged_advice, showing_progress, unconverged_advice
 from .partial_fit import ONLY_PREDICTS, LearnsByChunk
 from .prediction import linear
 
@@ -154,7 +153,11 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         penalty = resolve_penalty(self.penalty, alpha, self.l1_ratio)
         if bool(getattr(loss, "labels", None)) != self._labelled:
             wanted = "labels = (-1.0, 1.0)" if self._labelled else "no labels"
-            raise ValueError(f"loss={self.loss!r} is not for {type(self).__name__}, whose losses have {wanted}")
+            other = "SAGARegressor" if self._labelled else "SAGAClassifier"
+            raise ValueError(
+                f"loss={self.loss!r} is not for {type(self).__name__}, whose losses have {wanted}; use {other}, or "
+                "correct the labels of the loss"
+            )
         return Problem(
             loss,
             penalty,
@@ -167,7 +170,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             n_threads=int(self.n_threads),
         )
 
-    def _find_classes(self, source: Source) -> tuple:
+    def _find_classes(self, source: Source) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Return all classes, and the factor of the row weights of each class or None; (None, None) without classes."""
         return None, None
 
@@ -197,10 +200,11 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         ----------
         X : array-like, scipy.sparse, DataFrame, dask array or dask dataframe of shape (n, p)
             Rows. In-memory data are one chunk. For a Dask collection, each block is a chunk.
-        y : array-like, dask array or series of shape (n,)
+        y : array-like, dask array or series of shape (n,), or (n, n_targets) for a regressor
             Targets or labels. A Dask collection needs the same blocks as X.
         sample_weight : array-like or dask array of shape (n,), default=None
-            Row weights, at least zero. None gives every row weight 1.
+            Row weights, at least zero. None gives every row weight 1. Set it if rows differ in importance or stand for
+            several observations; only the proportions of the weights count.
         persist : bool or "auto", default="auto"
             Whether Dask blocks are held in the memory of the client's cluster (or of this process without a client).
             False loads a few blocks at a time, again for each visit; set it if the data do not fit. "auto" holds the
@@ -211,7 +215,8 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             crash. The result is bitwise the same; `max_iter` and `tol` may differ. Set it for long fits.
         callback : callable, default=None
             Function called as ``callback(info)`` after each pass, where info has epoch, x, intercept, objective
-            (estimated), gradient_norm, step_size, seconds, visits and bytes_read. The fit stops if it returns True.
+            (estimated), gradient_norm, step_size, seconds, visits, bytes_read and chunks. The fit stops if it returns
+            True. Set it to watch a fit, or to stop it by a rule of your own.
 
         Returns
         -------
@@ -248,7 +253,9 @@ class SAGABase(LearnsByChunk, BaseEstimator):
                 self.state_ = None
                 rows = result.state.head.rows
                 warnings.warn(
-                    f"The gradient memory of {rows:,} rows is too large for this process. {ONLY_PREDICTS}", stacklevel=2
+                    f"The gradient memory of {rows:,} rows is too large for this process, so the estimator has none. "
+                    f"{ONLY_PREDICTS}",
+                    stacklevel=2,
                 )
             self.n_iter_ = len(result.history)
             self.history_ = result.history
@@ -264,12 +271,15 @@ class SAGABase(LearnsByChunk, BaseEstimator):
     ) -> Result:
         prepared = prepare(source, problem, estimator=type(self).__name__)
         if not any(fact.rows for fact in prepared.facts):
-            raise ValueError("sample_weight is zero for every row" if sum(prepared.lengths) else "X has no rows")
+            raise ValueError(ZERO_WEIGHTS if sum(prepared.lengths) else "X has no rows")
         if len(prepared.stats.mean) != self.n_features_in_:
-            raise ValueError(f"X has {len(prepared.stats.mean)} features, not the {self.n_features_in_} announced")
+            raise ValueError(
+                f"X has blocks of {len(prepared.stats.mean)} columns, but its shape or meta says "
+                f"{self.n_features_in_}; correct the shape or meta"
+            )
         if start is not None and len(start) != len(prepared.zero):
             raise ValueError(
-                f"y has {len(prepared.zero)} columns, but coef_, where warm_start=True begins, is of {len(start)}; "
+                f"y has {len(prepared.zero)} columns, but coef_, from which warm_start=True starts, has {len(start)}; "
                 "fit with warm_start=False"
             )
         return run(
@@ -282,10 +292,17 @@ class SAGABase(LearnsByChunk, BaseEstimator):
     def _read(
         self, X: Any, y: Any, sample_weight: Any, problem: Problem, persist: bool | str, *, fits: bool = True,
         goes_on: bool = False,
-    ) -> tuple:  # fmt: skip
+    ) -> tuple[Source, Problem, np.ndarray | None]:  # fmt: skip
         """Return the source of chunks, the problem for their classes, and the classes.
 
-        The classes are found in y if `fits`; otherwise they are the fitted ones.
+        Parameters
+        ----------
+        X, y, sample_weight, persist : as in ``fit``
+        problem : Problem
+        fits : bool, default=True
+            Whether classes and columns are set by the data. Otherwise the data are checked against the fitted ones.
+        goes_on : bool, default=False
+            Whether the fit starts from the current coefficients, so that classes and columns must be the fitted ones.
         """
         check_containers(X=X, y=y, sample_weight=sample_weight)
         lazy = any(map(is_dask_collection, (X, y, sample_weight)))
@@ -301,14 +318,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             source = Source(LocalExecutor(), [(X, y, sample_weight)], persist=persist or True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(source)  # closes the source if an error occurs below
-            classes, class_weights = getattr(self, "classes_", None), None
-            if fits:
-                before, (classes, class_weights) = classes, self._find_classes(source)
-                if goes_on and classes is not None and not np.array_equal(before, classes):
-                    raise ValueError(
-                        f"y has the classes {classes.tolist()}, but coef_, where warm_start=True begins, is of "
-                        f"{before.tolist()}; fit with warm_start=False"
-                    )
+            classes, class_weights = self._classes_for(source, fits, goes_on)
             # A classifier without classes has an empty y: a later check raises, whether X has rows or not.
             if classes is not None or not self._labelled:
                 problem = problem_for(problem, classes)
@@ -323,43 +333,18 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             stack.pop_all()
         return source, problem, classes
 
-    def duality_gap(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return an upper bound of ``F(coef_) - F*`` without knowing the optimum, in one pass over the data.
-
-        The gap is R(x) + R*(-g) + g'x, where g is the mean gradient and R* is the conjugate of the penalty. It uses the
-        derivatives of the loss at ``coef_`` as dual point. With many columns in large units, the bound is far above the
-        true difference.
-
-        Parameters
-        ----------
-        X, y, sample_weight : as in ``fit``
-            The data of the fit. If `class_weight` was used, give the products of both weights as `sample_weight`.
-
-        Returns
-        -------
-        float
-            The bound, in units of the mean loss.
-
-        Raises
-        ------
-        ValueError
-            If no finite bound exists: with an intercept, as it is not penalised, or without a built-in penalty that has
-            an L2 part.
-        """
-        check_is_fitted(self)
-        problem = self._problem()
-        if problem.fit_intercept or not isinstance(problem.penalty, ElasticNet) or problem.penalty.l2 == 0:
-            raise ValueError("duality_gap needs fit_intercept=False and a built-in penalty with an L2 part")
-        source, problem, _ = self._read(X, y, sample_weight, problem, False, fits=False)
-        x = join_x(self.coef_, self.intercept_)
-        with source:
-            told = source.map(_gradient_and_weight, x, problem, name="saga-gap", nbytes=x.nbytes)
-            sums = source.executor.gather(told)
-        gradient, weight = (sum(part) for part in zip(*sums, strict=True))
-        if not weight > 0:
-            raise ValueError("X has no rows of positive weight")
-        x, g = x[:, :-1], gradient[:, :-1] / weight
-        return float((problem.penalty.value(x) + problem.penalty.conjugate(-g) + g * x).sum())
+    def _classes_for(self, source: Source, fits: bool, goes_on: bool) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Return the classes, and the factor of the row weights of each class or None, for ``_read``."""
+        fitted = getattr(self, "classes_", None)
+        if not fits:
+            return fitted, None
+        classes, class_weights = self._find_classes(source)
+        if goes_on and classes is not None and not np.array_equal(fitted, classes):
+            raise ValueError(
+                f"y has the classes {classes.tolist()}, but coef_, from which warm_start=True starts, has "
+                f"{fitted.tolist()}; fit with warm_start=False"
+            )
+        return classes, class_weights
 
     def _warn(self, result: Result) -> None:
         if result.diverged:
@@ -397,10 +382,6 @@ class SAGABase(LearnsByChunk, BaseEstimator):
 
 def _read_block(block, name, **how):
     return read_chunk(*block, name=name, **how)
-
-
-def _gradient_and_weight(chunk, x, problem):
-    return chunk_gradient(chunk, x, problem)[1], chunk.weight
 
 
 # dask-ml registers a tokenizer for all scikit-learn estimators. It would read the whole gradient memory, so this one

@@ -66,18 +66,20 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         Whether to fit an intercept, which is never penalised. Set False if the data are centred.
     step_size : "auto" or float, default="auto"
         Step size. "auto" starts at ``step_size_scale / L``, where L is the mean Lipschitz constant of the rows; the
-        solver lowers or raises it during the fit. A float is the fixed step of plain SAGA; set it to reproduce the
-        paper.
+        solver lowers or raises it during the fit. A float is a fixed step, without step control, subsample steps and
+        Newton steps. Together with ``average=False`` and ``precondition=False`` it gives the plain SAGA of the paper.
     step_size_scale : float, default=0.3
         Factor of the "auto" step. The default is about the 1/(3L) of the paper. Lower it if a fit diverges. A search
         pays only if the model sees its data once or twice.
     precondition : bool, default=True
         Whether the solver centres and scales the columns inside its steps, and rotates dense columns to their principal
         axes where that pays, so that raw columns converge. The optimum is that of the raw columns. In sparse rows, only
-        columns that every row stores are centred. Set False for the plain algorithm.
+        columns that every row stores are centred. Set False to see the steps in the coordinates of the data, as in
+        plain SAGA; fits are then slow unless the columns have similar scales.
     average : bool, default=True
         Whether to average the iterates at the ends of chunk visits over a pass if they circle the optimum. It also
-        lowers an "auto" step if differences between chunks keep them circling. Set False for the plain algorithm.
+        lowers an "auto" step if differences between chunks keep them circling. Set False to see the iterates
+        themselves, as in plain SAGA; it also switches off step control and Newton steps.
     max_iter : int, default=100
         Maximum number of passes of `fit`. Raise it if `fit` warns that it has not converged.
     tol : float, default=1e-4
@@ -105,7 +107,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
     random_state : int, RandomState or None, default=None
         Seed of all random orders. None draws a random seed once. Set an int for reproducible results.
     verbose : int, default=0
-        If positive, `fit` shows a progress bar of its passes.
+        If positive, `fit` shows a progress bar of its passes. Set 1 for long fits.
 
     Attributes
     ----------
@@ -122,7 +124,8 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
     n_iter_ : int
         Number of passes of `fit`. After `partial_fit`, the number of passes over the last chunk.
     history_ : list of dict
-        One row per pass of `fit` with the keys epoch, objective, gradient_norm, seconds, visits and bytes_read.
+        One row per pass of `fit` with the keys epoch, objective (estimated, in units of the mean loss), gradient_norm
+        (relative to its value at zero), seconds, visits (chunk visits so far) and bytes_read.
     step_size_ : float
         Step size of the last pass.
     state_ : SAGAState or None
@@ -189,7 +192,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         )  # fmt: skip
         self.class_weight = class_weight
 
-    def _find_classes(self, source: Source) -> tuple:
+    def _find_classes(self, source: Source) -> tuple[np.ndarray | None, np.ndarray | None]:
         weighted = self.class_weight == "balanced"
         calls = [(block, source.name(k), weighted) for k, block in enumerate(source.targets())]
         found = source.executor.gather(source.executor.map(_block_labels, calls, name="saga-classes"))
@@ -241,7 +244,7 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         classes : array-like or dask array of shape (n_classes,), default=None
             All class labels. They are required in the first call only.
         sample_weight : array-like of shape (n,), default=None
-            Row weights, at least zero. They may differ between visits of the same chunk.
+            Row weights, at least zero. They may differ between visits of the same chunk. None gives every row weight 1.
         chunk_id : str or int, default=None
             Name of the chunk. None identifies the chunk by its content. Set it to replace the chunk later, or to forget
             it by name.
@@ -270,9 +273,11 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
             classes = check_classes(read_labels(classes, "classes"), "classes")
             count_labels(classes, np.empty(0))  # raises for invalid labels, as fit does
         if fitted is None and classes is None:
-            raise ValueError("classes must be given at the first call to partial_fit")
+            raise ValueError("classes must be given at the first call to partial_fit: partial_fit(X, y, classes=[...])")
         if fitted is not None and classes is not None and not np.array_equal(fitted, classes):
-            raise ValueError(f"classes={classes.tolist()} differs from the {fitted.tolist()} of earlier calls")
+            raise ValueError(
+                f"classes={classes.tolist()} differs from the {fitted.tolist()} of earlier calls; give the same or none"
+            )
         return self._partial_fit(
             X, y, classes if fitted is None else fitted, sample_weight, chunk_id, replace, check_content
         )
@@ -348,13 +353,13 @@ class SAGAClassifier(ClassifierMixin, SAGABase):
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
             Rows to predict. A Dask collection is evaluated block by block.
         y : array-like or Dask collection of shape (n,)
-            True targets or labels.
+            True labels.
         sample_weight : array-like or Dask collection of shape (n,), default=None
-            Row weights. None gives every row weight 1.
+            Row weights, at least zero. None gives every row weight 1.
 
         Returns
         -------
         float
-            The score; 1.0 is best.
+            The share of right labels by weight, from 0 to 1.
         """
         return accuracy(self.without_memory().predict, X, y, sample_weight)

@@ -12,8 +12,11 @@ from tqdm.auto import tqdm
 if TYPE_CHECKING:
     from ..data.statistics import ColumnStats
 
-__all__ = ["Ending", "diverged_advice", "showing_progress", "unconverged_advice"]
+__all__ = ["ZERO_WEIGHTS", "Ending", "diverged_advice", "showing_progress", "unconverged_advice"]
 
+
+# Message of the error for weights that leave no row.
+ZERO_WEIGHTS = "sample_weight is zero for every row; give a positive weight to the rows that count"
 
 # Minimum number of passes for a convergence rate to count as steady.
 LEAST_PASSES = 10
@@ -24,9 +27,9 @@ RATE_OF_HALF = np.log(2) / 100
 # Penalty weight from which on the advice does not suggest a larger alpha, as the penalty already dominates.
 LARGE_ALPHA = 1e-2
 
-# An entry is an outlier if it is FAR standard deviations from the mean, or if its square contributes more than the
-# share ONE_ENTRY of the column's sum of squares. The test needs LEAST_ROWS rows.
-FAR, ONE_ENTRY, LEAST_ROWS = 30.0, 0.5, 100
+# An entry is an outlier if it is OUTLIER_DEVIATIONS standard deviations from the mean, or if its square contributes
+# more than OUTLIER_SHARE of the column's sum of squares. The test needs OUTLIER_ROWS rows.
+OUTLIER_DEVIATIONS, OUTLIER_SHARE, OUTLIER_ROWS = 30.0, 0.5, 100
 
 # Relative gradient norm above which float32 gradient memory is precise enough.
 COARSE = 1e-5
@@ -80,7 +83,7 @@ def unconverged_advice(estimator: Any, ending: Ending) -> str:
     norms = ending.norms
     reached = (
         f"max_iter={estimator.max_iter} passes ended at a relative gradient norm of {norms[-1]:.1e}"
-        f"{', above' if norms[-1] > estimator.tol else '; by curvature more is to be gained than'} tol={estimator.tol}."
+        f"{', above' if norms[-1] > estimator.tol else '; a Newton step promises more than'} tol={estimator.tol}."
     )
     rate, is_steady = _rate(norms)
     if ending.needs_float64 and norms[-1] < COARSE and rate > -RATE_OF_HALF:
@@ -133,7 +136,8 @@ def _column_advice(stats: ColumnStats, names: Any) -> list[str]:
     with np.errstate(all="ignore"):
         deviations = np.where(ordinary | (stats.squares <= 0), 0.0, far / stats.squares * stats.weight)
     worst = int(np.argmax(deviations)) if len(deviations) else 0
-    if stats.rows < LEAST_ROWS or not (deviations[worst : worst + 1] > min(FAR**2, ONE_ENTRY * stats.rows)).any():
+    least = min(OUTLIER_DEVIATIONS**2, OUTLIER_SHARE * stats.rows)
+    if stats.rows < OUTLIER_ROWS or not (deviations[worst : worst + 1] > least).any():
         return []
     column = worst if names is None else repr(names[worst])
     value = max(stats.low[worst], stats.high[worst], key=lambda one: abs(one - stats.mean[worst]))

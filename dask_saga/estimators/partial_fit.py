@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Hashable
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dask import is_dask_collection
 from sklearn.exceptions import ConvergenceWarning
@@ -21,17 +21,23 @@ from ..solver.problem import problem_for
 from ..solver.state import new_state
 from .messages import diverged_advice
 
+if TYPE_CHECKING:
+    from ..data.chunk import Chunk
+    from ..solver.problem import Problem
+    from ..solver.state import SAGAState
+
 __all__ = ["ONLY_PREDICTS", "LearnsByChunk"]
 
 
 # Part of messages: what an estimator without gradient memory can and cannot do.
 ONLY_PREDICTS = (
-    "An estimator without it (a copy without_memory, too) predicts, and begins a fit with warm_start=True; "
-    "partial_fit and forget need the one that it was made of"
+    "It can predict and start a fit with warm_start=True, but partial_fit and forget need the gradient memory"
 )
 
 # Message of the error if `partial_fit` or `forget` needs the missing gradient memory.
-NO_MEMORY = f"This estimator is without its gradient memory. {ONLY_PREDICTS}"
+NO_MEMORY = (
+    f"This estimator has no gradient memory. {ONLY_PREDICTS}: use the estimator that without_memory copied, or call fit"
+)
 
 
 class LearnsByChunk:
@@ -47,45 +53,50 @@ class LearnsByChunk:
         replace: bool,
         check_content: bool,
     ) -> Any:
-        check_containers(X=X, y=y, sample_weight=sample_weight)
-        for name, argument in (("X", X), ("y", y), ("sample_weight", sample_weight)):
-            if is_dask_collection(argument):
-                remedy = "fit" if name == "sample_weight" else "fit, or dask_ml.wrappers.Incremental"
-                raise TypeError(f"{name} is a Dask collection; partial_fit takes one chunk in memory: use {remedy}")
+        _check_in_memory(X=X, y=y, sample_weight=sample_weight)
         chunk_id = _checked_id(chunk_id)
-        if chunk_id is None and (replace or not check_content):
-            raise ValueError(f"{'replace=True' if replace else 'check_content=False'} needs a chunk_id")
-        if replace and not check_content:
-            raise ValueError("replace=True needs check_content=True, which tells whether the content changed")
+        _check_options(chunk_id, replace, check_content)
         with self._all_or_nothing():
-            problem = self._problem()
+            problem = problem_for(self._problem(), classes)
             before = getattr(self, "state_", None)
-            first = before is None
-            if first and hasattr(self, "coef_"):
+            if before is None and hasattr(self, "coef_"):
                 raise ValueError(NO_MEMORY)
-            problem = problem_for(problem, classes)
-            name = None if chunk_id is None else repr(chunk_id)
             chunk = read_chunk(
                 X, y, sample_weight, classes=classes, class_weights=self._class_weights(classes), loss=problem.loss,
-                name=name, estimator=type(self).__name__, hashed=check_content,
+                name=_name_of(chunk_id), estimator=type(self).__name__, hashed=check_content,
             )  # fmt: skip
-            empty = len(chunk.targets) == 0
-            if not (first and empty):
-                self._check_columns(X, reset=first)
-            if empty:
+            is_empty = len(chunk.targets) == 0
+            if not (is_empty and before is None):
+                self._check_columns(X, reset=before is None)
+            if is_empty:
                 return self
-            if chunk.weights.size and not chunk.weights.any():
-                raise ValueError("sample_weight is zero for every row of the chunk")
-            outputs = count_outputs(chunk, problem)
-            state = new_state(self.n_features_in_, outputs, draw_seed(self.random_state)) if first else before
-            if outputs != len(state.head.x):
-                raise ValueError(f"y has {outputs} columns, but earlier chunks had {len(state.head.x)}")
+            state = self._state_for(chunk, problem, before)
             state, key = learn(state, chunk, problem, chunk_id=chunk_id, replace=replace)
             self._commit(state, reported_x(state, problem), problem, classes)
             self.n_iter_ = state.chunks[key].visits
             if self.diverged_ and not (before is not None and before.head.diverged):
-                warnings.warn(diverged_advice(self), ConvergenceWarning, stacklevel=4)
+                warnings.warn(diverged_advice(self), ConvergenceWarning, stacklevel=3)
         return self
+
+    def _state_for(self, chunk: Chunk, problem: Problem, before: SAGAState | None) -> SAGAState:
+        """Return the state before the visit of a chunk: that of earlier calls, or a new one in the first call.
+
+        Raises
+        ------
+        ValueError
+            If the chunk has no weight, or another number of outputs than earlier chunks.
+        """
+        if chunk.weights.size and not chunk.weights.any():
+            raise ValueError("sample_weight is zero for every row of the chunk; leave the chunk out")
+        outputs = count_outputs(chunk, problem)
+        if before is None:
+            return new_state(self.n_features_in_, outputs, draw_seed(self.random_state))
+        if outputs != len(before.head.x):
+            raise ValueError(
+                f"y has {outputs} columns, but earlier chunks had {len(before.head.x)}; give as many, or call fit to "
+                "start again"
+            )
+        return before
 
     def forget(self, chunk_id: Hashable = None, X: Any = None, y: Any = None) -> Any:
         """Remove a chunk exactly: the problem then consists of the other chunks.
@@ -126,14 +137,11 @@ class LearnsByChunk:
             classes = getattr(self, "classes_", None)
             problem, chunk = problem_for(self._problem(), classes), None
             if X is not None:
-                name = None if chunk_id is None else repr(chunk_id)
-                chunk = read_chunk(X, y, classes=classes, loss=problem.loss, name=name, estimator=type(self).__name__)
+                chunk = read_chunk(
+                    X, y, classes=classes, loss=problem.loss, name=_name_of(chunk_id), estimator=type(self).__name__
+                )
                 self._check_columns(X, reset=False)
-                if chunk_id is None and (chunk_id := last_of(self.state_, chunk.content)) is None:
-                    raise ValueError("no chunk of the content of X and y is known; one with a chunk_id goes by that")
-                known = self.state_.chunks.get(chunk_id)
-                if known is not None and is_other(chunk, known):
-                    raise ValueError(f"X and y are not the content of chunk_id={chunk_id!r}")
+                chunk_id = _find_chunk(self.state_, chunk, chunk_id)
             state = forget(self.state_, chunk_id, problem, chunk)
             self._commit(state, reported_x(state, problem), problem, classes)
         return self
@@ -157,9 +165,53 @@ class LearnsByChunk:
         return light
 
 
+def _check_in_memory(**arguments: Any) -> None:
+    """Refuse Dask collections, and what ``check_containers`` refuses; the message names the argument and a remedy."""
+    check_containers(**arguments)
+    for name, argument in arguments.items():
+        if is_dask_collection(argument):
+            remedy = "fit" if name == "sample_weight" else "fit, or dask_ml.wrappers.Incremental"
+            raise TypeError(f"{name} is a Dask collection; partial_fit takes one chunk in memory: use {remedy}")
+
+
+def _check_options(chunk_id: Hashable, replace: bool, check_content: bool) -> None:
+    """Refuse combinations of the options of `partial_fit` that contradict each other."""
+    if chunk_id is None and (replace or not check_content):
+        option = "replace=True" if replace else "check_content=False"
+        raise ValueError(f"{option} needs a chunk_id; without one a chunk is identified by its content")
+    if replace and not check_content:
+        raise ValueError("replace=True needs check_content=True, which tells whether the content changed")
+
+
+def _find_chunk(state: SAGAState, chunk: Chunk, chunk_id: Hashable) -> Hashable:
+    """Return the key of a known chunk: the given one, after a check of its content, or that of its content.
+
+    Raises
+    ------
+    ValueError
+        If no chunk of this content is known, or if the chunk of this id has other content.
+    """
+    if chunk_id is None and (chunk_id := last_of(state, chunk.content)) is None:
+        raise ValueError(
+            "X and y are not the content of a known chunk; give them as in partial_fit, and the chunk_id if it had one"
+        )
+    known = state.chunks.get(chunk_id)
+    if known is not None and is_other(chunk, known):
+        raise ValueError(
+            f"X and y are not the content of chunk_id={chunk_id!r}; give them as in partial_fit, or the chunk_id alone"
+        )
+    return chunk_id
+
+
+def _name_of(chunk_id: Hashable) -> str | None:
+    """Return the name of a chunk in error messages."""
+    return None if chunk_id is None else repr(chunk_id)
+
+
 def _checked_id(chunk_id: Any) -> Any:
+    """Return a valid `chunk_id`, with integers as ``int``: otherwise messages would show numpy's type."""
     if chunk_id is None:
         return None
     if isinstance(chunk_id, bool) or not isinstance(chunk_id, (str, Integral)):
         raise TypeError(f"chunk_id={chunk_id!r} must be a str or an int")
-    return int(chunk_id) if isinstance(chunk_id, Integral) else chunk_id  # numpy's repr differs
+    return int(chunk_id) if isinstance(chunk_id, Integral) else chunk_id

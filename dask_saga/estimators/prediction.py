@@ -15,6 +15,7 @@ from dask import delayed, is_dask_collection
 from ..data.dask_blocks import column_names, dask_blocks, partitions
 from ..data.targets import read_labels, read_targets
 from ..data.validation import align_columns, blame, check_containers, read_rows, read_weights
+from .messages import ZERO_WEIGHTS
 
 __all__ = ["accuracy", "elementwise", "linear", "probabilities", "r2", "to_labels"]
 
@@ -94,7 +95,7 @@ def _by_block(predict: Callable, X: Any, y: Any, sample_weight: Any, part: Calla
         raise ValueError("X has no rows")
     columns = np.array(parts).reshape(len(parts), -1).T
     if not columns[1].sum() > 0:
-        raise ValueError("sample_weight is zero for every row")
+        raise ValueError(ZERO_WEIGHTS)
     return columns
 
 
@@ -125,7 +126,10 @@ def _accuracy_part(prediction, y, weights):
         labels = read_labels(y)
         kinds = [array.dtype.kind in "biufc" for array in (labels, prediction)]
         if kinds[0] != kinds[1]:
-            raise ValueError(f"y has labels such as {labels[0]!r}, but the classes are such as {prediction[0]!r}")
+            raise ValueError(
+                f"y has labels such as {labels[0]!r}, but the classes are such as {prediction[0]!r}; convert y to the "
+                "type of classes_"
+            )
     return weights[labels == prediction].sum(), weights.sum()
 
 

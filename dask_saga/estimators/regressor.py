@@ -39,18 +39,20 @@ class SAGARegressor(RegressorMixin, SAGABase):
         Whether to fit an intercept, which is never penalised. Set False if the data are centred.
     step_size : "auto" or float, default="auto"
         Step size. "auto" starts at ``step_size_scale / L``, where L is the mean Lipschitz constant of the rows; the
-        solver lowers or raises it during the fit. A float is the fixed step of plain SAGA; set it to reproduce the
-        paper.
+        solver lowers or raises it during the fit. A float is a fixed step, without step control, subsample steps and
+        Newton steps. Together with ``average=False`` and ``precondition=False`` it gives the plain SAGA of the paper.
     step_size_scale : float, default=0.3
         Factor of the "auto" step. The default is about the 1/(3L) of the paper. Lower it if a fit diverges. A search
         pays only if the model sees its data once or twice.
     precondition : bool, default=True
         Whether the solver centres and scales the columns inside its steps, and rotates dense columns to their principal
         axes where that pays, so that raw columns converge. The optimum is that of the raw columns. In sparse rows, only
-        columns that every row stores are centred. Set False for the plain algorithm.
+        columns that every row stores are centred. Set False to see the steps in the coordinates of the data, as in
+        plain SAGA; fits are then slow unless the columns have similar scales.
     average : bool, default=True
         Whether to average the iterates at the ends of chunk visits over a pass if they circle the optimum. It also
-        lowers an "auto" step if differences between chunks keep them circling. Set False for the plain algorithm.
+        lowers an "auto" step if differences between chunks keep them circling. Set False to see the iterates
+        themselves, as in plain SAGA; it also switches off step control and Newton steps.
     max_iter : int, default=100
         Maximum number of passes of `fit`. Raise it if `fit` warns that it has not converged.
     tol : float, default=1e-4
@@ -75,7 +77,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
     random_state : int, RandomState or None, default=None
         Seed of all random orders. None draws a random seed once. Set an int for reproducible results.
     verbose : int, default=0
-        If positive, `fit` shows a progress bar of its passes.
+        If positive, `fit` shows a progress bar of its passes. Set 1 for long fits.
 
     Attributes
     ----------
@@ -90,7 +92,8 @@ class SAGARegressor(RegressorMixin, SAGABase):
     n_iter_ : int
         Number of passes of `fit`. After `partial_fit`, the number of passes over the last chunk.
     history_ : list of dict
-        One row per pass of `fit` with the keys epoch, objective, gradient_norm, seconds, visits and bytes_read.
+        One row per pass of `fit` with the keys epoch, objective (estimated, in units of the mean loss), gradient_norm
+        (relative to its value at zero), seconds, visits (chunk visits so far) and bytes_read.
     step_size_ : float
         Step size of the last pass.
     state_ : SAGAState or None
@@ -145,7 +148,7 @@ class SAGARegressor(RegressorMixin, SAGABase):
         y : array-like of shape (n,) or (n, n_targets)
             Targets of the rows.
         sample_weight : array-like of shape (n,), default=None
-            Row weights, at least zero. They may differ between visits of the same chunk.
+            Row weights, at least zero. They may differ between visits of the same chunk. None gives every row weight 1.
         chunk_id : str or int, default=None
             Name of the chunk. None identifies the chunk by its content. Set it to replace the chunk later, or to forget
             it by name.
@@ -191,14 +194,14 @@ class SAGARegressor(RegressorMixin, SAGABase):
         ----------
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
             Rows to predict. A Dask collection is evaluated block by block.
-        y : array-like or Dask collection of shape (n,)
-            True targets or labels.
+        y : array-like or Dask collection of shape (n,) or (n, n_targets)
+            True targets. Scores of several targets are averaged.
         sample_weight : array-like or Dask collection of shape (n,), default=None
-            Row weights. None gives every row weight 1.
+            Row weights, at least zero. None gives every row weight 1.
 
         Returns
         -------
         float
-            The score; 1.0 is best.
+            The score; 1.0 is best, and 0.0 is that of the mean target.
         """
         return r2(self.without_memory().predict, X, y, sample_weight)

@@ -15,7 +15,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from dask import delayed, is_dask_collection
@@ -24,10 +24,16 @@ from distributed.client import futures_of
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.system import MEMORY_LIMIT
 
-from .deferred import DeferredCall, block_recipes, call, evaluate, evaluate_inner, persisted_blocks
+from .deferred import DeferredCall, call, defer_blocks, evaluate, evaluate_inner, persisted_blocks
 from .threads import even_slices
 
+if TYPE_CHECKING:
+    from .protocol import Reference
+
 __all__ = ["ClientExecutor"]
+
+
+T = TypeVar("T")
 
 
 # Number of submitted tasks that may be outstanding before the driver waits. Each may have a chunk loaded for it.
@@ -40,7 +46,7 @@ GATHERED_SHARE = 0.5
 PUT_BYTES = 2**26
 
 # Names of tasks with large results. Their futures are not kept, so the cluster can free the results early.
-LARGE = ("saga-read", "saga-chunk")
+LARGE_RESULTS = ("saga-read", "saga-chunk")
 
 # Largest number of calls in one task. It is bounded, because a consumer of one result receives the results of all.
 GROUPED = 16
@@ -52,7 +58,7 @@ ROOM_SHARE = 0.7
 URGENT = ("saga-summary", "saga-confirm", "saga-gather", "saga-head")
 
 
-class _Wishes(SchedulerPlugin):
+class _DropLostWorkers(SchedulerPlugin):
     """Scheduler plugin that drops the worker preference of a task while the cluster has no worker at all.
 
     Without it, the scheduler would wait for the lost worker although others are allowed, and would not assign the task
@@ -79,36 +85,40 @@ class Part:
 class ClientExecutor:
     """Run tasks on a cluster. References are futures or parts of futures."""
 
-    goes_ahead = True
+    is_asynchronous: bool = True
 
     def __init__(self, client: Any):
         self.client = client
-        self.working: deque = deque()
+        self.outstanding: deque = deque()  # futures of submitted tasks that ``throttle`` has not waited for
         self.homes: dict = {}  # worker address of each stored result, by key
         # Futures of the tasks since the last `gather`, and of those before it. A client waits 10 ms between messages,
         # and releasing a future sends one. Keeping the futures avoids a release just before the next tasks are sent.
         self.kept: deque = deque([[]], maxlen=2)
         self.has_gathered = False
-        self.places: list[dict] = []
+        self.lane_workers: list[dict] = []  # keyword arguments of ``Client.submit`` for each lane
         self.token, self.count = uuid.uuid4().hex, itertools.count()
 
     def threads(self) -> int:
         """Return the number of threads of all workers, at least 1."""
         return sum(self.client.nthreads().values()) or 1
 
-    def divide(self, lanes: int) -> None:
-        """Assign separate workers to each lane, as far as possible: the chunks of a round should not share a worker."""
-        self.places = []
-        workers = sorted(self.client.nthreads()) if lanes > 1 else []
-        for k in range(lanes if workers else 0):
-            first, end = (j * len(workers) // lanes for j in (k, k + 1))
-            # This is a preference: if these workers are lost, any other will do.
-            self.places.append({"workers": workers[first : max(end, first + 1)], "allow_other_workers": True})
-        if self.places:
-            self.client.register_plugin(_Wishes())
+    def memory(self) -> float:
+        """Return the sum of the workers' memory limits in bytes, or inf while there is no worker."""
+        return self.client.run_on_scheduler(_memory_limits) or np.inf
 
-    def _place(self, lane: int | None) -> dict:
-        return self.places[lane] if self.places and lane is not None else {}
+    def assign_lanes(self, count: int) -> None:
+        """Assign separate workers to each lane, as far as possible: the chunks of a round should not share a worker."""
+        self.lane_workers = []
+        workers = sorted(self.client.nthreads()) if count > 1 else []
+        for k in range(count if workers else 0):
+            first, end = (j * len(workers) // count for j in (k, k + 1))
+            # This is a preference: if these workers are lost, any other will do.
+            self.lane_workers.append({"workers": workers[first : max(end, first + 1)], "allow_other_workers": True})
+        if self.lane_workers:
+            self.client.register_plugin(_DropLostWorkers())
+
+    def _workers_of(self, lane: int | None) -> dict:
+        return self.lane_workers[lane] if self.lane_workers and lane is not None else {}
 
     def _key(self, name: str) -> str:
         # The dashboard groups tasks by name. The token makes keys unique: futures of an earlier fit may be alive.
@@ -117,63 +127,66 @@ class ClientExecutor:
     def _task(self, name: str, keys: list | None = None) -> dict:
         return {"key": keys or self._key(name), "pure": False, "priority": int(name in URGENT)}
 
-    def submit(self, function: Callable, *args: Any, name: str, lane: int | None = None) -> Any:
-        """Send one call to the cluster; return a reference to its result."""
+    def submit(self, function: Callable[..., T], *args: Any, name: str, lane: int | None = None) -> Reference[T]:
+        """Send one call to the cluster; return a future."""
         if any(isinstance(arg, DeferredCall) for arg in args):
             function, args = call, (function, *args)
         if any(isinstance(arg, Part) for arg in args):
-            function, args = _call_one, (function, *_parts(args))
-        future = self.client.submit(function, *args, **self._task(name), **self._place(lane))
-        return self._sent(name, future)
+            function, args = _call_one, (function, *_replace_parts(args))
+        future = self.client.submit(function, *args, **self._task(name), **self._workers_of(lane))
+        return cast("Reference[T]", self._keep(name, future))
 
-    def _sent(self, name: str, future: Future) -> Future:
+    def _keep(self, name: str, future: Future) -> Future:
         if self.has_gathered:
             self.kept.append([])
             self.has_gathered = False
-        if name not in LARGE:
+        if name not in LARGE_RESULTS:
             self.kept[-1].append(future)
         return future
 
-    def map(self, function: Callable, calls: list[tuple], *, name: str, lanes: list[int] | None = None) -> list:
+    def map(
+        self, function: Callable[..., T], calls: list[tuple], *, name: str, lanes: list[int] | None = None
+    ) -> list[Reference[T]]:
         """Call the function with each tuple of arguments, with one message to the scheduler per lane.
 
         Calls whose first arguments are on the same worker are combined into one task, because each task costs the
         scheduler about a millisecond. The result is a list of references in the order of `calls`.
         """
-        lanes = lanes if self.places and lanes else [None] * len(calls)
+        of_calls: list[int | None] = [*lanes] if self.lane_workers and lanes else [None] * len(calls)
         if any(isinstance(arg, DeferredCall) for args in calls for arg in args):
             function, calls = call, [(function, *args) for args in calls]
         elif len(calls) > 1:
-            groups = self._neighbours(calls, lanes)
+            groups = self._group_by_worker(calls, of_calls)
             if len(groups) < len(calls):
-                return self._map_groups(function, calls, groups, lanes, name)
+                return self._map_groups(function, calls, groups, of_calls, name)
         if any(isinstance(arg, Part) for args in calls for arg in args):
-            function, calls = _call_one, [(function, *_parts(args)) for args in calls]
+            function, calls = _call_one, [(function, *_replace_parts(args)) for args in calls]
         references: dict[int, Any] = {}
-        for lane in dict.fromkeys(lanes):
-            members = [k for k, own in enumerate(lanes) if own == lane]
+        for lane in dict.fromkeys(of_calls):
+            members = [k for k in range(len(calls)) if of_calls[k] == lane]
             columns = [list(column) for column in zip(*(calls[k] for k in members), strict=True)]
             keys = [self._key(name) for _ in members]
-            futures = self.client.map(function, *columns, **self._task(name, keys), **self._place(lane))
-            references.update((k, self._sent(name, future)) for k, future in zip(members, futures, strict=True))
+            futures = self.client.map(function, *columns, **self._task(name, keys), **self._workers_of(lane))
+            references.update((k, self._keep(name, future)) for k, future in zip(members, futures, strict=True))
         return [references[k] for k in range(len(calls))]
 
-    def _neighbours(self, calls: list[tuple], lanes: list) -> list[list[int]]:
+    def _group_by_worker(self, calls: list[tuple], lanes: list) -> list[list[int]]:
         """Group the numbers of the calls whose first references are on the same worker.
 
         A group has at most 5/4 of the calls per thread of the cluster, and at most GROUPED calls.
         """
-        homes, groups = [self._home(args) for args in calls], {}
+        homes = [self._home(args) for args in calls]
+        groups: dict[Any, list[int]] = {}
         wanted = [home for home in homes if isinstance(home, Future) and home.key not in self.homes]
         if wanted:
             found = self.client.who_has(wanted)
             self.homes |= {future.key: min(found.get(future.key, ()), default=future.key) for future in wanted}
         for k, (home, lane) in enumerate(zip(homes, lanes, strict=True)):
-            there = self.homes[home.key] if isinstance(home, Future) else home or k
+            location = self.homes[home.key] if isinstance(home, Future) else home or k
             if lane is not None and home is not None:
                 # Calls whose data must move to the lane form one task. The scheduler then does not steal it.
-                there = lane, there if there in self.places[lane]["workers"] else None
-            groups.setdefault(there, []).append(k)
+                location = lane, location if location in self.lane_workers[lane]["workers"] else None
+            groups.setdefault(location, []).append(k)
         most = min(-(-5 * len(calls) // (4 * self.threads())), GROUPED)  # 5/4: one more call needs no new task
         return [group[part] for group in groups.values() for part in even_slices(len(group), -(-len(group) // most))]
 
@@ -192,82 +205,92 @@ class ClientExecutor:
     def _map_groups(self, function: Callable, calls: list, groups: list[list[int]], lanes: list, name: str) -> list:
         references: dict[int, Any] = {}
         for group in groups:
-            parts = self.in_turn(function, [calls[k] for k in group], name=name, lane=lanes[group[0]])
+            parts = self.map_sequential(function, [calls[k] for k in group], name=name, lane=lanes[group[0]])
             references.update(zip(group, parts, strict=True))
         return [references[k] for k in range(len(calls))]
 
-    def in_turn(
-        self, function: Callable, calls: list[tuple], *, name: str, lane: int | None = None, size: float = 0.0
-    ) -> list:
-        """Run all calls in one task, one after the other; return references to the results."""
+    def map_sequential(
+        self,
+        function: Callable[..., T],
+        calls: list[tuple],
+        *,
+        name: str,
+        lane: int | None = None,
+        nbytes: float = 0.0,
+    ) -> list[Reference[T]]:
+        """Run all calls in one task, one after the other; return parts of its result."""
         if len(calls) == 1:
             return [self.submit(function, *calls[0], name=name, lane=lane)]
-        args, place = _parts([arg for call in calls for arg in call]), self._place(lane)
-        future = self.client.submit(_call_each, function, len(calls), size, *args, **self._task(name), **place)
-        self._sent(name, future)
-        return [Part(future, number) for number in range(len(calls))]
+        args, workers = _replace_parts([arg for args in calls for arg in args]), self._workers_of(lane)
+        future = self.client.submit(_call_each, function, len(calls), nbytes, *args, **self._task(name), **workers)
+        self._keep(name, future)
+        return cast("list[Reference[T]]", [Part(future, number) for number in range(len(calls))])
 
-    def at_once(self, function: Callable, calls: list[tuple], *, name: str) -> list:
+    def map_parallel(self, function: Callable[..., T], calls: list[tuple], *, name: str) -> list[Reference[T]]:
         """Send each call as a task of its own, so that all can run in parallel."""
         return [self.submit(function, *args, name=name) for args in calls]
 
-    def gather(self, references: list) -> list:
+    def gather(self, references: list[Reference[T]]) -> list[T]:
         """Return the values of references, once their tasks are done."""
         try:
             with _seceded():
                 values = self.client.gather([one.future if isinstance(one, Part) else one for one in references])
         except Exception as error:
-            raise _apart(error) from error.__cause__
+            raise _without_client(error) from error.__cause__
         self.has_gathered = True
         return [v[one.number] if isinstance(one, Part) else v for v, one in zip(values, references, strict=True)]
 
-    def put(self, values: list) -> list:
+    def put(self, values: list[T]) -> list[Reference[T]]:
         """Return references to local values. The scheduler stores the values, so they survive the loss of a worker."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sending large graph")
-            return self.map(_itself, [(value,) for value in values], name="saga-put")
+            return self.map(_identity, [(value,) for value in values], name="saga-put")
 
-    def forget_lineage(self, size: int) -> bool:
-        """Return whether to put results of `size` bytes on the scheduler, so that it can forget the tasks before."""
-        self.homes.clear()  # locations may be outdated, since workers come and go
-        return size <= PUT_BYTES
-
-    def recipes(self, blocks: list) -> list:
-        """Convert lazy blocks to futures if they are persisted on this cluster, else to deferred calls if possible."""
-        return persisted_blocks(blocks, self.client) or block_recipes(blocks)
-
-    def load(self, blocks: list, lane: int | None = None) -> list:
+    def load(self, blocks: list, lane: int | None = None) -> list[Reference]:
         """Start computing lazy blocks; return references to them. Deferred calls are returned unchanged."""
         if any(isinstance(block, DeferredCall) for block in blocks):
             return blocks
-        there = persisted_blocks(blocks, self.client)
-        if there is not None:
-            return there
+        persisted = persisted_blocks(blocks, self.client)
+        if persisted is not None:
+            return persisted
         lazy = [block if is_dask_collection(block) else delayed(block) for block in blocks]
-        return self.client.compute(lazy, **self._place(lane))
+        return self.client.compute(lazy, **self._workers_of(lane))
 
-    def ahead(self, load: Callable[[int], Any], order: list[int]) -> Iterator[Any]:
+    def defer(self, blocks: list) -> list:
+        """Convert lazy blocks to futures if they are persisted on this cluster, else to deferred calls if possible."""
+        return persisted_blocks(blocks, self.client) or defer_blocks(blocks)
+
+    def prefetch(self, load: Callable[[int], Reference[T]], order: list[int]) -> Iterator[Reference[T]]:
         """Yield ``load(k)`` for each k in `order`. Futures run ahead without a thread."""
         return map(load, order)
 
-    def throttle(self, task: Any, most: int = 0) -> None:
+    def throttle(self, task: Reference, most: int = 0) -> None:
         """Add a task, then wait until few enough are outstanding.
 
         The limit is the largest of TASKS_AHEAD, two tasks per lane, and `most`.
         """
-        self.working.append(task.future if isinstance(task, Part) else task)
-        while len(self.working) > max(TASKS_AHEAD, 2 * len(self.places), most):
+        self.outstanding.append(task.future if isinstance(task, Part) else task)
+        while len(self.outstanding) > max(TASKS_AHEAD, 2 * len(self.lane_workers), most):
             with _seceded(), self.client.as_current():
-                wait(self.working.popleft())
+                wait(self.outstanding.popleft())
 
-    def let_go(self) -> None:
+    def can_gather(self, nbytes: float) -> bool:
+        """Return whether `nbytes` bytes may be gathered from the workers into this process."""
+        return nbytes <= GATHERED_SHARE * MEMORY_LIMIT
+
+    def cuts_lineage(self, nbytes: int) -> bool:
+        """Return whether to put results of `nbytes` bytes on the scheduler, so that it can forget the tasks before."""
+        self.homes.clear()  # locations may be outdated, since workers come and go
+        return nbytes <= PUT_BYTES
+
+    def release_references(self) -> None:
         """Drop the futures that only this executor keeps."""
         self.kept = deque([[]], maxlen=2)
 
-    def release(self, interrupted: bool = False) -> None:
+    def close(self, interrupted: bool = False) -> None:
         """Release all tasks. After an interrupt, also cancel tasks to which no future refers any more."""
-        self.working.clear()
-        self.let_go()
+        self.outstanding.clear()
+        self.release_references()
         if not interrupted:
             return
         # Tasks of the pass end when their references are deleted. Interrupted calls leave some references in cycles.
@@ -278,16 +301,8 @@ class ClientExecutor:
         left = [key for key in list(self.client.futures) if self.token in str(key)]
         self.client.cancel([Future(key, self.client) for key in left])
 
-    def has_room(self, size: float) -> bool:
-        """Return whether `size` bytes may be gathered from the workers into this process."""
-        return size <= GATHERED_SHARE * MEMORY_LIMIT
 
-    def memory(self) -> float:
-        """Return the sum of the workers' memory limits in bytes, or inf while there is no worker."""
-        return self.client.run_on_scheduler(_memory_limits) or np.inf
-
-
-def _apart(error: Exception) -> Exception:
+def _without_client(error: Exception) -> Exception:
     """Copy the error of a task and move its traceback to the copy.
 
     The client keeps the original, which would otherwise keep all objects that the traceback refers to.
@@ -300,7 +315,7 @@ def _apart(error: Exception) -> Exception:
     return twin
 
 
-def _parts(args: Any) -> tuple:
+def _replace_parts(args: Any) -> tuple:
     """Replace parts by their futures; return the list of part numbers (None for no part), then the arguments."""
     numbers = [arg.number if isinstance(arg, Part) else None for arg in args]
     return numbers, *(arg.future if isinstance(arg, Part) else arg for arg in args)
@@ -310,20 +325,21 @@ def _call_one(function: Callable, numbers: list, *args: Any) -> Any:
     return function(*(arg if k is None else arg[k] for k, arg in zip(numbers, args, strict=True)))
 
 
-def _call_each(function: Callable, count: int, size: float, numbers: list, *args: Any) -> list:
+def _call_each(function: Callable, count: int, nbytes: float, numbers: list, *args: Any) -> list:
     """Run the function for each call, and meanwhile evaluate the inner deferred calls of the next call.
 
     The next call is prepared ahead only if the worker has room for it. Blocks are read in the task's own thread,
     because readers may ask for the current worker. The function runs in a helper thread.
     """
-    args = [arg if k is None else arg[k] for k, arg in zip(numbers, args, strict=True)]
-    calls = [args[slice(*ends)] for ends in itertools.pairwise(range(0, len(args) + 1, len(args) // count))]
-    if not any(isinstance(arg, DeferredCall) for arg in args):
+    values = [arg if k is None else arg[k] for k, arg in zip(numbers, args, strict=True)]
+    calls = [values[slice(*ends)] for ends in itertools.pairwise(range(0, len(values) + 1, len(values) // count))]
+    if not any(isinstance(arg, DeferredCall) for arg in values):
         return [function(*one) for one in calls]
-    results, running = [], None
+    results: list = []
+    running: Any = None
     with ThreadPoolExecutor(1, "saga-ahead") as pool:
         for one in calls:
-            if running and not _has_room(size):
+            if running and not _has_room(nbytes):
                 results.append(running.result())
                 running = None
             try:
@@ -331,12 +347,12 @@ def _call_each(function: Callable, count: int, size: float, numbers: list, *args
             finally:
                 if running:
                     results.append(running.result())  # the error of the earlier chunk takes precedence
-            running = pool.submit(_work, function, ready)
+            running = pool.submit(_evaluate_and_call, function, ready)
             del ready
         return [*results, running.result()]
 
 
-def _work(function: Callable, args: list) -> Any:
+def _evaluate_and_call(function: Callable, args: list) -> Any:
     try:
         args[:] = evaluate(args)  # this frees the block before its chunk is processed
         return function(*args)
@@ -344,14 +360,14 @@ def _work(function: Callable, args: list) -> Any:
         args.clear()
 
 
-def _has_room(size: float) -> bool:
-    """Return whether each thread of the worker has room for `size` more bytes, plus twice as many to create them."""
+def _has_room(nbytes: float) -> bool:
+    """Return whether each thread of the worker has room for `nbytes` more bytes, plus twice as many to create them."""
     worker = get_worker()
     limit = worker.memory_manager.memory_limit or MEMORY_LIMIT
-    return worker.monitor.get_process_memory() + 3 * size * worker.state.nthreads <= ROOM_SHARE * limit
+    return worker.monitor.get_process_memory() + 3 * nbytes * worker.state.nthreads <= ROOM_SHARE * limit
 
 
-def _itself(value: Any) -> Any:
+def _identity(value: Any) -> Any:
     return value
 
 

@@ -17,7 +17,7 @@ from dask.utils import ensure_dict
 from distributed import Future
 from distributed.client import futures_of
 
-__all__ = ["DeferredCall", "block_recipes", "call", "evaluate", "evaluate_inner", "persisted_blocks"]
+__all__ = ["DeferredCall", "call", "defer_blocks", "evaluate", "evaluate_inner", "persisted_blocks"]
 
 
 class DeferredCall:
@@ -78,7 +78,7 @@ def persisted_blocks(blocks: list, client: Any) -> list | None:
     return found
 
 
-def block_recipes(blocks: list) -> list:
+def defer_blocks(blocks: list) -> list:
     """Convert lazy blocks to deferred calls that run the Dask graph of a block inside one task.
 
     The blocks are returned unchanged if this would be wrong or wasteful:
@@ -97,7 +97,8 @@ def block_recipes(blocks: list) -> list:
     list
         A DeferredCall for each block, or `blocks`.
     """
-    wholes, recipes, counts = {}, [], Counter()
+    wholes: dict[int, dict] = {}
+    deferred, counts = [], Counter[Any]()
     for block in blocks:
         parts, graph = [block] if isinstance(block, Delayed) else block, {}
         keys = {k: part.key for k, part in enumerate(parts) if is_dask_collection(part)}
@@ -113,10 +114,10 @@ def block_recipes(blocks: list) -> list:
         if futures_of(list(graph.values())) or not _is_closed(graph):
             return blocks
         counts.update(graph.keys())
-        known = [None if k in keys else part for k, part in enumerate(parts)]
-        recipe = DeferredCall(_make_parts, graph, keys, known)
-        recipes.append(DeferredCall(_first, recipe) if isinstance(block, Delayed) else recipe)
-    return blocks if max(counts.values(), default=1) > 1 else recipes
+        values = [None if k in keys else part for k, part in enumerate(parts)]
+        made = DeferredCall(_make_parts, graph, keys, values)
+        deferred.append(DeferredCall(_first, made) if isinstance(block, Delayed) else made)
+    return blocks if max(counts.values(), default=1) > 1 else deferred
 
 
 def _is_closed(graph: dict) -> bool:
@@ -124,9 +125,10 @@ def _is_closed(graph: dict) -> bool:
     return all(key in graph for task in graph.values() for key in getattr(task, "dependencies", ()))
 
 
-def _make_parts(graph: dict, keys: dict, known: list) -> tuple:
+def _make_parts(graph: dict, keys: dict, values: list) -> tuple:
+    """Compute the lazy parts, whose keys are given by number, and take the others from `values`."""
     parts = dict(zip(keys, dask.get(graph, list(keys.values())), strict=True))
-    return tuple(parts.get(k, part) for k, part in enumerate(known))
+    return tuple(parts.get(k, value) for k, value in enumerate(values))
 
 
 def _first(parts: tuple) -> Any:

@@ -28,9 +28,9 @@ __all__ = ["Checkpoint", "Saved"]
 # Version of the file format. Files of a newer format are rejected.
 FORMAT = 1
 
-# A checkpoint is written after a pass if the last one is at least SECONDS old, and at least LEAST_RATIO times as old as
+# A checkpoint is written after a pass if the last one is at least SECONDS old, and at least AGE_RATIO times as old as
 # writing it took. Writing then takes less than a tenth of the time.
-SECONDS, LEAST_RATIO = 30.0, 10.0
+SECONDS, AGE_RATIO = 30.0, 10.0
 
 # Number of checkpoints that are kept.
 KEPT = 2
@@ -85,12 +85,12 @@ class Checkpoint:
             self.files, self.folder = fsspec.core.url_to_fs(path if is_url else os.path.abspath(path))
         except ValueError as error:
             raise ValueError(f"checkpoint={path!r}: {error}") from error
-        self.last, self.took = time.monotonic(), 0.0
+        self.last_time, self.seconds = time.monotonic(), 0.0  # end and duration of the last write
 
     def is_due(self) -> bool:
         """Whether the last checkpoint is old enough to write another one."""
-        since = time.monotonic() - self.last
-        return since >= SECONDS and since >= LEAST_RATIO * self.took
+        since = time.monotonic() - self.last_time
+        return since >= SECONDS and since >= AGE_RATIO * self.seconds
 
     def save(self, identity: dict, saved: Saved) -> None:
         """Write a checkpoint, and delete all but the last two.
@@ -107,24 +107,24 @@ class Checkpoint:
             If the file cannot be written. Earlier checkpoints are kept.
         """
         began = time.monotonic()
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Any] = {}
         head = _fields("head", saved.head, arrays)
         memories = [_fields(f"memory-{k}", memory, arrays) for k, memory in enumerate(saved.memories)]
         text = {"format": FORMAT, "identity": identity, "head": head, "memories": memories, "facts": saved.facts}
         arrays["text"] = np.frombuffer(json.dumps(text, default=lambda number: number.item()).encode(), dtype=np.uint8)
         self._make_folder()
-        place = f"{self.folder}/saga-{saved.facts['epoch']:08d}.npz"
+        path = f"{self.folder}/saga-{saved.facts['epoch']:08d}.npz"
         try:
-            with self.files.open(place + ".part", "wb") as file:
+            with self.files.open(path + ".part", "wb") as file:
                 np.savez(file, **arrays)
         except OSError as error:
             with contextlib.suppress(OSError):  # remove the partial file, which would still occupy the disk
-                self.files.rm_file(place + ".part")
-            raise _told(error, place) from error
-        _move(self.files, place + ".part", place)
+                self.files.rm_file(path + ".part")
+            raise _write_error(error, path) from error
+        _move(self.files, path + ".part", path)
         for old in self._names()[:-KEPT]:
             self.files.rm_file(old)
-        self.last, self.took = time.monotonic(), time.monotonic() - began
+        self.last_time, self.seconds = time.monotonic(), time.monotonic() - began
 
     def load(self, identity: dict) -> Saved | None:
         """Load the last readable checkpoint.
@@ -175,15 +175,15 @@ class Checkpoint:
         try:
             self.files.makedirs(self.folder, exist_ok=True)
         except OSError as error:
-            raise _told(error, self.folder) from error
+            raise _write_error(error, self.folder) from error
 
     def _names(self) -> list[str]:
         """Return the names of the checkpoints in the folder, the oldest first. Other files are ignored."""
         return sorted(name for name in map(str, self.files.ls(self.folder, detail=False)) if OWN.search(name))
 
 
-def _told(error: OSError, place: str) -> OSError:
-    return OSError(error.errno, f"checkpoint {place} cannot be written: {error.strerror or error}")
+def _write_error(error: OSError, path: str) -> OSError:
+    return OSError(error.errno, f"checkpoint {path} cannot be written: {error.strerror or error}")
 
 
 def _move(files: Any, one: str, other: str) -> None:

@@ -7,16 +7,19 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..data.chunk import join_chunks
 from ..execution.deferred import DeferredCall
 
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
+    from ..execution.protocol import Executor, Reference
 
 __all__ = ["Source", "lanes"]
 
+
+T = TypeVar("T")
 
 logger = logging.getLogger("dask_saga")
 
@@ -45,7 +48,7 @@ class Source:
 
     Parameters
     ----------
-    executor : LocalExecutor or ClientExecutor
+    executor : Executor
     blocks : list of tuple
         Blocks from ``dask_blocks``, in memory or with lazy parts.
     nbytes : float, default=0
@@ -66,14 +69,12 @@ class Source:
         `n_parallel` as a number, which is also the number of lanes.
     holds : bool
         Whether chunks are held.
-    held : dict of int to reference
+    held : dict of int to Reference
         References to the held chunks by number.
     expected : list of (str, str)
         Hashes of content and weights that each chunk must have. Empty until they are known.
     sizes : list of int
         Size of each chunk in bytes. Empty until they are known.
-    interrupted : bool
-        Whether the fit was ended by Ctrl-C.
 
     Raises
     ------
@@ -83,7 +84,7 @@ class Source:
 
     def __init__(
         self,
-        executor: Any,
+        executor: Executor,
         blocks: list,
         *,
         nbytes: float = 0.0,
@@ -97,17 +98,17 @@ class Source:
         self.executor, self.blocks, self.loads = executor, blocks, blocks
         self.nbytes, self.rows, self.columns = nbytes, rows, columns
         self.read: Callable | None = None
-        self.held: dict[int, Any] = {}
+        self.held: dict[int, Reference[Chunk]] = {}
         self.expected: list[tuple[str, str]] = []
         self.sizes: list[int] = []
         self.reads = [0] * len(blocks)
-        self.holds = self.decided = self.interrupted = False
+        self.holds = self.decided = self._interrupted = False
         self.running: Any = iter(())
         self.n_parallel, most = n_parallel, len(blocks)
         if n_parallel == "auto":
             n_parallel, most = executor.threads(), len(blocks) // LEAST_ROUNDS
         self.width = max(1, min(n_parallel, most))
-        self.executor.divide(self.width)
+        self.executor.assign_lanes(self.width)
         if persist is False:
             self.load_again()
         elif persist is True or nbytes <= HELD_SHARE * executor.memory():
@@ -125,7 +126,11 @@ class Source:
             self.running.close()
         self.held.clear()
         self.blocks, self.loads = [], []
-        self.executor.release(self.interrupted or error[:1] == (KeyboardInterrupt,))
+        self.executor.close(self._interrupted or error[:1] == (KeyboardInterrupt,))
+
+    def interrupt(self) -> None:
+        """Note that Ctrl-C ended the fit, so that leaving the context also cancels what still runs."""
+        self._interrupted = True
 
     def hold(self) -> None:
         """Hold chunks from now on."""
@@ -135,7 +140,7 @@ class Source:
     def load_again(self) -> None:
         """Load chunks again for each visit from now on."""
         self.decided = True
-        self.loads = self.executor.recipes(self.blocks)
+        self.loads = self.executor.defer(self.blocks)
 
     def begin(self, read: Callable[..., Chunk]) -> None:
         """Set the function that reads a block, and decide whether chunks are held if that is still open.
@@ -162,6 +167,18 @@ class Source:
             self.load_again()
         logger.info("chunks of about %.3g bytes are %s", nbytes, "held" if self.holds else "loaded for each visit")
 
+    def expect(self, sizes: list[int], hashes: list[tuple[str, str]]) -> None:
+        """Note what the first read of all chunks has shown. Later reads must give the same data.
+
+        Parameters
+        ----------
+        sizes : list of int
+            Size of each chunk in bytes.
+        hashes : list of (str, str)
+            Hashes of content and weights of each chunk.
+        """
+        self.sizes, self.expected = sizes, hashes
+
     def name(self, k: int) -> int | None:
         """Return the name of a block for error messages: its number, or None if there is only one block."""
         return k if len(self) > 1 else None
@@ -175,24 +192,24 @@ class Source:
         """Return the number of the lane that contains a block."""
         return bisect.bisect_right([part.stop for part in lanes(len(self), self.width)], k)
 
-    def targets(self) -> list:
+    def targets(self) -> list[Reference]:
         """Return references to the blocks, for callers that need only y and sample_weight.
 
         X is None if the blocks are not held, so that it is not loaded.
         """
         if self.holds:
             return self.blocks
-        blocks = self.executor.recipes([(None, *block[1:]) for block in self.blocks])
+        blocks = self.executor.defer([(None, *block[1:]) for block in self.blocks])
         return [self.executor.load([block])[0] for block in blocks]
 
-    def chunk(self, k: int) -> Any:
+    def chunk(self, k: int) -> Reference[Chunk]:
         """Return a reference to a chunk, which is read if it is not held."""
         if k in self.held:
             return self.held[k]
         [chunk] = self._chunks([k])
         return chunk
 
-    def _chunks(self, numbers: list[int], order: str | None = "C") -> list:
+    def _chunks(self, numbers: list[int], order: str | None = "C") -> list[Reference[Chunk]]:
         """Read chunks that are not held, and return references to them."""
         calls = [self._reading(k, order) for k in numbers]
         chunks = self.executor.map(_read, calls, name="saga-read", lanes=[self.lane(k) for k in numbers])
@@ -208,39 +225,43 @@ class Source:
         block = self.blocks[k] if self.holds else self.executor.load([self.loads[k]], self.lane(k))[0]
         return self.read, block, self.name(k), self.expected[k] if self.expected else None, order
 
-    def _chunk_within(self, k: int) -> Any:
-        """Return a chunk for a single task. If its block is lazy, the task itself evaluates and reads it."""
+    def _chunk_for_one_task(self, k: int) -> Reference[Chunk]:
+        """Return a reference to a chunk for a single task. If its block is lazy, this task itself reads it."""
         if isinstance(self.loads[k], DeferredCall):
-            return DeferredCall(_read, *self._reading(k, None))
+            return cast("Reference[Chunk]", DeferredCall(_read, *self._reading(k, None)))
         [chunk] = self._chunks([k], None)
         return chunk
 
-    def each(self, order: list[int], load: Callable[[int], Any] | None = None) -> Iterator[tuple[int, Any]]:
+    def each(
+        self, order: list[int], load: Callable[[int], Reference[Chunk]] | None = None
+    ) -> Iterator[tuple[int, Reference[Chunk]]]:
         """Iterate over numbers and references of chunks. Chunks that are not held are loaded slightly ahead."""
-        self.running = iter(()) if self.holds else self.executor.ahead(load or self.chunk, order)
+        self.running = iter(()) if self.holds else self.executor.prefetch(load or self.chunk, order)
         return ((k, self.chunk(k)) for k in order) if self.holds else zip(order, self.running, strict=True)
 
-    def used(self, task: Any, most: int = 0) -> None:
+    def used(self, task: Reference, most: int = 0) -> None:
         """Register the task that works on the last chunk, so that loading does not run too far ahead of it.
 
         Parameters
         ----------
-        task : object
-            Reference to the task.
+        task : Reference
+            Reference to the result of the task.
         most : int, default=0
             Number of unfinished tasks that are allowed, if it is above the executor's own limit.
         """
         if not self.holds:
             self.executor.throttle(task, most)
 
-    def map(self, function: Callable, *args: Any, name: str, named: bool = False, nbytes: float = math.nan) -> list:
+    def map(
+        self, function: Callable[..., T], *args: Any, name: str, named: bool = False, nbytes: float = math.nan
+    ) -> list[Reference[T]]:
         """Call ``function(chunk, *args)`` for every chunk, and return references to the results.
 
         Parameters
         ----------
         function : callable
-        *args
-            Further arguments of `function`.
+        *args : object
+            Further arguments of `function`, which are values or references.
         name : str
             Name of the tasks.
         named : bool, default=False
@@ -250,27 +271,27 @@ class Source:
 
         Returns
         -------
-        list of reference
+        list of Reference
             In the order of the chunks.
         """
 
-        def call(k: int, chunk: Any) -> tuple:
+        def call(k: int, chunk: Reference[Chunk]) -> tuple:
             return (chunk, *args, self.name(k)) if named else (chunk, *args)
 
         if self.holds:
-            there = [k for k in range(len(self)) if k not in self.held]
-            self._chunks(there)
+            self._chunks([k for k in range(len(self)) if k not in self.held])
             return self.executor.map(function, [call(k, self.held[k]) for k in sorted(self.held)], name=name)
-        threads, size, tasks = self.executor.threads(), self._size(), {}
+        results: dict[int, Reference[T]] = {}
+        threads, size = self.executor.threads(), self._size()
         groups = self._groups(threads, nbytes)
-        coming = self.each(list(itertools.chain(*groups)), self._chunk_within)
+        chunks = self.each(list(itertools.chain(*groups)), self._chunk_for_one_task)
         for group in groups:
-            calls = [call(k, chunk) for k, chunk in itertools.islice(coming, len(group))]
-            parts = self.executor.in_turn(function, calls, name=name, lane=self.lane(group[0]), size=size)
-            tasks.update(zip(group, parts, strict=True))
+            calls = [call(k, chunk) for k, chunk in itertools.islice(chunks, len(group))]
+            parts = self.executor.map_sequential(function, calls, name=name, lane=self.lane(group[0]), nbytes=size)
+            results.update(zip(group, parts, strict=True))
             self.used(parts[-1], 2 * threads)
-        next(coming, None)  # exhausts the iterator, which ends its thread
-        return [tasks[k] for k in sorted(tasks)]
+        next(chunks, None)  # exhausts the iterator, which ends its thread
+        return [results[k] for k in sorted(results)]
 
     def _size(self) -> float:
         """Size of the largest chunk in bytes. Until sizes are known it is the mean size, or NaN if that is unknown."""
@@ -282,17 +303,18 @@ class Source:
         Groups become smaller towards the end, so that all threads finish at about the same time. Groups of different
         lanes alternate, because otherwise one lane would load all of its chunks first.
         """
-        most = 1
+        most: float = 1
         if self._size() > 0 and nbytes > 0 and all(isinstance(load, DeferredCall) for load in self.loads):
             most = min(READ_IN_TURN, TURN_BYTES / self._size(), RESULT_BYTES / nbytes)
-        groups, share = [], 2 * max(1, threads // self.width)
+        groups: list[list[range]] = []
+        share = 2 * max(1, threads // self.width)
         for part in lanes(len(self), self.width):
             groups.append([])
             while part:
                 count = max(1, int(min(most, len(part) / share)))
                 groups[-1].append(part[:count])
                 part = part[count:]
-        return [group for turn in itertools.zip_longest(*groups) for group in turn if group]
+        return [group for lanes_in_turn in itertools.zip_longest(*groups) for group in lanes_in_turn if group]
 
     def join(self) -> None:
         """Join all chunks into one, and hold it."""

@@ -32,37 +32,39 @@ if TYPE_CHECKING:
     from ..solver.local_model import Extremes, ModelPlan
     from ..solver.newton import Direction
     from ..solver.problem import Problem
+    from ..solver.state import SolverState
     from ..solver.subsample import Subsample
     from .fit_state import FitSetup, FitState
     from .preparation import Prepared
-    from .rounds import VisitResult
 
-__all__ = ["confirm", "is_slow", "may_step", "newton_pass", "norm_at_zero", "tells_exactly"]
+__all__ = ["affordable_seconds", "confirm", "may_step", "memory_is_exact", "newton_pass", "norm_at_zero"]
 
 
 # Relative accuracy of a float32 gradient memory. Below this ratio of the gradient norm to the derivatives of the rows,
 # the memory does not give the gradient exactly.
-KNOWN = 1e-6
+FLOAT32_ACCURACY = 1e-6
 
 # Rounding errors. A gradient at zero is zero if its ratio to the derivatives of the rows is at most ROUNDING. A
 # decrease of F counts only if it is more than LEAST_DECREASE times F.
 ROUNDING, LEAST_DECREASE = 1e-14, 1e-13
 
 # Number of models that one task merges.
-MERGED = 8
+MERGED_MODELS = 8
 
 # Passes of steps are slow if SLOW_PASSES of them leave more than the fraction SLOW of the gradient norm. If the loss
 # couples the outputs, the fraction is SLOW_COUPLED.
 SLOW_PASSES, SLOW, SLOW_COUPLED = 3, 1 / 3, 0.7
 
-# Time that a matrix H may take. A confirmation may take as long as SAFEGUARD_PASSES passes of steps. After slow passes
-# H may take as long as all passes made. With extreme columns EXTREME_SECONDS are allowed in any case, because passes of
-# steps may not reach the optimum there.
+# Time that a matrix H may take. A confirmation may take as long as SAFEGUARD_PASSES passes of steps. With extreme
+# columns EXTREME_SECONDS are allowed in any case, because passes of steps may not reach the optimum there. A step after
+# slow passes may take as long as all passes made, its overhead included.
 EXTREME_SECONDS, SAFEGUARD_PASSES = 0.5, 5
 
 # Assumed times in seconds: a multiplication in BLAS, a multiplication of sparse rows, the visit of one entry, and the
-# overhead of a pass.
+# overhead of a pass. OVERHEAD_SECONDS: overhead of a Newton step for each output and one more, without and with extreme
+# columns.
 BLAS_SECONDS, SPARSE_SECONDS, VISIT_SECONDS, PASS_SECONDS = 1e-10, 3e-9, 2e-9, 3e-4
+OVERHEAD_SECONDS = (1e-3, 4e-3)
 
 # The step of the usual rows is tried if the promised decrease is at most this fraction of the gain.
 PROBED = 1e-2
@@ -103,8 +105,8 @@ class Examined(NamedTuple):
 
 def is_converged(fit: FitSetup, examined: Examined, at_zero: float, tol: float) -> bool:
     """Return whether both measures are at most `tol`."""
-    known = np.isfinite(examined.norm) and np.isfinite(examined.decrease)
-    return bool(known and examined.norm <= tol * at_zero and examined.decrease <= tol * _gain(fit, examined))
+    is_finite = np.isfinite(examined.norm) and np.isfinite(examined.decrease)
+    return bool(is_finite and examined.norm <= tol * at_zero and examined.decrease <= tol * _gain(fit, examined))
 
 
 def _gain(fit: FitSetup, examined: Examined) -> float:
@@ -123,7 +125,7 @@ def _at_zero(fit: FitSetup) -> float:
     return fit.prepared.value / fit.weight + penalty_value(zero, fit.problem)
 
 
-def confirm(fit: FitSetup, place: FitState, at_zero: float, tol: float, is_exact: bool) -> FitState:
+def confirm(fit: FitSetup, state: FitState, at_zero: float, tol: float, is_exact: bool) -> FitState:
     """Test for convergence, and return the state with the outcome.
 
     One exact pass evaluates both measures and writes the exact norm and objective to the history. If the test fails,
@@ -132,42 +134,43 @@ def confirm(fit: FitSetup, place: FitState, at_zero: float, tol: float, is_exact
     If `is_exact`, the gradient and the objective of the state are those of a pass at x. The curvature of the subsample
     may then replace the exact pass.
     """
-    if is_exact and _holds_by_sample(fit, place, tol):
-        return place._replace(converged=True)
-    examined = _examine(fit, place.summary.x, tol=tol)
+    if is_exact and _holds_by_sample(fit, state, tol):
+        return state._replace(converged=True)
+    seconds = _safeguard_seconds(fit)
+    examined = _examine(fit, state.summary.x, seconds, tol)
     exact = {"objective": examined.value, "gradient_norm": examined.norm / at_zero, "bytes_read": fit.source.bytes_read}
     converged = is_converged(fit, examined, at_zero, tol)
     # With a diagonal H, Newton steps follow only if the norm is at most `tol`. Otherwise passes of steps gain more.
-    pays = examined.norm <= tol * at_zero or _plan(fit, len(fit.prepared.groups)).full
-    steps = may_step(fit.problem) and pays and examined.decrease > tol * _gain(fit, examined)
-    return place._replace(
-        history=(*place.history[:-1], {**place.history[-1], **exact}),
+    # They also gain more near the optimum if the loss couples the outputs, which H ignores.
+    pays = examined.norm <= tol * at_zero or _plan(fit, seconds).full
+    far = examined.decrease > tol * _gain(fit, examined) or not hasattr(fit.problem.loss, "outputs")
+    steps = may_step(fit.problem) and pays and far and not converged
+    return state._replace(
+        history=(*state.history[:-1], {**state.history[-1], **exact}),
         converged=converged,
-        newton=SAFEGUARD_PASSES if steps else 0,
+        newton=seconds if steps else 0.0,
         step=examined if steps else None,
-        next_check=len(place.history) + place.wait,
-        wait=2 * place.wait,
+        next_check=len(state.history) + state.wait,
+        wait=2 * state.wait,
     )
 
 
-def _holds_by_sample(fit: FitSetup, place: FitState, tol: float) -> bool:
+def _holds_by_sample(fit: FitSetup, state: FitState, tol: float) -> bool:
     """Return whether the promised decrease is at most `tol` by the curvature of the subsample. This needs no pass."""
     prepared, executor = fit.prepared, fit.source.executor
-    if not prepared.sample or has_extreme_columns(prepared.stats):
+    if state.sample is None or has_extreme_columns(prepared.stats):
         return False
     if prepared.gradient is not None:
         return True  # quadratic loss, rotated columns: the norm is that of Newton's step
-    [visited] = place.visits
-    plan = _plan(fit, 1)._replace(extreme=False)
-    decrease = executor.submit(_sample_decrease, prepared.sample[0], visited, fit.problem, plan, name="saga-decrease")
-    [decrease] = executor.gather([decrease])
-    return np.isfinite(decrease) and decrease <= tol * _gain(
-        fit, Examined(0.0, place.summary.objective, decrease, None)
-    )
+    plan = _plan(fit, _safeguard_seconds(fit), chunks=1)._replace(extreme=False)
+    call = (state.sample, state.head, fit.problem, plan)
+    [decrease] = executor.gather([executor.submit(_sample_decrease, *call, name="saga-decrease")])
+    gain = _gain(fit, Examined(0.0, state.summary.objective, decrease, None))
+    return bool(np.isfinite(decrease) and decrease <= tol * gain)
 
 
-def _sample_decrease(sample: Subsample, visited: VisitResult, problem: Problem, plan: ModelPlan) -> float:
-    return sample_decrease(sample, visited.head.x, visited.head.gradient_average, problem, plan)
+def _sample_decrease(sample: Subsample, head: SolverState, problem: Problem, plan: ModelPlan) -> float:
+    return sample_decrease(sample, head.x, head.gradient_average, problem, plan)
 
 
 def may_step(problem: Problem) -> bool:
@@ -175,70 +178,89 @@ def may_step(problem: Problem) -> bool:
     return problem.automatic and problem.average
 
 
-def is_slow(fit: FitSetup, place: FitState) -> bool:
-    """Return whether a Newton step is tried because passes of steps are slow and a matrix H is cheap enough."""
-    norms = [row["gradient_norm"] for row in place.history]
+def affordable_seconds(fit: FitSetup, state: FitState) -> float:
+    """Return the time that a Newton step may take because passes of steps are slow. It is zero if none is tried.
+
+    A step may take as long as all passes so far, so that it costs at most as much as they did if it gains nothing.
+    """
+    norms = [row["gradient_norm"] for row in state.history]
     # Each output has its own H, which ignores the coupling of outputs. Newton steps then gain less.
     slow = SLOW_COUPLED if hasattr(fit.problem.loss, "outputs") else SLOW
-    return bool(
-        len(norms) >= max(place.newton_check, SLOW_PASSES + 1)
-        and norms[-1] > slow * norms[-1 - SLOW_PASSES]
-        and may_step(fit.problem)
-        and _plan(fit, len(fit.prepared.groups), len(norms)).full
-    )
+    if len(norms) < max(state.newton_check, SLOW_PASSES + 1) or not may_step(fit.problem):
+        return 0.0
+    stats, coupled = fit.prepared.stats, hasattr(fit.problem.loss, "outputs")
+    passes, extreme = len(norms) * _pass_seconds(fit), has_extreme_columns(stats)
+    left = passes - (1 + len(fit.prepared.zero)) * OVERHEAD_SECONDS[extreme]
+    # Passes of steps may not reach the optimum with extreme columns, so the step may then cost more than they do.
+    seconds = max(passes, EXTREME_SECONDS if extreme and not coupled else 0.0)
+    tries = norms[-1] > slow * norms[-1 - SLOW_PASSES] and left > 0.0 and _plan(fit, seconds - passes + left).full
+    return seconds if tries else 0.0
 
 
-def newton_pass(fit: FitSetup, place: FitState) -> FitState:
+def newton_pass(fit: FitSetup, state: FitState) -> FitState:
     """Take a Newton step, and return the new state if F is smaller there. Otherwise keep the previous iterate.
 
     Another Newton step follows if H is a matrix and the promised decrease is at most half of the previous one.
     Otherwise passes of steps follow.
     """
-    passes = place.newton
-    step = place.step or _examine(fit, place.summary.x, passes)
-    place = place._replace(step=None, newton=0)
-    there = None if step.better is None else moved(fit, place, step.better)
-    gained = -np.inf if there is None else step.value - there.summary.objective
+    seconds = state.newton
+    step = state.step or _examine(fit, state.summary.x, seconds)
+    state = state._replace(step=None, newton=0.0)
+    after = state if step.better is None else moved(fit, state, step.better)
+    gained = -np.inf if step.better is None else step.value - after.summary.objective
     if not gained > LEAST_DECREASE * abs(step.value):
-        return _waits(place._replace(in_vain=place.in_vain + 1))
-    full = _plan(fit, len(fit.prepared.groups), passes).full
-    if full and step.decrease <= HALVED * place.newton_decrease:
-        return there._replace(newton=passes, newton_decrease=step.decrease)
-    return _waits(there)
+        return _waits(state._replace(in_vain=state.in_vain + 1))
+    after = after._replace(next_check=len(state.history) + 1)  # the step may have reached the optimum
+    full = _plan(fit, seconds).full
+    if full and step.decrease <= HALVED * state.newton_decrease:
+        return after._replace(newton=seconds, newton_decrease=step.decrease)
+    return _waits(after)
 
 
-def _waits(place: FitState) -> FitState:
+def _waits(state: FitState) -> FitState:
     """Return the state from which passes of steps follow. The wait for the next Newton step doubles each time."""
-    wait = place.newton_wait
-    return place._replace(
-        newton=0, newton_decrease=np.inf, newton_check=len(place.history) + 1 + wait, newton_wait=2 * wait
+    wait = state.newton_wait
+    return state._replace(
+        newton=0.0, newton_decrease=np.inf, newton_check=len(state.history) + 1 + wait, newton_wait=2 * wait
     )
 
 
-def _plan(fit: FitSetup, chunks: int, passes: float = SAFEGUARD_PASSES) -> ModelPlan:
-    """Return the plan of the model. H is a matrix if this takes no longer than `passes` passes of steps.
+def _pass_seconds(fit: FitSetup) -> float:
+    """Return the assumed time of a pass of steps."""
+    return VISIT_SECONDS * float(fit.prepared.stats.counts.sum()) * len(fit.prepared.zero) + PASS_SECONDS
 
-    Otherwise H is its diagonal.
+
+def _safeguard_seconds(fit: FitSetup) -> float:
+    """Return the time that a matrix H may take in a test for convergence."""
+    least = EXTREME_SECONDS if has_extreme_columns(fit.prepared.stats) else 0.0
+    return max(least, SAFEGUARD_PASSES * _pass_seconds(fit))
+
+
+def _plan(fit: FitSetup, seconds: float, chunks: int | None = None) -> ModelPlan:
+    """Return the plan of the model. H is a matrix if this takes no longer than `seconds`. Otherwise it is a diagonal.
+
+    `chunks` is the number of chunks that contribute to it. By default these are all chunks.
     """
-    prepared = fit.prepared
+    prepared, chunks = fit.prepared, chunks or len(fit.prepared.groups)
     plan, k, p = plan_model(prepared.stats, len(prepared.zero), chunks), len(prepared.zero), len(prepared.stats.mean)
     entries, rows = float(prepared.stats.counts.sum()), max(prepared.stats.rows, 1)
     used, width = min(rows, plan.rows * chunks), p if not prepared.stats.sparse else entries / rows
     each = SPARSE_SECONDS if prepared.stats.sparse else BLAS_SECONDS
-    seconds = k * (BLAS_SECONDS * p**3 / 3 + each * used * width**2)
-    budget = max(EXTREME_SECONDS if plan.extreme else 0.0, passes * (VISIT_SECONDS * entries * k + PASS_SECONDS))
+    needed = k * (BLAS_SECONDS * p**3 / 3 + each * used * width**2)
     room = max(MODEL_BYTES, 8.0 * entries)  # bytes for the models of all chunks
-    return plan._replace(full=plan.full and seconds <= budget and 8.0 * chunks * k * p**2 <= room)
+    return plan._replace(full=plan.full and needed <= seconds and 8.0 * chunks * k * p**2 <= room)
 
 
-def _examine(fit: FitSetup, x: np.ndarray, passes: float = SAFEGUARD_PASSES, tol: float = 0.0) -> Examined:
+def _examine(fit: FitSetup, x: np.ndarray, seconds: float, tol: float | None = None) -> Examined:
     """Evaluate the norm, F and the promised decrease at x by exact passes over all rows.
 
     One pass evaluates F, its gradient and its curvature. If there are far rows and the promised decrease is small, two
     more passes try the step of the usual rows. Far rows, such as codes for missing values, may hide this decrease
     together even if none of them does so alone.
+
+    The promised decrease must be right if it decides whether x is within `tol`. Without a `tol` only the step counts.
     """
-    plan = _plan(fit, len(fit.prepared.groups), passes)
+    plan = _plan(fit, seconds)
     model = _merged(fit, local_model, x, plan)
     examined, far = _along_newton_step(fit, x, model, plan, tol)
     if far and examined.decrease <= PROBED * _gain(fit, examined):
@@ -255,17 +277,21 @@ def _merged(fit: FitSetup, model_of: Callable, x: np.ndarray, plan: ModelPlan) -
     nbytes = 8.0 * x.size * (3 + (p if plan.full else 1))
     models = fit.source.map(model_of, x, fit.prepared.preconditioned, plan, name="saga-confirm", nbytes=nbytes)
     while len(models) > 1:
-        groups = [models[k : k + MERGED] for k in range(0, len(models), MERGED)]
+        groups = [models[k : k + MERGED_MODELS] for k in range(0, len(models), MERGED_MODELS)]
         models = [executor.submit(merge_models, *group, name="saga-merge") for group in groups]
     return models[0]
 
 
-def _direction(fit: FitSetup, model: Any, x: np.ndarray, *more: Extremes) -> Direction:
-    call = (model, x, fit.weight, fit.problem, *more)
+def _direction(
+    fit: FitSetup, model: Any, x: np.ndarray, more: Extremes | None = None, thorough: bool = True
+) -> Direction:
+    call = (model, x, fit.weight, fit.problem, more, thorough)
     return fit.source.executor.gather([fit.source.executor.submit(newton_direction, *call, name="saga-newton")])[0]
 
 
-def _along_newton_step(fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan, tol: float) -> tuple[Examined, int]:
+def _along_newton_step(
+    fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan, tol: float | None
+) -> tuple[Examined, int]:
     """Evaluate the Newton step of a model. Return the result and the number of far rows.
 
     A second pass evaluates F along the step where the model may be wrong. It is made if a column has extreme entries,
@@ -273,10 +299,11 @@ def _along_newton_step(fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan
     `tol`, it is also made where outputs depend on each other or H is a diagonal. Rows whose losses rise along the step
     are then kept apart in the model, and a new step is computed.
     """
-    problem, more, p = fit.problem, [], x.shape[1] - 1
+    problem, p = fit.problem, x.shape[1] - 1
+    more: list[Extremes] = []
     measures = plan.extreme or not plan.full or hasattr(problem.loss, "outputs")
     for _ in range(ROUNDS):
-        direction = _direction(fit, model, x, *more)
+        direction = _direction(fit, model, x, *more, thorough=tol is not None)
         norm = fit.preconditioned.gradient_mapping_norm(x, direction.gradient)
         examined = Examined(norm, direction.value, direction.decrease, within(x + direction.move, problem))
         if not direction.decrease > LEAST_DECREASE * abs(direction.value):
@@ -284,7 +311,7 @@ def _along_newton_step(fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan
         # If F(x) is above F(0), or the decrease is not finite, the step of a quadratic model is not trusted.
         if not (direction.value <= _at_zero(fit) and np.isfinite(direction.decrease)):
             return examined._replace(better=None), direction.far
-        if not measures or (not plan.extreme and direction.decrease <= tol * _gain(fit, examined)):
+        if not measures or (not plan.extreme and direction.decrease <= (tol or 0.0) * _gain(fit, examined)):
             return examined, direction.far
         # Try the full step first, and other lengths only if it achieves too little of the promised decrease.
         better, measured = _on_line(fit, x, direction.move, FULL_STEP)
@@ -305,7 +332,8 @@ def _along_newton_step(fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan
 def _on_line(fit: FitSetup, x: np.ndarray, move: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the best point at the given lengths of a move, and the decrease of F there. This is one pass."""
     values = fit.source.map(chunk_values, x, move, lengths, fit.problem, name="saga-values", nbytes=1000.0)
-    return best_on_line(x, move, lengths, sum(fit.source.executor.gather(values)), fit.weight, fit.problem)
+    total = np.asarray(sum(fit.source.executor.gather(values)))
+    return best_on_line(x, move, lengths, total, fit.weight, fit.problem)
 
 
 def norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
@@ -328,9 +356,9 @@ def norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
     return max(inner, 1e-6 * centred) if inner > 1e-12 * whole else centred
 
 
-def tells_exactly(prepared: Prepared, weight: float, problem: Problem, norm: float) -> bool:
+def memory_is_exact(prepared: Prepared, weight: float, problem: Problem, norm: float) -> bool:
     """Return whether the gradient memory is accurate enough for a gradient norm of `norm`."""
-    return problem.memory_dtype == "float64" or norm >= KNOWN * _largest_norm(prepared, weight)
+    return problem.memory_dtype == "float64" or norm >= FLOAT32_ACCURACY * _largest_norm(prepared, weight)
 
 
 def _largest_norm(prepared: Prepared, weight: float) -> float:

@@ -18,18 +18,29 @@ from ..solver.identity import digest, draw_seed, number_occurrences, visit_seed
 from ..solver.subsample import subsample_step
 from ..solver.visit import visit_digest
 from .chunk_source import lanes
-from .convergence import confirm, is_slow, may_step, newton_pass, norm_at_zero, tells_exactly
-from .fit_state import FitSetup, arrived, initial_state, result, resume, roll_back, to_checkpoint, without_lineage
-from .preparation import gradients_at
+from .convergence import affordable_seconds, confirm, may_step, memory_is_exact, newton_pass, norm_at_zero
+from .fit_state import (
+    FitSetup,
+    PendingPass,
+    at_point,
+    initial_state,
+    result,
+    resume,
+    roll_back,
+    to_checkpoint,
+    without_lineage,
+)
 from .rounds import VisitSpec, draw_rounds, round_summary, visit_chunk
 
 if TYPE_CHECKING:
+    from ..solver.preconditioned_problem import PreconditionedProblem
     from ..solver.problem import Problem
+    from ..solver.state import SolverState
+    from ..solver.subsample import Subsample
     from .checkpoint import Checkpoint
     from .chunk_source import Source
     from .fit_state import FitState, Result
     from .preparation import Prepared
-    from .rounds import VisitResult
 
 __all__ = ["Info", "join_x", "run", "split_x"]
 
@@ -42,13 +53,14 @@ logger = logging.getLogger("dask_saga")
 LINEAGE = 10
 
 
-# A subsample step that leaves more than this fraction of the gradient norm is the last one, as a pass of steps leaves
+# A subsample step that leaves more than this fraction of the gradient norm is the last one, as a pass of visits leaves
 # less.
-SLOW = 0.5
+SUBSAMPLE_PAYS = 0.5
 
-# A pass of steps is undone if its gradient norm exceeds DIVERGING times the smallest one so far, the previous one, and
-# FAR times the norm at zero. The last limit is needed because an earlier estimate may have been too small.
-DIVERGING, FAR = 10.0, 0.1
+# A pass of visits is undone if its gradient norm exceeds DIVERGING_RATIO times the smallest one so far, the previous
+# one, and DIVERGING_SHARE times the norm at zero. The last limit is needed because an earlier estimate may have been
+# too small.
+DIVERGING_RATIO, DIVERGING_SHARE = 10.0, 0.1
 
 # Relative rise of F that counts as rounding.
 RISE = 1e-12
@@ -97,12 +109,13 @@ class Info(NamedTuple):
 class Orders:
     """Rounds of each pass. The rounds of an epoch depend only on its number, not on the order of the requests."""
 
-    def __init__(self, parts: list[range], seed: int | None):
-        self.parts, self.rng, self.drawn = parts, None if seed is None else np.random.default_rng(seed), []
+    def __init__(self, lanes: list[range], seed: int | None):
+        self.lanes, self.rng = lanes, None if seed is None else np.random.default_rng(seed)
+        self.drawn: list[list[list[int]]] = []
 
     def __getitem__(self, epoch: int) -> list[list[int]]:
         while len(self.drawn) < epoch:
-            self.drawn.append(draw_rounds(self.parts, self.rng))
+            self.drawn.append(draw_rounds(self.lanes, self.rng))
         return self.drawn[epoch - 1]
 
 
@@ -161,8 +174,44 @@ def run(
     Result
         Result of the last complete pass. A KeyboardInterrupt before the first one is raised again.
     """
+    fit, state, identity = _open(source, prepared, problem, seed, shuffle, tol, checkpoint, start)
+    passes = _Passes(fit, Orders(fit.lanes, fit.seed if shuffle else None), max_iter, state)
+    interrupted, is_over = False, state.converged or state.summary.diverged
+    try:
+        for epoch in range(len(state.history) + 1, 0 if is_over else max_iter + 1):
+            state, is_exact = passes.make(state)
+            state = _tested(fit, state, tol, is_exact, is_last=epoch == max_iter)
+            is_over = state.summary.diverged or state.converged
+            if callback is not None:
+                answer = callback(_info(state, given))
+                is_over = is_over or (isinstance(answer, (bool, np.bool_)) and bool(answer))
+            if checkpoint and (is_over or epoch == max_iter or checkpoint.is_due()):
+                checkpoint.save(identity, to_checkpoint(fit, state))
+            if is_over:
+                break
+            if epoch % LINEAGE == 0:
+                state = without_lineage(fit, state)
+    except KeyboardInterrupt:
+        if not state.history:
+            raise
+        interrupted = True
+        source.interrupt()
+    passes.release()
+    return result(fit, state, interrupted=interrupted, needs_float64=not _memory_suffices(fit, tol))
+
+
+def _open(
+    source: Source,
+    prepared: Prepared,
+    problem: Problem,
+    seed: int | None,
+    shuffle: bool,
+    tol: float,
+    checkpoint: Checkpoint | None,
+    start: np.ndarray | None,
+) -> tuple[FitSetup, FitState, dict]:
+    """Return the set-up of a fit, its first state, and what a checkpoint must share with it."""
     ids = number_occurrences(fact.content for fact in prepared.facts)
-    weight = sum(fact.weight for fact in prepared.facts)
     width = min(source.width, len(prepared.groups))
     identity = {
         "data": digest(ids, [fact.weights_content for fact in prepared.facts], prepared.groups),
@@ -171,150 +220,181 @@ def run(
         "random_state": seed,
     }
     saved = checkpoint.load(identity) if checkpoint else None
-    seed = saved.facts["seed"] if saved else draw_seed(None) if seed is None else seed
-    width = saved.facts["n_parallel"] if saved else width
+    if saved:
+        seed, width = saved.facts["seed"], saved.facts["n_parallel"]
+    elif seed is None:
+        seed = draw_seed(None)
     identity |= {"random_state": seed, "n_parallel": width}
-    parts = lanes(len(prepared.groups), width)
-    fit = FitSetup(source, prepared, problem, ids, weight, seed, parts, [])
-    if checkpoint and not fit.has_room():
-        size = fit.memory_bytes(sum(prepared.lengths))
-        raise ValueError(
-            f"checkpoint: the gradient memory, {size / 1e9:.1f} GB, is too large for this process to write"
-        )
+    weight = sum(fact.weight for fact in prepared.facts)
     at_zero = norm_at_zero(prepared, weight, problem)
-    place = resume(fit, saved, tol) if saved else initial_state(fit, at_zero, start)
-    orders = Orders(parts, seed if shuffle else None)
-    began = time.perf_counter() - (place.history[-1]["seconds"] if place.history else 0.0)
-    interrupted, over, ahead = False, place.converged or place.summary.diverged, None
-    try:
-        for epoch in range(len(place.history) + 1, 0 if over else max_iter + 1):
-            is_exact = True
-            if place.is_new:
-                place = place._replace(is_new=False)
-            elif place.newton:  # before a subsample step, which would leave the x of the Newton step
-                place, ahead = newton_pass(fit, place), None
-            elif place.refines:
-                place = _refined(fit, place)
-            else:
-                is_exact, coming = False, ahead or _one_pass(fit, place, orders[epoch], epoch)
-                # Submit the next pass before this one has ended, unless the lineage is cut in between.
-                follows = source.holds and source.executor.goes_ahead and epoch % LINEAGE and epoch < max_iter
-                ahead = _one_pass(fit, coming, orders[epoch + 1], epoch + 1) if follows else None
-                ended = _ended(fit, place, coming)
-                if may_step(problem) and _is_diverging(place, ended, at_zero):
-                    coming = ahead = None
-                    ended = roll_back(fit, place, ended)
-                place = ended
-            place = _noted(fit, place, at_zero, began)
-            norm = place.history[-1]["gradient_norm"]
-            if not place.summary.diverged and norm <= tol and (epoch >= place.next_check or epoch == max_iter):
-                known = is_exact and tells_exactly(prepared, weight, problem, tol * at_zero)
-                place = confirm(fit, place, at_zero, tol, known)
-            elif not is_exact and not place.summary.diverged and is_slow(fit, place):
-                place = place._replace(newton=epoch)
-            stop = place.summary.diverged or place.converged
-            if callback is not None:
-                answer = callback(_info(place, given))
-                stop = stop or (isinstance(answer, (bool, np.bool_)) and bool(answer))
-            if checkpoint and (stop or epoch == max_iter or checkpoint.is_due()):
-                checkpoint.save(identity, to_checkpoint(fit, place))
-            if stop:
-                break
-            if epoch % LINEAGE == 0:
-                place = without_lineage(fit, place)
-    except KeyboardInterrupt:
-        if not place.history:
-            raise
-        interrupted = source.interrupted = True
-    coming = ahead = None  # the cluster releases the passes that are no longer referenced
-    source.executor.let_go()
-    needs_float64 = not tells_exactly(prepared, weight, problem, tol * at_zero)
-    return result(fit, place, interrupted)._replace(needs_float64=needs_float64)
+    fit = FitSetup(source, prepared, problem, ids, weight, seed, lanes(len(prepared.groups), width), at_zero)
+    if checkpoint and not fit.can_gather_memory():
+        raise ValueError(
+            f"checkpoint: the gradient memory, {fit.all_memory_bytes / 1e9:.1f} GB, is too large for this process to "
+            "write"
+        )
+    return fit, resume(fit, saved, tol) if saved else initial_state(fit, start), identity
 
 
-def _refined(fit: FitSetup, place: FitState) -> FitState:
+class _Passes:
+    """Make the passes of a fit, one after the other.
+
+    On a cluster, a pass of visits is submitted before the previous one has ended.
+
+    Parameters
+    ----------
+    fit : FitSetup
+    orders : Orders
+    max_iter : int
+    state : FitState
+        State before the first of these passes.
+    """
+
+    def __init__(self, fit: FitSetup, orders: Orders, max_iter: int, state: FitState):
+        self.fit, self.orders, self.max_iter = fit, orders, max_iter
+        self.next_pass: PendingPass | None = None  # the pass that was submitted early
+        self.began = time.perf_counter() - (state.history[-1]["seconds"] if state.history else 0.0)
+
+    def make(self, state: FitState) -> tuple[FitState, bool]:
+        """Make one pass. Return the state with one more row of history, and whether its gradient norm is exact."""
+        if state.is_new:  # `initial_state` has made this pass
+            after = state._replace(is_new=False)
+        elif state.newton:  # before a subsample step, which would leave the x of the Newton step
+            after, self.next_pass = newton_pass(self.fit, state), None
+        elif state.refines:
+            after = _subsample_pass(self.fit, state)
+        else:
+            return _noted(self.fit, self._visit_all(state), self.began), False
+        return _noted(self.fit, after, self.began), True
+
+    def _visit_all(self, state: FitState) -> FitState:
+        """Visit every chunk. Undo this if the steps diverge."""
+        source, epoch = self.fit.source, len(state.history) + 1
+        current = self.next_pass or self._submit(state, epoch, state.in_vain)
+        # Submit the next pass before this one has ended, unless the lineage is cut in between.
+        is_early = source.holds and source.executor.is_asynchronous and epoch % LINEAGE and epoch < self.max_iter
+        self.next_pass = self._submit(current, epoch + 1, state.in_vain) if is_early else None
+        after = _ended(self.fit, state, current)
+        if may_step(self.fit.problem) and _is_diverging(state, after, self.fit.norm_at_zero):
+            del current  # the cluster releases what nothing refers to
+            self.next_pass = None
+            after = roll_back(self.fit, state, after)
+        return after
+
+    def _submit(self, before: FitState | PendingPass, epoch: int, in_vain: int) -> PendingPass:
+        return _submit_pass(self.fit, before, self.orders[epoch], epoch - 1 - in_vain)
+
+    def release(self) -> None:
+        """Release the pass that was submitted early, and the references that the executor keeps."""
+        self.next_pass = None
+        self.fit.source.executor.release_references()
+
+
+def _memory_suffices(fit: FitSetup, tol: float) -> bool:
+    """Return whether the gradient memory is accurate enough for this tolerance."""
+    return memory_is_exact(fit.prepared, fit.weight, fit.problem, tol * fit.norm_at_zero)
+
+
+def _tested(fit: FitSetup, state: FitState, tol: float, is_exact: bool, is_last: bool) -> FitState:
+    """Return the state after the test for convergence, or before a Newton step where passes of visits are slow.
+
+    The test is made if the gradient norm is small enough, except if an earlier test has failed and the wait is not
+    over. `is_exact` says whether the state has the gradient norm of a pass at x.
+    """
+    epoch, norm = len(state.history), state.history[-1]["gradient_norm"]
+    if state.summary.diverged:
+        return state
+    if norm <= tol and (epoch >= state.next_check or is_last):
+        return confirm(fit, state, fit.norm_at_zero, tol, is_exact and _memory_suffices(fit, tol))
+    return state if is_exact else state._replace(newton=affordable_seconds(fit, state))
+
+
+def _subsample_pass(fit: FitSetup, state: FitState) -> FitState:
     """Take a subsample step, and return the new state with the exact gradient.
 
     If the gradient norm does not fall or F rises, the step is rejected and the previous iterate is kept. Subsample
-    steps end when a pass of steps would gain more.
+    steps end when a pass of visits would gain more.
     """
-    source, executor, problem, epoch = fit.source, fit.source.executor, fit.problem, len(place.history) + 1
-    [before] = place.visits
-    x = executor.submit(_subsample_step, fit.prepared.sample[0], before, problem, epoch, name="saga-refine")
-    own = source.map(gradients_at, x, problem, epoch, name="saga-memory", nbytes=fit.remembered_bytes())
-    text = place.text
-    for k, fact in enumerate(fit.prepared.facts):
-        text = visit_digest(text, fit.ids[k], fact, problem)
-    there, last = arrived(fit, place._replace(own=own, text=text), x), place.summary
-    norm, rise = there.summary.gradient_norm, there.summary.objective - last.objective
-    better = norm < last.gradient_norm and rise <= RISE * (abs(last.objective) + abs(fit.prepared.value) / fit.weight)
-    if not better:
-        there = place._replace(in_vain=place.in_vain + 1)
-    goes_on = better and norm <= SLOW * last.gradient_norm
-    if not goes_on:
-        fit.prepared.sample.clear()
-    return there._replace(refines=goes_on)
+    epoch, last = len(state.history) + 1, state.summary
+    call = (state.sample, state.head, fit.problem, epoch)
+    x = fit.source.executor.submit(_subsample_step, *call, name="saga-refine")
+    [before] = state.last_round
+    arrival = at_point(fit, before, x, epoch)
+    norm, rise = arrival.summary.gradient_norm, arrival.summary.objective - last.objective
+    rounding = RISE * (abs(last.objective) + abs(fit.prepared.value) / fit.weight)
+    if norm < last.gradient_norm and rise <= rounding:
+        so_far = state.digest
+        for k, fact in enumerate(fit.prepared.facts):
+            so_far = visit_digest(so_far, fit.ids[k], fact, fit.problem)
+        after = state._replace(**arrival._asdict(), visits=[], digest=so_far)
+        return after if norm <= SUBSAMPLE_PAYS * last.gradient_norm else after._replace(sample=None)
+    return state._replace(in_vain=state.in_vain + 1, sample=None)
 
 
-def _subsample_step(sample: Any, before: VisitResult, problem: Problem, number: int) -> np.ndarray:
-    return subsample_step(sample, before.head.x, before.head.gradient_average, problem, number)
+def _subsample_step(
+    sample: Subsample | PreconditionedProblem, head: SolverState, problem: Problem, epoch: int
+) -> np.ndarray:
+    return subsample_step(sample, head.x, head.gradient_average, problem, epoch)
 
 
-def _one_pass(fit: FitSetup, place: FitState, rounds: list[list[int]], epoch: int) -> FitState:
-    """Submit one visit of every chunk, and return the state after it. Its summary is a reference."""
-    source, executor, facts = fit.source, fit.source.executor, fit.prepared.facts
-    visits, own, window, count, text = place.visits, list(place.own), place.window, place.count, place.text
-    coming, norms = source.each(list(itertools.chain(*rounds))), fit.row_norms()
+def _submit_pass(fit: FitSetup, before: FitState | PendingPass, rounds: list[list[int]], number: int) -> PendingPass:
+    """Submit one visit of every chunk. `number` is that of the pass in the seeds of the visits."""
+    source, executor, prepared = fit.source, fit.source.executor, fit.prepared
+    results: list[Any] = [None] * len(prepared.groups)
+    if before.results is not None:
+        results = [*before.results]
+    visits, window, count, so_far = before.last_round, before.window, before.window_visits, before.digest
+    chunks, norms = source.each(list(itertools.chain(*rounds))), fit.row_norms
     for members in rounds:
-        opens = any(window_is_due(g, window, len(own), count) for g in members)
+        opens = any(window_is_due(g, window, len(results), count) for g in members)
         window, count = (frozenset(), 0) if opens else (window, count)
         calls = []
-        for g, chunk in itertools.islice(coming, len(members)):
-            seed = visit_seed(fit.seed, fit.ids[fit.prepared.groups[g][0]], epoch - 1 - place.in_vain)
+        for g, chunk in itertools.islice(chunks, len(members)):
+            seed = visit_seed(fit.seed, fit.ids[prepared.groups[g][0]], number)
             spec = VisitSpec(seed, len(members) == 1, members is rounds[0], opens)
-            calls.append((fit.prepared.preconditioned, spec, chunk, norms[g], own[g], *visits))
+            calls.append((prepared.preconditioned, spec, chunk, norms[g], results[g], *visits))
             window, count = window | {g}, count + 1
-            for k in fit.prepared.groups[g]:
-                text = visit_digest(text, fit.ids[k], facts[k], fit.problem)
-        visits = executor.at_once(visit_chunk, calls, name="saga-chunk")
-        for g, visited in zip(members, visits, strict=True):
-            own[g] = visited
-            source.used(visited)
-    summary = executor.submit(round_summary, fit.prepared.preconditioned, *visits, name="saga-summary")
-    return place._replace(visits=visits, own=own, summary=summary, window=window, count=count, text=text)
+            for k in prepared.groups[g]:
+                so_far = visit_digest(so_far, fit.ids[k], prepared.facts[k], fit.problem)
+        visits = executor.map_parallel(visit_chunk, calls, name="saga-chunk")
+        for g, visit in zip(members, visits, strict=True):
+            results[g] = visit
+            source.used(visit)
+    summary = executor.submit(round_summary, prepared.preconditioned, *visits, name="saga-summary")
+    return PendingPass(visits, results, summary, window, count, so_far)
 
 
-def _ended(fit: FitSetup, place: FitState, coming: FitState) -> FitState:
-    """Wait for the end of a pass, and return its state with the history and the checks of the current state."""
-    [summary] = fit.source.executor.gather([coming.summary])
-    known = {name: getattr(place, name) for name in ("history", "next_check", "wait", "newton_check", "newton_wait")}
-    return coming._replace(summary=summary, **known)
+def _ended(fit: FitSetup, state: FitState, current: PendingPass) -> FitState:
+    """Wait for the end of a pass, and return the state after it, with the history and the checks of `state`."""
+    [summary] = fit.source.executor.gather([current.summary])
+    return state._replace(**{**current._asdict(), "summary": summary, "head": None})
 
 
-def _is_diverging(place: FitState, ended: FitState, at_zero: float) -> bool:
+def _is_diverging(state: FitState, ended: FitState, at_zero: float) -> bool:
     """Return whether a pass of steps is diverging and must be undone. Shorter steps follow then."""
-    norms = [row["gradient_norm"] * at_zero for row in place.history]
+    norms = [row["gradient_norm"] * at_zero for row in state.history]
     norm = ended.summary.gradient_norm
-    least = max(norms[-1], DIVERGING * min(norms), FAR * at_zero) if norms else np.inf
-    return bool(norm > least) and not ended.summary.diverged
+    limit = max(norms[-1], DIVERGING_RATIO * min(norms), DIVERGING_SHARE * at_zero) if norms else np.inf
+    return bool(norm > limit) and not ended.summary.diverged
 
 
-def _noted(fit: FitSetup, place: FitState, at_zero: float, began: float) -> FitState:
+def _noted(fit: FitSetup, state: FitState, began: float) -> FitState:
     """Return the state with one more row of history, and log this row."""
-    epoch, norm, seconds = len(place.history) + 1, place.summary.gradient_norm / at_zero, time.perf_counter() - began
+    epoch, seconds = len(state.history) + 1, time.perf_counter() - began
+    norm = state.summary.gradient_norm / fit.norm_at_zero
     logger.info("epoch %d: gradient norm %.2e, %.2f s", epoch, norm, seconds)
     row = {
         "epoch": epoch,
-        "objective": place.summary.objective,
+        "objective": state.summary.objective,
         "gradient_norm": norm,
         "seconds": seconds,
-        "visits": epoch * len(place.own),
+        "visits": epoch * len(fit.prepared.groups),
         "bytes_read": fit.source.bytes_read,
     }
-    return place._replace(history=(*place.history, row))
+    return state._replace(history=(*state.history, row))
 
 
-def _info(place: FitState, given: Any) -> Info:
+def _info(state: FitState, given: Any) -> Info:
     """Return the argument of the callback."""
-    x, intercept = split_x(place.summary.x)
-    return Info(**place.history[-1], x=x, intercept=intercept, step_size=place.summary.step_size, chunks=given)
+    x, intercept = split_x(state.summary.x)
+    return Info(**state.history[-1], x=x, intercept=intercept, step_size=state.summary.step_size, chunks=given)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -26,29 +26,59 @@ from ..solver.visit import fresh_memory
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
     from ..data.statistics import ColumnStats
+    from ..execution.protocol import Executor, Reference
     from ..solver.preconditioner import Preconditioner
     from ..solver.problem import Problem
     from ..solver.state import ChunkMemory
     from ..solver.subsample import Subsample
     from .chunk_source import Source
 
-__all__ = ["ChunkGradients", "Prepared", "gradients_at", "prepare"]
+__all__ = ["ChunkGradients", "Handover", "Prepared", "gradients_at", "prepare"]
 
+
+T = TypeVar("T")
 
 # Number of chunks whose statistics one task merges; number of chunks whose limits per axis one task computes.
-MERGED, LIMITED = 32, 16
+MERGED_CHUNKS, LIMITED_CHUNKS = 32, 16
 
 # Largest size, in bytes, of a preconditioner that is sent along with the first tasks that need it. They then do not
 # wait until it is stored on the executor.
-TRAVELS = 2**16
+SENT_PRECONDITIONER_BYTES = 2**16
 
 # Data up to this size, in bytes, are joined into one chunk, however they are blocked. A visit has an overhead of
 # 0.25 ms in Python, and of some ms on a cluster.
 JOINED_BYTES = 2**22
 
 
+class Handover:
+    """References that only the start of a fit needs, until it takes them.
+
+    The result of the preparing pass lives as long as the fit. A cluster could not free what it still refers to.
+
+    Parameters
+    ----------
+    limits : list of Reference
+        References to the ``axis_limits`` of groups of chunks, whose minimum becomes ``SolverState.limits``.
+    sample : Reference or None
+        Reference to the `sample` argument of ``subsample_step``. None if no subsample step is used.
+    """
+
+    def __init__(
+        self, limits: list[Reference[np.ndarray]], sample: Reference[Subsample | PreconditionedProblem] | None
+    ):
+        self._limits, self._sample, self._is_taken = limits, sample, False
+
+    def take(self) -> tuple[list[Reference[np.ndarray]], Reference[Subsample | PreconditionedProblem] | None]:
+        """Return the limits and the sample, and forget them. This is possible once."""
+        if self._is_taken:
+            raise RuntimeError("one preparing pass is for one fit; call prepare again")
+        limits, sample = self._limits, self._sample
+        self._limits, self._sample, self._is_taken = [], None, True
+        return limits, sample
+
+
 class Prepared(NamedTuple):
-    """Result of the preparing pass.
+    """Result of the preparing pass. Only `preconditioned`, and what `handover` has, are references.
 
     Parameters
     ----------
@@ -62,19 +92,16 @@ class Prepared(NamedTuple):
         Column statistics of all chunks.
     axes : Preconditioner
         Preconditioner chosen from `stats`.
-    preconditioned : object
+    preconditioned : Reference
         Reference to the problem and `axes` on the executor, since a preconditioner may be large.
     value : float
         Sum of the weighted losses at x = 0.
     zero : ndarray of shape (k, p + 1)
         Sum of the gradients at x = 0.
-    sample : list
-        Contains a reference to the `sample` argument of ``subsample_step`` as long as it is needed. Empty if the
-        subsample step is not used.
     gradient : ndarray of shape (k, p + 1) or None
         The `gradient` argument of ``subsample_step`` at x = 0.
-    limits : list
-        References to the ``axis_limits`` of groups of chunks, until their minimum is in ``SolverState.limits``.
+    handover : Handover
+        References for the start of the fit.
     """
 
     groups: list[list[int]]
@@ -82,12 +109,11 @@ class Prepared(NamedTuple):
     facts: list[ChunkMemory]
     stats: ColumnStats
     axes: Preconditioner
-    preconditioned: Any
+    preconditioned: Reference[PreconditionedProblem]
     value: float
     zero: np.ndarray
-    sample: list
     gradient: np.ndarray | None
-    limits: list
+    handover: Handover
 
 
 @immutable
@@ -148,7 +174,8 @@ def _merge(*examined: _Examined) -> _Examined:
     facts, shapes, samples = (list(itertools.chain(*part)) for part in parts)
     if len({shape[-2:] for shape in shapes}) > 1:  # `prepare` raises an error for this
         return examined[0]._replace(facts=facts, shapes=shapes)
-    stats, zero = functools.reduce(merge, [one.stats for one in examined]), sum(one.zero for one in examined)
+    stats = functools.reduce(merge, [one.stats for one in examined])
+    zero = np.asarray(sum(one.zero for one in examined))
     return _Examined(facts, shapes, sum(one.value for one in examined), stats, zero, samples)
 
 
@@ -209,36 +236,63 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True, estimator: 
     """
     executor, size = source.executor, _bytes_examined(source.columns, problem)
     examined = source.map(_examine, problem, len(source), estimator, name="saga-examine", named=True, nbytes=size)
-    merged = examined
-    while len(merged) > MERGED:
-        parts = [merged[k : k + MERGED] for k in range(0, len(merged), MERGED)]
-        merged = [executor.submit(_merge, *part, name="saga-merge") for part in parts]
+    merged = _merge_most(executor, examined)
     [(whole, sampled)] = executor.gather([executor.submit(_whole, *merged, name="saga-whole")])
-    facts, shapes, value, stats, zero, _ = whole
+    _check_shapes(whole.shapes)
+    source.expect(
+        [shape.nbytes for shape in whole.shapes], [(fact.content, fact.weights_content) for fact in whole.facts]
+    )
+    axes = choose_preconditioner(whole.stats, problem, sampled)
+    is_sent = sizeof(axes) <= SENT_PRECONDITIONER_BYTES
+    preconditioned = PreconditionedProblem(problem, axes)
+    near: Any = preconditioned if is_sent else executor.put([preconditioned])[0]  # for the first tasks
+    is_quadratic = problem.automatic and axes.rotation is not None and getattr(problem.loss, "quadratic", False)
+    sample: Any = None
+    if sampled and not is_quadratic:
+        sample = executor.submit(_make_sample, near, *merged, name="saga-sample")
+    parts = _split(examined, LIMITED_CHUNKS)
+    limits = [executor.submit(_limits, near, *part, name="saga-limits") for part in parts]
+    [reference] = executor.put([preconditioned]) if is_sent else [near]
+    return Prepared(
+        groups=_join_small(source, whole.shapes) if joins else [[k] for k in range(len(source))],
+        lengths=[shape.length for shape in whole.shapes],
+        facts=whole.facts,
+        stats=whole.stats,
+        axes=axes,
+        preconditioned=reference,
+        value=whole.value,
+        zero=whole.zero,
+        gradient=whole.zero / whole.stats.weight if is_quadratic else None,
+        handover=Handover(limits, reference if is_quadratic else sample),
+    )
+
+
+def _split(items: list[T], size: int) -> list[list[T]]:
+    return [items[k : k + size] for k in range(0, len(items), size)]
+
+
+def _merge_most(executor: Executor, examined: list[Reference[_Examined]]) -> list[Reference[_Examined]]:
+    """Merge results in a tree of tasks until few enough are left for one task."""
+    while len(examined) > MERGED_CHUNKS:
+        examined = [executor.submit(_merge, *part, name="saga-merge") for part in _split(examined, MERGED_CHUNKS)]
+    return examined
+
+
+def _check_shapes(shapes: list[_Shape]) -> None:
+    """Raise a ValueError if chunks differ in their numbers of columns or outputs."""
     for k, shape in enumerate(shapes):
         if shape.columns != shapes[0].columns:
             raise ValueError(f"chunk {k}: X has {shape.columns} features, but chunk 0 has {shapes[0].columns}")
         if shape.outputs != shapes[0].outputs:
             raise ValueError(f"chunk {k}: y has {shape.outputs} columns, but chunk 0 has {shapes[0].outputs}")
-    source.sizes = [shape.nbytes for shape in shapes]
-    source.expected = [(fact.content, fact.weights_content) for fact in facts]
-    axes = choose_preconditioner(stats, problem, sampled)
-    preconditioned = PreconditionedProblem(problem, axes)
-    near = preconditioned if sizeof(axes) <= TRAVELS else executor.put([preconditioned])[0]
-    sample, gradient = [], None
-    if problem.automatic and axes.rotation is not None and getattr(problem.loss, "quadratic", False):
-        sample, gradient = [near], zero / stats.weight
-    elif sampled:
-        sample = [executor.submit(_make_sample, near, *merged, name="saga-sample")]
-    parts = [examined[k : k + LIMITED] for k in range(0, len(examined), LIMITED)]
-    limits = [executor.submit(_limits, near, *part, name="saga-limits") for part in parts]
-    [there] = executor.put([preconditioned]) if near is preconditioned else [near]
-    groups, nbytes = [[k] for k in range(len(source))], sum(source.sizes)
-    if joins and len(source) > 1 and nbytes <= JOINED_BYTES and len({shape.is_sparse for shape in shapes}) == 1:
-        # Join regardless of `persist`, which must not change the result.
-        if not source.holds:
-            source.hold()
-        groups = [list(range(len(source)))]
-        source.join()
-    lengths = [shape.length for shape in shapes]
-    return Prepared(groups, lengths, facts, stats, axes, there, value, zero, sample, gradient, limits)
+
+
+def _join_small(source: Source, shapes: list[_Shape]) -> list[list[int]]:
+    """Join the chunks of small data into one. Return the numbers of the chunks that are visited together."""
+    numbers, is_mixed = list(range(len(shapes))), len({shape.is_sparse for shape in shapes}) > 1
+    if len(shapes) == 1 or is_mixed or sum(shape.nbytes for shape in shapes) > JOINED_BYTES:
+        return [[k] for k in numbers]
+    if not source.holds:  # join regardless of `persist`, which must not change the result
+        source.hold()
+    source.join()
+    return [numbers]

@@ -6,7 +6,7 @@ See docs/algorithm/parallelism.md.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from ..solver.problem import Problem
     from ..solver.state import ChunkMemory, SolverState
 
-__all__ = ["EpochSummary", "VisitResult", "VisitSpec", "draw_rounds", "merge_round", "round_summary", "visit_chunk"]
+__all__ = [
+    "EpochSummary",
+    "HasMemory",
+    "StoredMemory",
+    "VisitResult",
+    "VisitSpec",
+    "draw_rounds",
+    "merge_round",
+    "round_summary",
+    "visit_chunk",
+]
 
 
 # Exponent of the extrapolation after a round of W visits: x moves W**FURTHER times as far as the mean of the visits.
@@ -32,15 +42,29 @@ FURTHER = 0.25
 SAMPLE = 256
 
 
+class HasMemory(Protocol):
+    """Last result of a chunk, which has its gradient memory: a VisitResult, a ChunkGradients or a StoredMemory."""
+
+    @property
+    def memory(self) -> ChunkMemory | None:
+        """Memory of the chunk."""
+
+
+class StoredMemory(NamedTuple):
+    """A gradient memory that was put on the executor without the result that it comes from."""
+
+    memory: ChunkMemory
+
+
 class VisitResult(NamedTuple):
     """Result of a visit. Tasks pass it on as a whole, because taking it apart would need another task in the chain.
 
     Parameters
     ----------
-    head : SolverState or None
+    head : SolverState
         State after the visit.
     memory : ChunkMemory or None
-        Memory of the chunk after the visit.
+        Memory of the chunk after the visit. None for a state that was not reached by a visit.
     start : SolverState or None
         State from which all visits of the round started. None if the visit was alone in its round.
     loss : float
@@ -49,7 +73,7 @@ class VisitResult(NamedTuple):
         Sum of the losses of the earlier rounds of this pass.
     """
 
-    head: SolverState | None
+    head: SolverState
     memory: ChunkMemory | None
     start: SolverState | None = None
     loss: float = 0.0
@@ -139,17 +163,17 @@ def merge_round(preconditioned: PreconditionedProblem, *visits: VisitResult) -> 
     SolverState
     """
     heads, start = [one.head for one in visits], visits[0].start
-    if len(heads) == 1:
+    if len(heads) == 1 or start is None:  # the visit was alone in its round
         return heads[0]
-    weights = np.array([one.memory.weight for one in visits])
+    weights = np.array([one.memory.weight for one in visits if one.memory is not None])
     weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(heads), 1 / len(heads))
 
     further = (1 / (weights**2).sum()) ** FURTHER  # W**FURTHER for chunks of equal weight
 
-    def mean(name):
+    def mean(name: str) -> Any:
         return sum(w * getattr(head, name) for w, head in zip(weights, heads, strict=True))
 
-    def total(name):
+    def total(name: str) -> Any:
         return getattr(start, name) + sum(getattr(head, name) - getattr(start, name) for head in heads)
 
     head = start._replace(
@@ -176,7 +200,7 @@ def visit_chunk(
     spec: VisitSpec,
     chunk: Chunk,
     norms: np.ndarray | None,
-    own: tuple | None,
+    last: HasMemory | None,
     *before: VisitResult,
 ) -> VisitResult:
     """Merge the previous round, then visit one chunk. A SAGA pass calls this once per chunk, each as one task.
@@ -188,9 +212,8 @@ def visit_chunk(
     chunk : Chunk
     norms : ndarray of shape (n,) or None
         ``row_norms`` of the chunk, if known.
-    own : tuple or None
-        The chunk's last VisitResult or ChunkGradients, of which only the field at index 1, `memory`, is used. None
-        before the first visit.
+    last : HasMemory or None
+        Last result of the chunk, of which only `memory` is used. None before the first visit.
     *before : VisitResult
         Visits of the previous round.
 
@@ -201,7 +224,7 @@ def visit_chunk(
     problem, head = preconditioned.problem, merge_round(preconditioned, *before)
     if spec.opens:
         head = begin_pass(open_window(head, preconditioned))
-    memory = fresh_memory(chunk, problem) if own is None else own[1]
+    memory = fresh_memory(chunk, problem) if last is None else last.memory
     after, memory = chunk_saga(chunk, head, memory, *preconditioned, spec.seed, norms)
     earlier = 0.0 if spec.first else _pass_loss(before)
     return VisitResult(after, memory, None if spec.alone else head, _sampled_loss(chunk, after.x, problem), earlier)
@@ -209,7 +232,7 @@ def visit_chunk(
 
 def _sampled_loss(chunk: Chunk, x: np.ndarray, problem: Problem) -> float:
     """Estimate the sum of the weighted losses over a chunk from about SAMPLE rows at equal distances."""
-    every = slice(None, None, max(1, -(-len(chunk.targets) // SAMPLE)))
+    every: slice | np.ndarray = slice(None, None, max(1, -(-len(chunk.targets) // SAMPLE)))
     if chunk.weights.size:  # skip rows with zero weight
         positive = np.flatnonzero(chunk.weights)
         every = positive[:: max(1, -(-len(positive) // SAMPLE))]

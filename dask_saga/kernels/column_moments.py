@@ -36,7 +36,7 @@ LEAST_SQUARE = 1e-100
 NEARLY_ALL = 1.0 - 1e-6
 
 # Upper bound of a row's squared norm and of a column's magnitude: both are stored as float32.
-LONGEST = float(np.finfo(np.float32).max)
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 # Number of entries between a prefetch and its use.
 ENTRIES_AHEAD = 64
@@ -119,7 +119,7 @@ def sparse_moments(data, indices, indptr, weights, factors, table):
             lines[c + U(1)] += w * a * a
             lines[c + U(2)] += factor * a
             counts[k] += np.uint32(1)
-            magnitudes[k + U(1)] = max(magnitudes[k + U(1)], np.float32(min(size, LONGEST)))
+            magnitudes[k + U(1)] = max(magnitudes[k + U(1)], np.float32(min(size, FLOAT32_MAX)))
             largest = size if size > largest else largest
     return largest
 
@@ -183,7 +183,7 @@ def dense_norms(A, shift, scale, intercept, out):
         row, total = A[i], intercept
         for j in range(row.size):
             total += (row[j] - shift[j]) ** 2 * scale[j]
-        out[i] = min(total, LONGEST)
+        out[i] = min(total, FLOAT32_MAX)
 
 
 @compiled(writes="out")
@@ -198,7 +198,7 @@ def sparse_norms(data, indices, indptr, shift, scale, intercept, out):
         for q in range(U(indptr[i]), U(indptr[i + U(1)])):
             a = data[q] - shift[U(indices[q])] if shifted else data[q]
             total += a * a * scale[U(indices[q])]
-        out[i] = min(total, LONGEST)
+        out[i] = min(total, FLOAT32_MAX)
 
 
 @compiled(writes="sums largest")

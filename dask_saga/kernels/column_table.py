@@ -28,7 +28,7 @@ __all__ = ["fill_table", "read_table", "room_of_tables"]
 HALF_LINE = DOUBLES // 2
 
 # Largest step, in units of 1 / l2. It has the effect of an infinite step, however sparse the column is.
-LONGEST = 1e200
+LONGEST_STEP = 1e200
 
 U = np.uint64
 
@@ -46,7 +46,7 @@ def fill_table(x, gradient_sum, anchor, shift, scale, inverse_density, step, l2,
         borrowed(x), borrowed(gradient_sum), borrowed(scale), borrowed(inverse_density), borrowed(table).reshape(-1)
     )  # fmt: skip
     p, outputs, width, whole = U(shift.size), U(x.shape[0]), U(table.shape[1]), table.shape[1] > HALF_LINE
-    max_step = LONGEST / max(l2, 1.0 / LONGEST)  # beyond it, the penalty alone determines the result
+    max_step = LONGEST_STEP / max(l2, 1.0 / LONGEST_STEP)  # beyond it, the penalty alone determines the result
     for j in range(p):
         c, own = j * width + U(2) * outputs, min(step * scale[j], max_step)
         own *= 1.0 / (1.0 + own * inverse_density[j] * l2)

@@ -25,7 +25,8 @@ __all__ = [
     "best_on_line",
     "chunk_values",
     "line_values",
-    "penalty_within",
+    "penalties_within",
+    "points_on_line",
     "rising_rows",
     "row_values",
     "within",
@@ -33,7 +34,7 @@ __all__ = [
 
 
 # Distance beyond a bound that counts as rounding, relative to the bound, or absolute if the bound is below 1.
-ROUNDED = 1e-12
+BOUND_ROUNDING = 1e-12
 # Lengths at which F is evaluated where the quadratic model may be wrong. Unit: length of the full step.
 STEPS = (*4.0 ** np.arange(-6.0, 0.0), 0.5, 1.0, 2.0, *4.0 ** np.arange(1.0, 7.0))
 
@@ -96,31 +97,35 @@ def best_on_line(
     point : ndarray of shape (k, p + 1)
     decrease : float
     """
-    points = [within(x + length * move, problem) for length in lengths]
-    penalties = [penalty_within(point[:, :-1], problem) for point in points]
-    values = sums / weight + np.array(penalties)
+    points = points_on_line(x, move, lengths, problem)
+    values = sums / weight + penalties_within(points[..., :-1], problem)
     values[~np.isfinite(values)] = np.inf
     best = int(np.argmin(values))
-    return points[best], float(values[0] - values[best])
+    return points[best].copy(), float(values[0] - values[best])
+
+
+def points_on_line(x: np.ndarray, move: np.ndarray, lengths: np.ndarray, problem: Problem) -> np.ndarray:
+    """Return the points ``x + length * move``, of shape (n_lengths, k, p + 1). Rounding does not leave the bounds."""
+    return within(x + lengths[:, None, None] * move, problem)
 
 
 def within(x: np.ndarray, problem: Problem) -> np.ndarray:
-    """Return x with coefficients set to a bound if they are beyond it only by rounding."""
+    """Return x of shape (..., p + 1), with coefficients set to a bound if they are beyond it only by rounding."""
     penalty = problem.penalty
     if not isinstance(penalty, ElasticNet) or penalty.rotates:
         return x
-    inner = x[:, :-1]
+    inner = x[..., :-1]
     for bound, beyond in ((penalty.lower, inner < penalty.lower), (penalty.upper, inner > penalty.upper)):
         if math.isfinite(bound):
-            inner = np.where(beyond & (np.abs(inner - bound) <= ROUNDED * max(1.0, abs(bound))), bound, inner)
-    return np.column_stack([inner, x[:, -1]])
+            inner = np.where(beyond & (np.abs(inner - bound) <= BOUND_ROUNDING * max(1.0, abs(bound))), bound, inner)
+    return np.concatenate([inner, x[..., -1:]], axis=-1)
 
 
-def penalty_within(coefficients: np.ndarray, problem: Problem) -> float:
-    """Compute the penalty of the coefficients. It is inf out of bounds."""
+def penalties_within(coefficients: np.ndarray, problem: Problem) -> np.ndarray:
+    """Compute the penalty of each matrix of coefficients of shape (k, p). It is inf out of bounds."""
     penalty = problem.penalty
-    if isinstance(penalty, ElasticNet) and (
-        (coefficients < penalty.lower).any() or (coefficients > penalty.upper).any()
-    ):
-        return math.inf
-    return float(penalty_values(penalty, coefficients).sum())
+    values = penalty_values(penalty, coefficients).sum(axis=(-2, -1))
+    if isinstance(penalty, ElasticNet) and not penalty.rotates:
+        beyond = (coefficients < penalty.lower) | (coefficients > penalty.upper)
+        values = np.where(beyond.any(axis=(-2, -1)), math.inf, values)
+    return values

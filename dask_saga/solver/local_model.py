@@ -44,9 +44,9 @@ __all__ = [
 # Largest number of entries of the Hessian, over all outputs. If there are more, only the diagonal is used.
 MOST_ENTRIES = 2**22
 
-# Number of rows from which the Hessian is computed: ROWS_PER_COLUMN for each column, but at least LEAST_ROWS. They have
-# at most MOST_USED entries.
-ROWS_PER_COLUMN, LEAST_ROWS, MOST_USED = 50, 2**13, 2**25
+# Number of rows from which the Hessian is computed: ROWS_PER_COLUMN for each column, but at least LEAST_HESSIAN_ROWS.
+# They have at most MOST_USED entries.
+ROWS_PER_COLUMN, LEAST_HESSIAN_ROWS, MOST_USED = 50, 2**13, 2**25
 
 # Least number of these rows that each chunk contributes.
 LEAST_CHUNK_ROWS = 2**10
@@ -59,6 +59,8 @@ APART, MOST_APART, LEAST_APART = 1 / 250, 256, 4
 # must also exceed LEAST_EXTREME times their mean, or half of their sum. More than LARGEST_ENTRY times their mean is
 # always enough.
 EXTREME_SHARE, LEAST_EXTREME = 0.1, 40.0
+# Rounding of a column's variance below that of a column with two values.
+TWO_VALUES = 1e-9
 
 # A row is far if an entry is more than FAR_WIDTHS interquartile ranges from its column's median. Only columns with a
 # standard deviation above TAILS interquartile ranges are searched. Both are estimated from about QUARTILE_ROWS rows.
@@ -148,23 +150,26 @@ def has_extreme_columns(stats: ColumnStats) -> bool:
     """Return whether a column has an extreme entry.
 
     An entry is extreme if its squared distance from the column's mean is a large share of the sum of all squared
-    distances, or far above their mean.
+    distances, or far above their mean. A column of two values, such as a rare level in one-hot encoding, has none: all
+    rows beside the rare ones are equal, so the rare ones hide nothing.
     """
     if not stats.rows:
         return False
-    far = np.maximum(stats.high - stats.mean, stats.mean - stats.low) ** 2
-    usual = stats.squares / stats.weight
+    above, below = stats.high - stats.mean, stats.mean - stats.low
+    far, usual = np.maximum(above, below) ** 2, stats.squares / stats.weight
     if stats.sparse:  # not every row stores each column: use the mean square of the stored entries
         stored = (usual + stats.mean**2) * stats.rows / np.maximum(stats.counts, 1)
         far, usual = np.where(stats.full, far, stats.high**2), np.where(stats.full, usual, stored)
     limits = np.clip(stats.counts * EXTREME_SHARE, np.minimum(LEAST_EXTREME, 0.5 * stats.counts), LARGEST_ENTRY)
-    return bool((far > limits * usual).any())
+    # The variance of a column is at most `above` times `below`, and equal only with two values (Bhatia, Davis 2000).
+    two_values = stats.full & (usual >= (1.0 - TWO_VALUES) * above * below)
+    return bool(((far > limits * usual) & ~two_values).any())
 
 
 def plan_model(stats: ColumnStats, outputs: int, chunks: int) -> ModelPlan:
     """Return the plan for each of `chunks` chunks."""
     p = len(stats.mean)
-    rows = min(max(LEAST_ROWS, ROWS_PER_COLUMN * p), MOST_USED // p)
+    rows = min(max(LEAST_HESSIAN_ROWS, ROWS_PER_COLUMN * p), MOST_USED // p)
     full = outputs * p**2 <= MOST_ENTRIES
     apart = max(MOST_APART // chunks, LEAST_APART)
     return ModelPlan(max(rows // chunks, LEAST_CHUNK_ROWS), full, has_extreme_columns(stats), apart)
@@ -337,7 +342,9 @@ class _Shares:
 
     def __init__(self, chunk: Chunk, curvatures: np.ndarray, problem: Problem):
         self.chunk, self.curvatures = chunk, curvatures
-        stats = column_stats(chunk._replace(weights=curvatures), problem._replace(precondition=False))
+        # A tiny weight instead of zero, since rows of weight zero would be copied out and checked each time.
+        weights = np.maximum(curvatures, np.finfo(float).tiny)
+        stats = column_stats(chunk._replace(weights=weights), problem._replace(precondition=False))
         self.centre, squares = stats.mean, stats.squares
         if stats.sparse:
             self.centre = np.where(stats.full, self.centre, 0.0)

@@ -17,7 +17,7 @@ import numpy as np
 from ..data.immutable import immutable
 from ..execution.threads import one_blas_thread
 from ..losses import MultinomialLogLoss
-from .line_search import STEPS, line_values, penalty_within, row_values, within
+from .line_search import STEPS, line_values, penalties_within, points_on_line, row_values
 from .local_model import join_extremes, local_model, row_derivatives
 from .optimality import penalty_value
 from .preconditioned_problem import PreconditionedProblem
@@ -45,8 +45,12 @@ PROXIMAL_SOLUTIONS = 20
 # Newton steps on a model with extreme rows. INNER_STEPS: least and largest limit of their number. INNER_WORK: number of
 # multiplications that they may take in all. INNER_LEFT: they end if a step gains at most this fraction of the decrease.
 # KEPT_WORD: a full step is taken if it achieves this fraction of its promise. Otherwise its length is refined REFINED
-# times.
+# times. FEW_STEPS: their number if they need not be thorough.
 INNER_STEPS, INNER_WORK, INNER_LEFT, KEPT_WORD, REFINED = (3, 100), 2**32, 1e-2, 0.25, 3
+FEW_STEPS = 5
+# Extreme rows are settled if their curvatures change by at most the fraction SETTLED_CHANGE within SETTLED_STEPS times
+# the Newton step.
+SETTLED_STEPS, SETTLED_CHANGE = 4.0, 0.25
 
 
 @immutable
@@ -74,7 +78,12 @@ class Direction(NamedTuple):
 
 
 def newton_direction(
-    model: LocalModel, x: np.ndarray, weight: float, problem: Problem, more: Extremes | None = None
+    model: LocalModel,
+    x: np.ndarray,
+    weight: float,
+    problem: Problem,
+    more: Extremes | None = None,
+    thorough: bool = True,
 ) -> Direction:
     """Compute the step to the minimum of the model and the penalty.
 
@@ -93,6 +102,9 @@ def newton_direction(
     problem : Problem
     more : Extremes, default=None
         Rows that are kept apart in addition to those of the model.
+    thorough : bool, default=True
+        Whether to search the minimum of the model thoroughly. The stopping test needs to know that no larger decrease
+        is possible. For a step, a few Newton steps on the model are enough.
 
     Returns
     -------
@@ -103,7 +115,7 @@ def newton_direction(
         model = model._replace(extremes=join_extremes(model.extremes, more))
     with np.errstate(all="ignore"), one_blas_thread():
         near = _Near(model, x, weight, problem)
-        move, decrease = near.minimum() if len(near.z) else near.step(np.zeros_like(x))
+        move, decrease = near.minimum(thorough) if len(near.z) else near.step(np.zeros_like(x))
         move = near.in_user_coordinates(move)
     if not (np.isfinite(move).all() and np.isfinite(decrease)):
         move, decrease = np.zeros_like(x), math.inf
@@ -185,6 +197,17 @@ class _Near:
             free &= ~rise
         return step, promise
 
+    def _is_settled(self, step: np.ndarray) -> bool:
+        """Return whether the extreme rows keep their curvature along a multiple of a Newton step, both ways.
+
+        The quadratic model is then right for them too, and no decrease is hidden behind a row that saturates.
+        """
+        dz = SETTLED_STEPS * self._predictions(step)
+        here, *around = (
+            row_derivatives(self.model.extremes, self.z + t * dz, self.problem)[1] for t in (0.0, 1.0, -1.0)
+        )
+        return all((np.abs(there - here) <= SETTLED_CHANGE * here).all() for there in around)
+
     def _smooth_slope(self, move: np.ndarray) -> np.ndarray:
         return self.slope + self._times_hessian(move)
 
@@ -222,14 +245,22 @@ class _Near:
             decrease += gain
         return step, decrease
 
-    def minimum(self) -> tuple[np.ndarray, float]:
+    def minimum(self, thorough: bool) -> tuple[np.ndarray, float]:
         """Return a move close to the minimum, and the decrease from x to there.
 
-        Take Newton steps while they gain enough. If a kind of step stalls, try the next kind.
+        Take Newton steps while they gain enough. If `thorough`, begin with the best kind of step. If a kind of step
+        stalls, try the next kind.
         """
         move, decrease, promised = np.zeros_like(self.x), 0.0, 0.0
-        kinds, stalled = self._candidates(), 0
-        for _ in range(int(np.clip(INNER_WORK // self.work, *INNER_STEPS)) + len(kinds)):
+        kinds, stalled, most = [self.step], 0, FEW_STEPS
+        if thorough:
+            step, promised = self.step(move)
+            if self._is_settled(step):
+                return step, promised
+            # Newton steps may gain a little each for a long time, where another kind of step gains much.
+            kinds, most = self._candidates(), int(np.clip(INNER_WORK // self.work, *INNER_STEPS))
+            move, decrease = self._best_first(kinds)
+        for _ in range(most + len(kinds) - 1):
             step, promise = kinds[stalled](move)
             gained, length = self._best_length(move, step, promise)
             promised = promised if stalled else promise
@@ -243,6 +274,16 @@ class _Near:
                 break
         # The decrease may be as large as promised, even if no step has achieved it.
         return move, max(decrease, promised)
+
+    def _best_first(self, kinds: list[Callable]) -> tuple[np.ndarray, float]:
+        """Return the best step from x over all kinds, at its best length, and the decrease that it achieves."""
+        best, most = np.zeros_like(self.x), 0.0
+        for kind in kinds:
+            step, promise = kind(np.zeros_like(self.x))
+            gained, length = self._best_length(np.zeros_like(self.x), step, promise)
+            if gained > most:
+                best, most = length * step, gained
+        return best, most
 
     def _best_length(self, move: np.ndarray, step: np.ndarray, promised: float) -> tuple[float, float]:
         """Return the decrease at the best length of a step, and this length.
@@ -263,10 +304,9 @@ class _Near:
         z, dz = self.z + self._predictions(move), self._predictions(step)
         linear = (self.slope * step).sum() + (self._times_hessian(move) * step).sum()
         quadratic = 0.5 * (self._times_hessian(step) * step).sum()
-        there, inner = self.x + move, slice(None, -1)
-        penalties = [penalty_within(within(there + t * step, self.problem)[:, inner], self.problem) for t in lengths]
+        penalties = penalties_within(points_on_line(self.x + move, step, lengths, self.problem)[..., :-1], self.problem)
         values = line_values(self.model.extremes, z, dz, lengths, self.problem) / self.weight
-        values = values + lengths * linear + lengths**2 * quadratic + np.array(penalties)
+        values = values + lengths * linear + lengths**2 * quadratic + penalties
         values[~np.isfinite(values)] = np.inf
         best = int(np.argmin(values))
         return float(values[0] - values[best]), lengths[best], best

@@ -31,7 +31,7 @@ __all__ = ["Subsample", "effective_rows", "make_sample", "sample_rows", "subsamp
 SAMPLE_PART, LEAST_BYTES, MOST_BYTES, SAMPLE_SHARE = 1 / 32, 2**24, 2**26, 1 / 8
 
 # Least effective rows of a subsample, in all and per column. With fewer rows its optimum is too far from that of all.
-LEAST_ROWS, ROWS_A_COLUMN = 2000, 20
+LEAST_SAMPLE_ROWS, ROWS_A_COLUMN = 2000, 20
 
 # Visits of the subsample end when the gradient norm is below SOLVED * sqrt(p / n_s) times the first one, or above
 # STALLED times the previous one. n_s is the number of its rows. There are at least LEAST_VISITS and at most MOST_VISITS
@@ -119,7 +119,7 @@ def effective_rows(samples: list[Chunk]) -> float:
 
 
 def _least_rows(p: int) -> int:
-    return max(LEAST_ROWS, ROWS_A_COLUMN * p)
+    return max(LEAST_SAMPLE_ROWS, ROWS_A_COLUMN * p)
 
 
 def make_sample(chunk: Chunk, preconditioned: PreconditionedProblem) -> Subsample:

@@ -32,7 +32,7 @@ __all__ = ["ENTRIES_A_COEFFICIENT", "share_dense_steps", "share_sparse_steps"]
 SHORT = 1.0
 
 # Largest number of merges of the threads in each half of a visit: for dense rows, for sparse rows.
-ROUNDS, SPARSE_ROUNDS = 16, 3
+DENSE_ROUNDS, SPARSE_ROUNDS = 16, 3
 
 # Columns of sparse rows with at least this many visits per thread and round are merged after every round.
 OFTEN = 2
@@ -81,7 +81,7 @@ def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
         _run_steps(orders[0], x, middle, gradient_sum, left, plan=plan, chunk=chunk, **how)
         return x, middle, gradient_sum
     plan = _raised(plan, len(orders), how["preconditioned"].problem)
-    rounds = 2 * _worth(chunk, len(orders), max(ROUND_ENTRIES, ENTRIES_A_COEFFICIENT * x.size), ROUNDS)
+    rounds = 2 * _worth(chunk, len(orders), max(ROUND_ENTRIES, ENTRIES_A_COEFFICIENT * x.size), DENSE_ROUNDS)
     with threads(len(orders)) as each, np.errstate(over="ignore", invalid="ignore"):
         for k, (share, parts) in enumerate(zip(*_rounds(orders, left, rounds), strict=True)):
             if k == rounds // 2:

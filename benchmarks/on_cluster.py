@@ -21,7 +21,7 @@ rivals: seconds of fit to 1e-6 next to each solver of dask-ml's LogisticRegressi
 packages define it differently. The script first finds the fewest iterations that reach the level. Then it times the
 fastest solver and dask_saga in interleaved pairs.
 
-Usage: python benchmarks/driver.py [PART ...] [--gigabytes 10] [--kind npy parquet] [--limit 1GB] [--folder DIR]
+Usage: python benchmarks/on_cluster.py [PART ...] [--gigabytes 10] [--kind npy parquet] [--limit 1GB] [--folder DIR]
 """
 
 from __future__ import annotations
