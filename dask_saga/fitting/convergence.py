@@ -144,7 +144,7 @@ def confirm(fit: FitSetup, state: FitState, at_zero: float, tol: float, is_exact
     # They also gain more near the optimum if the loss couples the outputs, which H ignores.
     pays = examined.norm <= tol * at_zero or _plan(fit, seconds).full
     far = examined.decrease > tol * _gain(fit, examined) or not hasattr(fit.problem.loss, "outputs")
-    steps = may_step(fit.problem) and pays and far and not converged
+    steps = may_step(fit.problem) and pays and far and not converged and examined.better is not None
     return state._replace(
         history=(*state.history[:-1], {**state.history[-1], **exact}),
         converged=converged,

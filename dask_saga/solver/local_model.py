@@ -69,6 +69,9 @@ FAR_WIDTHS, TAILS, QUARTILE_ROWS, MOST_DENSE = 20.0, 5.0, 2048, 2000
 # If the rows kept apart together have more than this fraction of a column's curvature, the search is repeated.
 RULES = 0.2
 
+# Weight of rows without curvature, relative to the largest weight.
+NO_WEIGHT = 1e-30
+
 # The search for rows to keep apart has at most PEELS rounds. Each round takes the rows whose share is above the
 # fraction PEELED of the largest share.
 PEELS, PEELED = 8, 0.3
@@ -343,7 +346,7 @@ class _Shares:
     def __init__(self, chunk: Chunk, curvatures: np.ndarray, problem: Problem):
         self.chunk, self.curvatures = chunk, curvatures
         # A tiny weight instead of zero, since rows of weight zero would be copied out and checked each time.
-        weights = np.maximum(curvatures, np.finfo(float).tiny)
+        weights = np.maximum(curvatures, NO_WEIGHT * (curvatures.max() or 1.0))
         stats = column_stats(chunk._replace(weights=weights), problem._replace(precondition=False))
         self.centre, squares = stats.mean, stats.squares
         if stats.sparse:
