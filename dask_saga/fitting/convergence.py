@@ -294,14 +294,12 @@ def _along_newton_step(
 ) -> tuple[Examined, int]:
     """Evaluate the Newton step of a model. Return the result and the number of far rows.
 
-    A second pass evaluates F along the step where the model may be wrong. It is made if a column has extreme entries,
-    since a few rows may have most of the curvature at x but not one step further. If the promised decrease is above
-    `tol`, it is also made where outputs depend on each other or H is a diagonal. Rows whose losses rise along the step
-    are then kept apart in the model, and a new step is computed.
+    If the promised decrease is above `tol`, a second pass evaluates F along the step. With extreme columns it does so
+    in any case, since a few rows may have most of the curvature at x but not one step further. Rows whose losses rise
+    along the step are then kept apart in the model, and a new step is computed.
     """
     problem, p = fit.problem, x.shape[1] - 1
     more: list[Extremes] = []
-    measures = plan.extreme or not plan.full or hasattr(problem.loss, "outputs")
     for _ in range(ROUNDS):
         direction = _direction(fit, model, x, *more, thorough=tol is not None)
         norm = fit.preconditioned.gradient_mapping_norm(x, direction.gradient)
@@ -311,7 +309,7 @@ def _along_newton_step(
         # If F(x) is above F(0), or the decrease is not finite, the step of a quadratic model is not trusted.
         if not (direction.value <= _at_zero(fit) and np.isfinite(direction.decrease)):
             return examined._replace(better=None), direction.far
-        if not measures or (not plan.extreme and direction.decrease <= (tol or 0.0) * _gain(fit, examined)):
+        if not plan.extreme and direction.decrease <= (tol or 0.0) * _gain(fit, examined):
             return examined, direction.far
         # Try the full step first, and other lengths only if it achieves too little of the promised decrease.
         better, measured = _on_line(fit, x, direction.move, FULL_STEP)

@@ -69,6 +69,8 @@ FAR_WIDTHS, TAILS, QUARTILE_ROWS, MOST_DENSE = 20.0, 5.0, 2048, 2000
 # If the rows kept apart together have more than this fraction of a column's curvature, the search is repeated.
 RULES = 0.2
 
+# Relative rounding error of the mean of a column.
+ROUNDED_MEAN = 1e-13
 # Weight of rows without curvature, relative to the largest weight.
 NO_WEIGHT = 1e-30
 
@@ -138,6 +140,8 @@ class LocalModel(NamedTuple):
         Rows that `curvature`, `mean` and `hessian` leave out. Their exact losses are used instead of a quadratic.
     far : int
         Number of far rows.
+    extent : ndarray of shape (p,)
+        Largest distance of an entry from the point about which a matrix H was computed. Zero for a diagonal.
     """
 
     value: float
@@ -147,6 +151,18 @@ class LocalModel(NamedTuple):
     hessian: np.ndarray
     extremes: Extremes
     far: int
+    extent: np.ndarray
+
+    def without_rounding(self) -> LocalModel:
+        """Set H to zero for columns that are constant in all rows with curvature, up to rounding of their mean.
+
+        Otherwise these rounding errors would be taken for curvature, and a step would divide by them.
+        """
+        if self.hessian.ndim == 2:
+            return self
+        least = (ROUNDED_MEAN * self.extent) ** 2 * self.curvature[:, None]
+        varies = np.diagonal(self.hessian, axis1=1, axis2=2) > least
+        return self._replace(hessian=np.where(varies[:, :, None] & varies[:, None, :], self.hessian, 0.0))
 
 
 def has_extreme_columns(stats: ColumnStats) -> bool:
@@ -200,11 +216,13 @@ def _model_of(
     value, sums = chunk_gradient(chunk, x, problem) if gradient else (0.0, np.zeros_like(x))
     centre = shift if problem.fit_intercept else np.zeros_like(shift)
     if not plan.full:
-        return LocalModel(value, sums, *_diagonals(chunk, x, problem), take_extremes(chunk, np.empty(0, int)), far)
+        none = take_extremes(chunk, np.empty(0, int))
+        return LocalModel(value, sums, *_diagonals(chunk, x, problem), none, far, np.zeros_like(centre))
     some, extremes = _drawn_rows(chunk, x, problem, plan)
     curvatures = row_derivatives(some, predictions(some.rows, x), problem)[1]
     parts = [_centred_moments(some.rows, own, centre, problem) for own in np.ascontiguousarray(curvatures.T)]
-    return LocalModel(value, sums, *(np.array(part) for part in zip(*parts, strict=True)), extremes, far)
+    moments = (np.array(part) for part in zip(*parts, strict=True))
+    return LocalModel(value, sums, *moments, extremes, far, _extent(some.rows, centre))
 
 
 def usual_model(chunk: Chunk, x: np.ndarray, preconditioned: PreconditionedProblem, plan: ModelPlan) -> LocalModel:
@@ -260,6 +278,7 @@ def merge_models(*models: LocalModel) -> LocalModel:
             whole.hessian + other.hessian + between,
             join_extremes(whole.extremes, other.extremes),
             whole.far + other.far,
+            np.maximum(whole.extent, other.extent),
         )
     return whole
 
@@ -293,17 +312,19 @@ def _drawn_rows(chunk: Chunk, x: np.ndarray, problem: Problem, plan: ModelPlan) 
     Rows are drawn evenly. If the plan has extreme columns, half of the chance of a row is proportional to its diagonal
     leverage, and rows with a large share of any column's curvature are kept apart.
     """
-    used = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets))
-    chance, apart = np.full(len(used), min(1.0, plan.rows / max(len(used), 1))), used[:0]
+    used, n = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets)), len(chunk.targets)
+    apart, shares = used[:0], np.zeros(n)
     if plan.extreme and len(used):
-        apart, leverages = _peeled(chunk, x, problem, plan)
+        apart, shares = _peeled(chunk, x, problem, plan)
         used = np.setdiff1d(used, apart, assume_unique=True)
-        chance = np.full(len(used), min(1.0, plan.rows / max(len(used), 1)))
-        total = leverages[used].sum()
-        if plan.rows < len(used) and 0.0 < total < np.inf:  # a leverage is not finite if a loss is not
-            chance = np.minimum(1.0, 0.5 * (chance + plan.rows * leverages[used] / total))
+    elif plan.rows < len(used):
+        shares = row_derivatives(chunk, predictions(chunk.rows, x), problem)[1].sum(axis=1)
+        used = np.flatnonzero(shares)
+    chance, total = np.full(len(used), min(1.0, plan.rows / max(len(used), 1))), shares[used].sum()
+    if plan.rows < len(used) and 0.0 < total < np.inf:  # a leverage is not finite if a loss is not
+        chance = np.minimum(1.0, 0.5 * (chance + plan.rows * shares[used] / total))
     extremes = take_extremes(chunk, apart)
-    if plan.rows >= len(used) and not len(apart):
+    if len(used) == n and plan.rows >= n:
         return chunk, extremes
     drawn = np.random.default_rng(list(chunk.content.encode())).random(len(used)) < chance
     some, weights = used[drawn], chunk.row_weights
@@ -407,6 +428,15 @@ def _centred_moments(
     scaled = sp.diags_array(np.sqrt(weights)) @ rows
     moments = (scaled.T @ scaled).toarray() - total * np.outer(mean, mean)
     return total, centre + mean if intercept else mean, moments
+
+
+def _extent(rows: Any, centre: np.ndarray) -> np.ndarray:
+    """Return the largest distance of an entry of each column from the centre."""
+    if not rows.shape[0]:
+        return np.zeros_like(centre)
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    low, high = (one.toarray().ravel() if sp.issparse(one) else one for one in (low, high))
+    return np.maximum(high - centre, centre - low)
 
 
 def _shifted(rows: Any, centre: np.ndarray) -> Any:

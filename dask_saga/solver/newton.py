@@ -114,7 +114,7 @@ def newton_direction(
     if more is not None:
         model = model._replace(extremes=join_extremes(model.extremes, more))
     with np.errstate(all="ignore"), one_blas_thread():
-        near = _Near(model, x, weight, problem)
+        near = _Near(model.without_rounding(), x, weight, problem)
         move, decrease = near.minimum(thorough) if len(near.z) else near.step(np.zeros_like(x))
         move = near.in_user_coordinates(move)
     if not (np.isfinite(move).all() and np.isfinite(decrease)):
