@@ -11,6 +11,8 @@ from dask import compute, is_dask_collection
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
+from ..losses import Loss
+
 __all__ = [
     "LARGEST",
     "NO_TARGET",
@@ -162,7 +164,7 @@ def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
     return codes
 
 
-def read_targets(y: Any, classes: np.ndarray | None = None, loss: Any = None) -> np.ndarray:
+def read_targets(y: Any, classes: np.ndarray | None = None, loss: Loss | None = None) -> np.ndarray:
     """Return targets of shape (n, 1) or (n, k) as the loss expects them.
 
     These are numbers for regression, the two labels of the loss for two classes, and class indices for more classes.
@@ -179,8 +181,9 @@ def read_targets(y: Any, classes: np.ndarray | None = None, loss: Any = None) ->
         y = checked(column_or_1d, y, warn=True)[:, None]
     if labels is not None and not np.isin(y, labels).all():
         raise ValueError(f"y (b) must hold only {_some(labels)} for this loss")
-    if y.size and y.min() < getattr(loss, "least_target", -np.inf):
-        raise ValueError(f"y must be at least {loss.least_target} for this loss, but has {y.min()}")
+    least = getattr(loss, "least_target", -np.inf)
+    if y.size and y.min() < least:
+        raise ValueError(f"y must be at least {least} for this loss, but has {y.min()}")
     if y.size and max(y.max(), -y.min()) > LARGEST:
         raise ValueError(f"y has values beyond {LARGEST:.0e}; give it in larger units")
     return np.ascontiguousarray(y)
