@@ -145,6 +145,7 @@ def test_matplotlib_is_asked_for_only_to_draw(monkeypatch):
         ConvergenceDisplay.from_estimator(fitted())
 
 
+@pytest.mark.slow
 def test_a_penalty_of_ones_own_sees_one_coefficient_at_a_time():
     class Towards(NamedTuple):
         def value(self, x):
