@@ -67,6 +67,7 @@ def same_state(one, other):
     return bits(one.state_) == bits(other.state_) and bits(one.coef_) == bits(other.coef_)
 
 
+@pytest.mark.slow
 def test_deepcopy_of_ten_million_rows_copies_none():
     X, y = np.zeros((10_000_000, 1), np.float32), np.zeros(10_000_000)
     X[::2], y[::2] = 1.0, 1.0

@@ -44,7 +44,7 @@ __all__ = ["SAGABase", "loss_constraint"]
 
 def loss_constraint(labelled: bool) -> list:
     """Return the validation constraint of `loss` for a classifier (`labelled`) or a regressor."""
-    names = {name for name, loss in LOSSES.items() if bool(loss.labels) == labelled}
+    names = {name for name, loss in LOSSES.items() if hasattr(loss, "labels") == labelled}
     return [StrOptions(names), *CONSTRAINTS["loss"][1:]]
 
 
