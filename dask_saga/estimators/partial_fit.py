@@ -19,20 +19,16 @@ from ..solver.incremental import forget, is_other, last_of, learn
 from ..solver.optimality import count_outputs
 from ..solver.problem import problem_for
 from ..solver.state import new_state
-from .messages import diverged_advice
+from .base import SAGABase
+from .messages import ONLY_PREDICTS, diverged_advice
 
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
     from ..solver.problem import Problem
     from ..solver.state import SAGAState
 
-__all__ = ["ONLY_PREDICTS", "LearnsByChunk"]
+__all__ = ["LearnsByChunk"]
 
-
-# Part of messages: what an estimator without gradient memory can and cannot do.
-ONLY_PREDICTS = (
-    "It can predict and start a fit with warm_start=True, but partial_fit and forget need the gradient memory"
-)
 
 # Message of the error if `partial_fit` or `forget` needs the missing gradient memory.
 NO_MEMORY = (
@@ -40,8 +36,8 @@ NO_MEMORY = (
 )
 
 
-class LearnsByChunk:
-    """Mixin of ``SAGABase`` that trains on one chunk in memory at a time and keeps the state between calls."""
+class LearnsByChunk(SAGABase):
+    """Estimator that also trains on one chunk in memory at a time and keeps the state between calls."""
 
     def _partial_fit(
         self,
