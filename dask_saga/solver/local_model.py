@@ -201,7 +201,8 @@ def _model_of(
     some, extremes = _drawn_rows(chunk, x, problem, plan)
     curvatures = row_derivatives(some, predictions(some.rows, x), problem)[1]
     parts = [_centred_moments(some.rows, own, centre, problem) for own in np.ascontiguousarray(curvatures.T)]
-    return LocalModel(value, sums, *(np.array(part) for part in zip(*parts, strict=True)), extremes, far)
+    curvature, mean, hessian = (np.array(part) for part in zip(*parts, strict=True))
+    return LocalModel(value, sums, curvature, mean, hessian, extremes, far)
 
 
 def usual_model(chunk: Chunk, x: np.ndarray, preconditioned: PreconditionedProblem, plan: ModelPlan) -> LocalModel:
@@ -419,4 +420,5 @@ def _diagonals(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[np.ndarra
         apart = problem.fit_intercept
         squares = stats.squares if apart else stats.squares + stats.weight * stats.mean**2
         parts.append((stats.weight, stats.mean if apart else np.zeros_like(stats.mean), squares))
-    return tuple(np.array(part) for part in zip(*parts, strict=True))
+    curvature, mean, hessian = (np.array(part) for part in zip(*parts, strict=True))
+    return curvature, mean, hessian

@@ -23,6 +23,11 @@ from ..penalties import ElasticNet
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
     from .preconditioned_problem import PreconditionedProblem
+    from .problem import Problem
+    from .state import SolverState
+    from .visit_plan import RowSchedule
+
+    Copy = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, x halfway and gradient sum of one thread
 
 __all__ = ["ENTRIES_A_COEFFICIENT", "share_dense_steps", "share_sparse_steps"]
 
@@ -51,7 +56,16 @@ ROUND_ENTRIES, ENTRIES_A_COEFFICIENT = 2**17, 32
 SPARSE_ROUND_ENTRIES, ENTRIES_A_COLUMN = 2**15, 8
 
 
-def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
+def share_dense_steps(
+    orders: list[np.ndarray],
+    start: np.ndarray,
+    before: np.ndarray,
+    left: tuple[float, float],
+    *,
+    plan: RowSchedule,
+    chunk: Chunk,
+    **how: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Take the steps of a visit of dense rows, and store the new gradients of the rows.
 
     In every round each thread starts from the same x and gradient sum and works on its own copies. Then x becomes the
@@ -88,7 +102,7 @@ def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
                 middle[:] = x
             copies = [(x.copy(), middle.copy(), gradient_sum.copy()) for _ in parts]
 
-            def run(part, copy, share=share):
+            def run(part: np.ndarray, copy: Copy, share: tuple[float, float] = share) -> None:
                 _run_steps(part, *copy, share, plan=plan, chunk=chunk, **how)
 
             list(each(run, parts, copies))
@@ -100,7 +114,20 @@ def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
     return x, middle, gradient_sum
 
 
-def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, plan, chunk, head, preconditioned):
+def share_sparse_steps(
+    orders: list[np.ndarray],
+    start: np.ndarray,
+    before: np.ndarray,
+    left: tuple[float, float],
+    *,
+    anchor: np.ndarray,
+    past: float,
+    gradients: np.ndarray,
+    plan: RowSchedule,
+    chunk: Chunk,
+    head: SolverState,
+    preconditioned: PreconditionedProblem,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Take the steps of a visit of sparse rows, and store the new gradients of the rows.
 
     Each thread keeps its copies in a table of columns. At the end of a round the threads merge the tables themselves,
@@ -158,12 +185,12 @@ def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, 
     return x, middle, gradient_sum
 
 
-def _meeting(orders: list, chunk: Chunk, step: float, preconditioned: PreconditionedProblem) -> TableMerge:
+def _meeting(orders: list[np.ndarray], chunk: Chunk, step: float, preconditioned: PreconditionedProblem) -> TableMerge:
     """Plan how the threads merge their tables: the number of rounds, and the columns merged in each."""
     problem, preconditioner = preconditioned
     visits, count = np.array([len(order) for order in orders]), len(orders)
     # A thread visits a column about visits / inverse_density times.
-    frequent = np.count_nonzero(preconditioner.inverse_density < visits.mean() / (2 * OFTEN * SPARSE_ROUNDS))
+    frequent = int(np.count_nonzero(preconditioner.inverse_density < visits.mean() / (2 * OFTEN * SPARSE_ROUNDS)))
     rounds = 2 * _worth(chunk, count, max(SPARSE_ROUND_ENTRIES, ENTRIES_A_COLUMN * frequent), SPARSE_ROUNDS)
     limit = visits.mean() / (OFTEN * rounds)
     # With a user's own penalty use the plain mean, which stays in the domain of the penalty.
@@ -177,7 +204,7 @@ def _meeting(orders: list, chunk: Chunk, step: float, preconditioned: Preconditi
     )  # fmt: skip
 
 
-def _raised(plan: Any, count: int, problem: Any) -> Any:
+def _raised(plan: RowSchedule, count: int, problem: Problem) -> RowSchedule:
     return plan._replace(step=plan.step * count**0.5) if problem.automatic else plan
 
 
@@ -186,7 +213,9 @@ def _worth(chunk: Chunk, count: int, least: int, most: int) -> int:
     return min(max(chunk.entries // (count * least), 1), most)
 
 
-def _rounds(orders: list, left: tuple, rounds: int) -> tuple[list, list]:
+def _rounds(
+    orders: list[np.ndarray], left: tuple[float, float], rounds: int
+) -> tuple[list[tuple[float, float]], list[tuple[np.ndarray, ...]]]:
     """Split a visit into rounds.
 
     Return the fractions not yet visited at the start and end of each round, and the rows of each thread in it.
@@ -197,11 +226,18 @@ def _rounds(orders: list, left: tuple, rounds: int) -> tuple[list, list]:
     return list(itertools.pairwise(lefts.tolist())), parts
 
 
-def _step(plan, head, preconditioned) -> float:
+def _step(plan: RowSchedule, head: SolverState, preconditioned: PreconditionedProblem) -> float:
     return preconditioned.step_size(head.step_multiplier) * plan.step
 
 
-def _pass_of(visits, left, past, plan, head, preconditioned) -> Pass:
+def _pass_of(
+    visits: int,
+    left: tuple[float, float],
+    past: float,
+    plan: RowSchedule,
+    head: SolverState,
+    preconditioned: PreconditionedProblem,
+) -> Pass:
     """Collect the parameters of a kernel call with this number of row visits."""
     problem = preconditioned.problem
     bound, step, less = float(problem.loss.curvature or 0.0), _step(plan, head, preconditioned), left[0] - left[1]
@@ -212,7 +248,21 @@ def _pass_of(visits, left, past, plan, head, preconditioned) -> Pass:
     )  # fmt: skip
 
 
-def _run_steps(order, x, middle, gradient_sum, left, *, anchor, past, gradients, plan, chunk, head, preconditioned):
+def _run_steps(
+    order: np.ndarray,
+    x: np.ndarray,
+    middle: np.ndarray,
+    gradient_sum: np.ndarray,
+    left: tuple[float, float],
+    *,
+    anchor: np.ndarray,
+    past: float,
+    gradients: np.ndarray,
+    plan: RowSchedule,
+    chunk: Chunk,
+    head: SolverState,
+    preconditioned: PreconditionedProblem,
+) -> None:
     """Run the dense kernel over the rows of `order`. It updates x, middle, gradient_sum and gradients in place."""
     problem, preconditioner = preconditioned
     dense_pass, vectors = kernels_for(problem.loss, problem.penalty).dense_pass, (x, middle, anchor, gradient_sum)
