@@ -344,13 +344,16 @@ class _Shares:
     def __init__(self, chunk: Chunk, curvatures: np.ndarray, problem: Problem):
         self.chunk, self.curvatures = chunk, curvatures
         # A tiny weight instead of zero, since rows of weight zero would be copied out and checked each time.
-        weights = np.maximum(curvatures, np.finfo(float).tiny)
+        tiny = np.finfo(float).tiny
+        weights = np.maximum(curvatures, tiny)
         stats = column_stats(chunk._replace(weights=weights), problem._replace(precondition=False))
         self.centre, squares = stats.mean, stats.squares
         if stats.sparse:
             self.centre = np.where(stats.full, self.centre, 0.0)
             squares = np.where(stats.full, squares, squares + stats.weight * stats.mean**2)
-        self.scale = np.divide(1.0, squares, out=np.zeros_like(squares), where=squares > 0)
+        # A column that varies only among rows of tiny weight has no curvature. Its scale would be infinite.
+        least = len(weights) * tiny * (stats.high - stats.low) ** 2
+        self.scale = np.divide(1.0, squares, out=np.zeros_like(squares), where=squares > least)
         self.sums, self.largest = np.empty((2, len(curvatures)))
         measure = sparse_leverages if sp.issparse(chunk.rows) else dense_leverages
         for block, arrays in row_blocks(chunk.rows, slice(0, len(curvatures))):
