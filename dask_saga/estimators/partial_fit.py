@@ -176,7 +176,7 @@ def _check_options(chunk_id: Hashable, replace: bool, check_content: bool) -> No
         option = "replace=True" if replace else "check_content=False"
         raise ValueError(f"{option} needs a chunk_id; without one a chunk is identified by its content")
     if replace and not check_content:
-        raise ValueError("replace=True needs check_content=True, which tells whether the content changed")
+        raise ValueError("replace=True needs check_content=True, which detects changed content")
 
 
 def _find_chunk(state: SAGAState, chunk: Chunk, chunk_id: Hashable) -> Hashable:
