@@ -18,8 +18,8 @@ from .execution.executor import LocalExecutor, find_executor
 from .fitting.chunk_source import Source
 from .fitting.loop import run, split_x
 from .fitting.preparation import prepare
-from .losses import resolve_loss
-from .penalties import resolve_penalty
+from .losses import Loss, resolve_loss
+from .penalties import Penalty, resolve_penalty
 from .solver.identity import draw_seed
 from .solver.problem import CONSTRAINTS, Problem, to_float
 
@@ -56,7 +56,7 @@ class SAGAResult(NamedTuple):
     """
 
     x: np.ndarray
-    intercept: Any
+    intercept: float | np.ndarray
     n_iter: int
     converged: bool
     diverged: bool
@@ -67,8 +67,8 @@ class SAGAResult(NamedTuple):
 
 def saga(
     chunks: Sequence,
-    loss: Any = "log_loss",
-    penalty: Any = None,
+    loss: str | Loss = "log_loss",
+    penalty: Penalty | None = None,
     *,
     fit_intercept: bool = False,
     step_size: str | float = "auto",
@@ -220,13 +220,13 @@ def _is_lazy(value: Any) -> bool:
     return isinstance(value, Future) or is_dask_collection(value)
 
 
-def _penalty_object(penalty: Any) -> Any:
+def _penalty_object(penalty: Any) -> Penalty:
     if isinstance(penalty, str):
         raise TypeError(f"penalty={penalty!r} needs its weight: give an object such as ElasticNet(l2=1e-4)")
     return resolve_penalty(penalty)
 
 
-def _read_pair(pair: Any, name: int | None, loss: Any, order: str | None) -> Chunk:
+def _read_pair(pair: Any, name: int | None, loss: Loss, order: str | None) -> Chunk:
     lone, name = name is None, name or 0
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"chunk {name}: chunks must hold pairs (A, b), not {type(pair).__name__}")

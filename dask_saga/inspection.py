@@ -234,7 +234,8 @@ def duality_gap(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> fl
             "duality_gap needs fit_intercept=False: an intercept is not penalised, and then no finite bound exists. "
             "Fit again without it, or with a column of ones in X, whose coefficient is penalised, in its place"
         )
-    if not isinstance(problem.penalty, ElasticNet) or problem.penalty.l2 == 0:
+    penalty = problem.penalty
+    if not isinstance(penalty, ElasticNet) or penalty.l2 == 0:
         raise ValueError(
             f"duality_gap needs a built-in penalty with an L2 part, but the estimator has penalty={estimator.penalty!r}"
             f" and alpha={estimator.alpha!r}. Fit again with penalty='l2' or 'elasticnet' and a positive alpha"
@@ -244,11 +245,11 @@ def duality_gap(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> fl
     with source:
         parts = source.map(_gradient_and_weight, x, problem, name="saga-gap", nbytes=x.nbytes)
         sums = source.executor.gather(parts)
-    gradient, weight = (sum(part) for part in zip(*sums, strict=True))
+    gradient, weight = sum((part for part, _ in sums), np.zeros_like(x)), sum(part for _, part in sums)
     if not weight > 0:
         raise ValueError("X has no rows of positive weight")
     x, g = x[:, :-1], gradient[:, :-1] / weight
-    return float((problem.penalty.value(x) + problem.penalty.conjugate(-g) + g * x).sum())
+    return float((penalty.value(x) + penalty.conjugate(-g) + g * x).sum())
 
 
 def _gradient_and_weight(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, float]:

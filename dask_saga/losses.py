@@ -4,35 +4,15 @@ A loss sees the linear prediction ``z`` and the target ``y`` of one row. It know
 kernels call it through ``kernels.dispatch``, which lets numba compile and inline its methods. A direct call runs the
 method as ordinary Python, so the tests can use it as a reference.
 
-To define a new loss, write a NamedTuple class and pass an instance wherever a loss name is accepted; no registration
-is needed. Three members are required:
-
-- ``value(z, y)``: the loss.
-- ``derivative(z, y)``: its derivative with respect to z.
-- ``curvature``: an upper bound of its second derivative with respect to z. It is a property if it depends on a field,
-  or None if there is no bound.
-
-Further members are optional:
-
-- ``labels = (-1.0, 1.0)`` makes it a loss for classifiers; y then takes these two values.
-- ``probability(z)``, the probability of the label 1, gives the classifier ``predict_proba``.
-- ``mean(z)``, the expected target, becomes the prediction of the regressor.
-- ``least_target`` is the smallest valid target.
-- ``quadratic = True`` states that the second derivative is constant.
-- ``curvature_at(z, y)`` is the second derivative. It is required if ``curvature`` is None. Otherwise it pays if it
-  costs less than a derivative.
-- ``second_derivative(z, y)`` is used by Newton steps and the stopping test. Without it they use ``curvature_at``, and
-  without both a difference of derivatives. Define it if the derivative has kinks.
-
-By default, several outputs are independent problems on the same rows. A loss that couples its outputs has the member
-``outputs``, their number. Then ``z`` is an array, and ``derivative(z, y, out)`` writes its result into an array. The
-second derivatives are the optional ``second_derivatives(z, y, out)``.
+To define a new loss, write a NamedTuple class with the members of ``Loss`` and pass an instance wherever a loss name is
+accepted; no registration is needed.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy.special import expit, softmax
@@ -41,6 +21,7 @@ __all__ = [
     "LOSSES",
     "Huber",
     "LogLoss",
+    "Loss",
     "ModifiedHuber",
     "MultinomialLogLoss",
     "PoissonLoss",
@@ -51,26 +32,70 @@ __all__ = [
 ]
 
 
+class Loss(Protocol):
+    """The members of a loss, which may be any NamedTuple class that has them.
+
+    Three members are required:
+
+    - ``value(z, y)``: the loss.
+    - ``derivative(z, y)``: its derivative with respect to z.
+    - ``curvature``: an upper bound of its second derivative with respect to z. It is a property if it depends on a
+      field, or None if there is no bound.
+
+    Further members are optional:
+
+    - ``labels = (-1.0, 1.0)`` makes it a loss for classifiers; y then takes these two values.
+    - ``probability(z)``, the probability of the label 1, gives the classifier ``predict_proba``.
+    - ``mean(z)``, the expected target, becomes the prediction of the regressor.
+    - ``least_target`` is the smallest valid target.
+    - ``quadratic = True`` states that the second derivative is constant.
+    - ``curvature_at(z, y)`` is the second derivative. It is required if ``curvature`` is None. Otherwise it pays if it
+      costs less than a derivative.
+    - ``second_derivative(z, y)`` is used by Newton steps and the stopping test. Without it they use ``curvature_at``,
+      and without both a difference of derivatives. Define it if the derivative has kinks.
+
+    By default, several outputs are independent problems on the same rows. A loss that couples its outputs has the
+    member ``outputs``, their number. Then ``z`` is an array, and ``derivative(z, y, out)`` writes its result into an
+    array. The second derivatives are the optional ``second_derivatives(z, y, out)``.
+    """
+
+    @property
+    def curvature(self) -> float | None:
+        """Upper bound of the second derivative with respect to z."""
+
+    @property
+    def derivative(self) -> Callable[..., Any]:
+        """The function ``derivative(z, y)``, or ``derivative(z, y, out)`` for a loss with ``outputs``."""
+
+    def value(self, z: Any, y: float, /) -> float:
+        """Return the loss at z, a number or an array of all ``outputs``."""
+
+
 class LogLoss(NamedTuple):
     """Logistic loss ``log(1 + exp(-y z))`` for labels y in {-1, 1}.
 
     This is the loss of logistic regression (SAGA paper, section 5), and the one that the post uses.
     """
 
-    curvature = 0.25
-    labels = (-1.0, 1.0)
+    @property
+    def curvature(self) -> float:
+        return 0.25
 
-    def value(self, z, y):
+    @property
+    def labels(self) -> tuple[float, float]:
+        return (-1.0, 1.0)
+
+    def value(self, z: float, y: float) -> float:
         margin = y * z
         e = math.exp(-abs(margin))
         return max(-margin, 0.0) + (math.log(1.0 + e) if e > 1e-3 else math.log1p(e))  # log is twice as fast
 
-    def derivative(self, z, y):
+    def derivative(self, z: float, y: float) -> float:
         margin = y * z
         e = math.exp(-abs(margin))  # at most 1 for any margin, so no branch is needed
         return -y * (e if margin > 0 else 1.0) / (1.0 + e)
 
-    def curvature_at(self, z, y):
+    def curvature_at(self, z: float, y: float) -> float:
         e = math.exp(-abs(y * z))
         return e / (1.0 + e) ** 2
 
@@ -82,33 +107,43 @@ class LogLoss(NamedTuple):
 class SquaredHinge(NamedTuple):
     """Squared hinge loss ``max(0, 1 - y z)^2`` for labels y in {-1, 1}, as in scikit-learn's ``SGDClassifier``."""
 
-    curvature = 2.0
-    labels = (-1.0, 1.0)
+    @property
+    def curvature(self) -> float:
+        return 2.0
 
-    def value(self, z, y):
+    @property
+    def labels(self) -> tuple[float, float]:
+        return (-1.0, 1.0)
+
+    def value(self, z: float, y: float) -> float:
         return max(0.0, 1.0 - y * z) ** 2
 
-    def derivative(self, z, y):
+    def derivative(self, z: float, y: float) -> float:
         return -2.0 * y * max(0.0, 1.0 - y * z)
 
-    def second_derivative(self, z, y):
+    def second_derivative(self, z: float, y: float) -> float:
         return 2.0 if y * z < 1.0 else 0.0
 
 
 class ModifiedHuber(NamedTuple):
     """Squared hinge loss that is linear, ``-4 y z``, for margins ``y z`` below -1 (Zhang 2004)."""
 
-    curvature = 2.0
-    labels = (-1.0, 1.0)
+    @property
+    def curvature(self) -> float:
+        return 2.0
 
-    def value(self, z, y):
+    @property
+    def labels(self) -> tuple[float, float]:
+        return (-1.0, 1.0)
+
+    def value(self, z: float, y: float) -> float:
         margin = y * z
         return max(0.0, 1.0 - margin) ** 2 if margin > -1.0 else -4.0 * margin
 
-    def derivative(self, z, y):
+    def derivative(self, z: float, y: float) -> float:
         return -2.0 * y * min(2.0, max(0.0, 1.0 - y * z))
 
-    def second_derivative(self, z, y):
+    def second_derivative(self, z: float, y: float) -> float:
         return 2.0 if -1.0 < y * z < 1.0 else 0.0
 
     def probability(self, z: np.ndarray) -> np.ndarray:
@@ -128,22 +163,24 @@ class SmoothHinge(NamedTuple):
 
     gamma: float = 1.0
 
-    labels = (-1.0, 1.0)
+    @property
+    def labels(self) -> tuple[float, float]:
+        return (-1.0, 1.0)
 
     @property
     def curvature(self) -> float:
         return 1.0 / self.gamma if self.gamma > 0 else math.nan
 
-    def value(self, z, y):
+    def value(self, z: float, y: float) -> float:
         slack = 1.0 - y * z
         if slack > self.gamma:
             return slack - 0.5 * self.gamma
         return 0.5 * max(0.0, slack) ** 2 / self.gamma
 
-    def derivative(self, z, y):
+    def derivative(self, z: float, y: float) -> float:
         return -y * min(1.0, max(0.0, 1.0 - y * z) / self.gamma)
 
-    def second_derivative(self, z, y):
+    def second_derivative(self, z: float, y: float) -> float:
         return 1.0 / self.gamma if 0.0 < 1.0 - y * z < self.gamma else 0.0
 
 
@@ -160,23 +197,25 @@ class MultinomialLogLoss(NamedTuple):
 
     n_classes: int
 
-    curvature = 0.5
+    @property
+    def curvature(self) -> float:
+        return 0.5
 
     @property
     def outputs(self) -> int:
         return self.n_classes
 
     @property
-    def labels(self) -> tuple:
+    def labels(self) -> tuple[float, ...]:
         return tuple(map(float, range(self.n_classes)))
 
-    def value(self, z, y):
+    def value(self, z: np.ndarray, y: float) -> float:
         top, total = z.max(), 0.0
         for k in range(z.size):
             total += math.exp(z[k] - top)
         return math.log(total) + top - z[int(y)]
 
-    def derivative(self, z, y, out):
+    def derivative(self, z: np.ndarray, y: float, out: np.ndarray) -> None:
         top, total = z.max(), 0.0
         for k in range(z.size):
             out[k] = math.exp(z[k] - top)
@@ -186,7 +225,7 @@ class MultinomialLogLoss(NamedTuple):
         out[int(y)] -= 1.0
 
     # The softmax is written out here again: a compiled function for both takes 15 % longer for each derivative.
-    def second_derivatives(self, z, y, out):
+    def second_derivatives(self, z: np.ndarray, y: float, out: np.ndarray) -> None:
         top, total = z.max(), 0.0
         for k in range(z.size):
             out[k] = math.exp(z[k] - top)
@@ -202,17 +241,21 @@ class MultinomialLogLoss(NamedTuple):
 class SquaredError(NamedTuple):
     """Squared error ``(z - y)^2 / 2``, as in scikit-learn's ``SGDRegressor``."""
 
-    curvature = 1.0
-    quadratic = True
-    labels = None
+    @property
+    def curvature(self) -> float:
+        return 1.0
 
-    def value(self, z, y):
+    @property
+    def quadratic(self) -> bool:
+        return True
+
+    def value(self, z: float, y: float) -> float:
         return 0.5 * (z - y) * (z - y)
 
-    def derivative(self, z, y):
+    def derivative(self, z: float, y: float) -> float:
         return z - y
 
-    def second_derivative(self, z, y):
+    def second_derivative(self, z: float, y: float) -> float:
         return 1.0
 
 
@@ -228,20 +271,18 @@ class Huber(NamedTuple):
 
     epsilon: float = 1.35
 
-    labels = None
-
     @property
     def curvature(self) -> float:
         return 1.0 if self.epsilon > 0 else math.nan
 
-    def value(self, z, y):
+    def value(self, z: float, y: float) -> float:
         r = abs(z - y)
         return 0.5 * r * r if r <= self.epsilon else self.epsilon * (r - 0.5 * self.epsilon)
 
-    def derivative(self, z, y):
+    def derivative(self, z: float, y: float) -> float:
         return max(-self.epsilon, min(self.epsilon, z - y))
 
-    def second_derivative(self, z, y):
+    def second_derivative(self, z: float, y: float) -> float:
         return 1.0 if abs(z - y) < self.epsilon else 0.0
 
 
@@ -252,17 +293,21 @@ class PoissonLoss(NamedTuple):
     therefore use ``curvature_at``, and step sizes use the mean target, which equals the mean of exp(z) at the optimum.
     """
 
-    curvature = None
-    labels = None
-    least_target = 0.0
+    @property
+    def curvature(self) -> None:
+        return None
 
-    def value(self, z, y):
+    @property
+    def least_target(self) -> float:
+        return 0.0
+
+    def value(self, z: float, y: float) -> float:
         return math.exp(z) - y * z
 
-    def derivative(self, z, y):
+    def derivative(self, z: float, y: float) -> float:
         return math.exp(z) - y
 
-    def curvature_at(self, z, y):
+    def curvature_at(self, z: float, y: float) -> float:
         return math.exp(z)
 
     def mean(self, z: np.ndarray) -> np.ndarray:
@@ -271,7 +316,7 @@ class PoissonLoss(NamedTuple):
 
 
 # Loss class for each name that the estimators and ``saga`` accept.
-LOSSES: dict[str, type] = {
+LOSSES: dict[str, type[Loss]] = {
     "log_loss": LogLoss,
     "squared_hinge": SquaredHinge,
     "modified_huber": ModifiedHuber,
@@ -282,14 +327,14 @@ LOSSES: dict[str, type] = {
 }
 
 
-def resolve_loss(loss: Any) -> Any:
+def resolve_loss(loss: Any) -> Loss:
     """Return the loss object for a name, or check and return the user's own loss.
 
     Parameters
     ----------
     loss : str or object
-        A key of ``LOSSES``, or an instance of a loss class as described in ``dask_saga.losses``. If the second
-        derivative has no upper bound, its ``curvature`` is None and it must define ``curvature_at(z, y)``.
+        A key of ``LOSSES``, or an instance of a loss class as described in ``Loss``. If the second derivative
+        has no upper bound, its ``curvature`` is None and it must define ``curvature_at(z, y)``.
 
     Returns
     -------
@@ -313,7 +358,7 @@ def resolve_loss(loss: Any) -> Any:
     missing = [name for name in ("value", "derivative", "curvature") if not hasattr(loss, name)]
     if missing:
         raise TypeError(f"loss is a {kind} without {', '.join(missing)}; give a name from {sorted(LOSSES)} or a loss")
-    if not isinstance(loss, tuple):
+    if not issubclass(type(loss), tuple):
         raise TypeError(f"loss is a {kind}, which numba cannot compile: make its class a typing.NamedTuple")
     if loss.curvature is None and not hasattr(loss, "curvature_at"):
         raise TypeError(f"loss: {kind}.curvature is None; give its upper bound, or a method curvature_at(z, y)")

@@ -36,6 +36,11 @@ MIN_BLOCK_ROWS = 10
 
 
 class _OnAnyDask:
+    """Mixin in front of a search of dask-ml, which runs the search."""
+
+    estimator: Any
+    best_estimator_: Any
+
     # Override the coroutine, not fit: with an asynchronous client it runs after fit has returned.
     async def _fit(self, X: Any, y: Any, **fit_params: Any) -> Any:
         check_containers(X=X, y=y)
@@ -54,7 +59,7 @@ class _OnAnyDask:
         names = _get_feature_names(getattr(X, "_meta", None) if is_dask_collection(X) else X)
         with dask.config.set(scheduler=default_client().get):
             X, y = await _lazy_arrays(X, y) if lazy else _arrays(X, y)
-            await super()._fit(X, y, **fit_params)
+            await super()._fit(X, y, **fit_params)  # type: ignore[misc]  # dask-ml has no types
         if names is not None:  # the best estimator was trained on these columns in this order
             self.best_estimator_.feature_names_in_ = names
         return self

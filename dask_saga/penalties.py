@@ -1,22 +1,39 @@
 """Separable penalties: each is a NamedTuple class in plain scalar Python that numba compiles.
 
-A penalty sees one coefficient x at a time and has two methods. ``value(x)`` is the penalty. ``prox(v, step)`` is its
-proximal operator: the minimiser over x of ``(x - v)^2 / 2 + step * value(x)``. The intercept is never penalised.
+A penalty sees one coefficient at a time; ``Penalty`` has its two methods. The intercept is never penalised.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numba.extending import register_jitable
 
-__all__ = ["PENALTIES", "ElasticNet", "penalty_values", "resolve_penalty"]
+__all__ = ["PENALTIES", "ElasticNet", "Penalty", "penalty_values", "resolve_penalty"]
+
+
+Values = TypeVar("Values", float, np.ndarray)
+
+
+class Penalty(Protocol):
+    """The two methods of a penalty, which may be any NamedTuple class that has them.
+
+    - ``value(x)``: the penalty of one coefficient.
+    - ``prox(v, step)``: its proximal operator, the minimiser over x of ``(x - v)^2 / 2 + step * value(x)``.
+    """
+
+    def value(self, x: float, /) -> float:
+        """Return the penalty of one coefficient."""
+
+    def prox(self, v: float, step: float, /) -> float:
+        """Return the minimiser over x of ``(x - v)^2 / 2 + step * value(x)``."""
 
 
 @register_jitable
-def _bounded(penalty, v, threshold, shrink):
+def _bounded(penalty: ElasticNet, v: float, threshold: float, shrink: float) -> float:
     """Soft-threshold v, multiply the result by `shrink`, and clip it to the bounds."""
     if penalty.l1 == 0.0 and penalty.lower == -math.inf and penalty.upper == math.inf:
         return shrink * v  # the compiler hoists this test out of the loop over columns
@@ -53,21 +70,21 @@ class ElasticNet(NamedTuple):
         """Whether the penalty is rotation-invariant: it has no L1 part and no bounds."""
         return self.l1 == 0.0 and self.lower == -math.inf and self.upper == math.inf
 
-    def value(self, x):
+    def value(self, x: Values) -> Values:
         return self.l1 * abs(x) + 0.5 * self.l2 * x * x
 
-    def shrink(self, step):
+    def shrink(self, step: float) -> float:
         return 1.0 / (1.0 + step * self.l2)
 
-    def prox(self, v, step, shrink=None):
+    def prox(self, v: float, step: float, shrink: float | None = None) -> float:
         if shrink is None:
             shrink = 1.0 / (1.0 + step * self.l2)
         return _bounded(self, v, step * self.l1, shrink)
 
-    def prox_of_move(self, x, move, step):
+    def prox_of_move(self, x: float, move: float, step: float) -> float:
         return _bounded(self, x - self.l2 * step * x - move, step * self.l1, 1.0)
 
-    def conjugate(self, v):
+    def conjugate(self, v: np.ndarray) -> np.ndarray:
         """Return the convex conjugate, elementwise: the maximum of ``v x - value(x)`` over x; l2 must be positive."""
         x = np.sign(v) * np.maximum(np.abs(v) - self.l1, 0.0) / self.l2
         x = np.clip(x, self.lower, self.upper)
@@ -75,7 +92,7 @@ class ElasticNet(NamedTuple):
 
 
 # Function of alpha and l1_ratio that creates the penalty, for each name that the estimators accept.
-PENALTIES = {
+PENALTIES: dict[str | None, Callable[[float, float], Penalty]] = {
     None: lambda alpha, l1_ratio: ElasticNet(),
     "l2": lambda alpha, l1_ratio: ElasticNet(0.0, float(alpha)),
     "l1": lambda alpha, l1_ratio: ElasticNet(float(alpha), 0.0),
@@ -83,7 +100,7 @@ PENALTIES = {
 }
 
 
-def resolve_penalty(penalty: Any, alpha: float = 1.0, l1_ratio: float = 0.15) -> Any:
+def resolve_penalty(penalty: Any, alpha: float = 1.0, l1_ratio: float = 0.15) -> Penalty:
     """Return the penalty object for a name, or check and return the user's own penalty.
 
     Parameters
@@ -112,7 +129,7 @@ def resolve_penalty(penalty: Any, alpha: float = 1.0, l1_ratio: float = 0.15) ->
         if penalty not in PENALTIES:
             raise ValueError(f"penalty={penalty!r} is unknown; choose one of {list(PENALTIES)}")
         return PENALTIES[penalty](alpha, l1_ratio)
-    if not (isinstance(penalty, tuple) and hasattr(penalty, "value") and hasattr(penalty, "prox")):
+    if not (issubclass(type(penalty), tuple) and hasattr(penalty, "value") and hasattr(penalty, "prox")):
         raise TypeError(
             f"penalty is a {type(penalty).__name__}; it must be one of {list(PENALTIES)} or an instance of a "
             "typing.NamedTuple class with value and prox"
@@ -127,7 +144,7 @@ def resolve_penalty(penalty: Any, alpha: float = 1.0, l1_ratio: float = 0.15) ->
     return penalty
 
 
-def penalty_values(penalty: Any, values: np.ndarray) -> np.ndarray:
+def penalty_values(penalty: Penalty, values: np.ndarray) -> np.ndarray:
     """Return the penalty of each coefficient in an array."""
     if isinstance(penalty, ElasticNet):
         return penalty.value(values)

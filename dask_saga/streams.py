@@ -13,7 +13,11 @@ __all__ = ["replay"]
 
 
 def replay(
-    stream: Iterable, budget: float = 1.0, *, window: int | None = None, random_state: Any = None
+    stream: Iterable,
+    budget: float = 1.0,
+    *,
+    window: int | None = None,
+    random_state: int | np.random.RandomState | None = None,
 ) -> Iterator[Any]:
     """Yield each chunk of a stream, followed by old chunks that are drawn at random.
 
@@ -58,7 +62,8 @@ def replay(
 
 
 def _replayed(stream: Iterable, budget: float, window: int | None, rng: np.random.RandomState) -> Iterator[Any]:
-    known, owed = collections.deque(maxlen=None if window is None else window - 1), 0.0
+    known: collections.deque[Any] = collections.deque(maxlen=None if window is None else window - 1)
+    owed = 0.0
     for item in stream:
         yield item
         owed += budget if known else 0.0

@@ -1,9 +1,12 @@
 """Hostile calls end in an answer or a documented error, never in a crash, a hang or NaN (``tests/fuzz.py``)."""
 
+import pytest
+
 from . import fuzz
 from .breaking import either
 
 
+@pytest.mark.slow
 def test_hostile_calls():
     calls = either(250, 10_000)
     # Other numbers than the short form's, which those who change the package see at each run.

@@ -14,6 +14,7 @@ BOUNDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOUNDS)
 def test_tasks_and_memory_are_bounded(name):
     [row] = load.run([name], LONG)

@@ -90,6 +90,7 @@ def assert_near(x, expected, A, tol=1e-6):
     np.testing.assert_allclose(x * size, expected * size, rtol=0, atol=tol * scale)
 
 
+@pytest.mark.slow
 @PROPERTIES
 @given(st.data())
 def test_any_cut_order_and_form_has_one_optimum(data):
@@ -112,6 +113,7 @@ def test_any_cut_order_and_form_has_one_optimum(data):
     assert_near(np.append(found.x, found.intercept), expected, A)
 
 
+@pytest.mark.slow
 @PROPERTIES
 @given(st.data())
 def test_fits_of_dask_numpy_and_several_classes_agree(data):
@@ -147,6 +149,7 @@ def test_small_sparse_chunks_of_several_classes():
     assert model.converged_
 
 
+@pytest.mark.slow
 @PROPERTIES
 @given(st.data())
 def test_permuted_columns_permute_coefficients(data):

@@ -165,6 +165,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [ALONE, CLIENT], ids=["alone", "client"])
 def test_only_the_client_uses_the_network(form, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT + form)

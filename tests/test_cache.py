@@ -11,6 +11,8 @@ import pytest
 
 import dask_saga
 
+pytestmark = pytest.mark.slow  # each test starts processes that compile
+
 FIT = """
 import numpy as np, scipy.sparse as sp
 from dask_saga import SAGAClassifier

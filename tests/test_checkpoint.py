@@ -75,6 +75,7 @@ def test_the_bits_of_an_undisturbed_fit(on, persist, tmp_path, request):
         assert_same(model, SAGAClassifier(**SETTINGS).fit(X, labels))
 
 
+@pytest.mark.slow
 @pytest.mark.joins
 def test_joined_chunks_several_outputs_and_a_start_beyond_zero(tmp_path):
     targets = A @ np.random.default_rng(0).standard_normal((8, 3))

@@ -133,6 +133,7 @@ def test_a_step_of_ones_own_is_left_alone_but_does_not_converge_too_early():
     assert objective(model, X, y) - best <= 1e-2 * (np.log(2) - best) or not model.converged_
 
 
+@pytest.mark.slow
 def test_bits_of_newton_steps_are_the_same_everywhere(client, tmp_path):
     X, y = one_bad_cell(12_000)
     blocks = da.from_array(X, (2000, -1)), da.from_array(y, 2000)
@@ -373,6 +374,7 @@ def test_regression_on_a_bad_cell():
         np.testing.assert_allclose(model.coef_, [0, -2, 0.5, 0], atol=0.03)
 
 
+@pytest.mark.slow
 def test_probabilities_keep_the_sum_of_the_coefficients():
     """What all classes share changes no probability: Newton steps leave it at zero, as SAGA's do."""
     A, _ = make_rows(600, 4)

@@ -169,6 +169,7 @@ def test_a_search_of_balanced_classes_says_so_at_once(client):
         search.fit(X, labels, classes=[-1.0, 1.0])
 
 
+@pytest.mark.slow
 def test_a_search_on_sparse_blocks(client):
     B = da.from_array(np.where(np.abs(A) > 2, A, 0.0), chunks=(100, 8))
     search = search_for("IncrementalSearchCV").fit(B.map_blocks(sparse.COO.from_numpy), labels, classes=[-1.0, 1.0])

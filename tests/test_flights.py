@@ -12,6 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from dask_saga import SAGAClassifier
 
+pytestmark = pytest.mark.slow
+
 ALPHA, CHUNKS = 1e-4, 24
 
 

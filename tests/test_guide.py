@@ -12,11 +12,14 @@ from dask_saga import inspection, losses, model_selection, penalties
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+SLOW = {"own_loss"}  # its classes are compiled
 PROSE = {"index", "troubleshooting", "when_not"}  # pages that may do without code
 
 
 @pytest.mark.joins
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.stem, marks=pytest.mark.slow if page.stem in SLOW else ()) for page in PAGES]
+)
 def test_page(page, tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     monkeypatch.chdir(tmp_path)

@@ -76,6 +76,7 @@ def test_the_same_in_another_process():
     assert done.stdout.strip() == token()
 
 
+@pytest.mark.slow
 def test_a_loss_with_an_array():
     class Shifted(NamedTuple):
         shifts: np.ndarray

@@ -43,6 +43,7 @@ def bits(model):
     return model.coef_.tobytes(), model.state_.head.gradient_sum.tobytes(), model.state_.digest, memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_parallel", [2, 3, 8])
 def test_the_same_bits_in_memory_on_threads_and_on_a_cluster(client, n_parallel):
     settings = {"random_state": 0, "n_parallel": n_parallel}

@@ -107,6 +107,7 @@ class Shrink(NamedTuple):
         return (v + step * self.alpha) / (1.0 + step * self.alpha)
 
 
+@pytest.mark.slow
 def test_own_loss_and_penalty(numbers):
     A, b = numbers
     result = saga(split(A, b, 4), SmoothAbsolute(), Shrink(0.1), max_iter=500, tol=1e-7, random_state=0)

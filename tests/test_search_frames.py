@@ -62,6 +62,7 @@ def check_names(search, X, target, frame=FRAME):
         best.predict(frame.to_numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 def test_names_survive_a_search_on_a_dask_dataframe(name, client):
     lazy = dd.from_pandas(FRAME.assign(late=y), npartitions=10)
@@ -126,6 +127,7 @@ def test_partitions_with_columns_in_another_order(client):
     np.testing.assert_array_equal(search.best_estimator_.coef_, same.best_estimator_.coef_)
 
 
+@pytest.mark.slow
 def test_collections_of_different_kinds(client):
     lazy = dd.from_pandas(FRAME.assign(late=y), npartitions=5)
     X, target = da.from_array(A, chunks=(200, 4)), da.from_array(y, chunks=200)
@@ -184,6 +186,7 @@ def test_estimators_of_others_get_names_too(client):
     search.best_estimator_.predict(FRAME)
 
 
+@pytest.mark.slow
 def test_regression_of_two_targets(client):
     targets = A[:, :2] @ np.array([[1.0, 0.0], [1.0, 2.0]])
     lazy = dd.from_pandas(pd.DataFrame(targets, columns=["one", "two"]), npartitions=5)
@@ -225,6 +228,7 @@ def test_a_search_of_no_rows(client):
         fitted(lazy[NAMES], lazy["late"])
 
 
+@pytest.mark.slow
 def test_the_remedy_for_sparse_rows(client):
     rows = sp.csr_matrix(np.where(np.abs(A) > 1, A, 0.0))
     X = da.from_array(sparse.COO(rows), chunks=(200, -1))

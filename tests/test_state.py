@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 
 from dask_saga import SAGAClassifier, SAGARegressor
 from dask_saga.data.immutable_map import ImmutableMap
-from dask_saga.estimators.base import SAGABase
+from dask_saga.estimators.partial_fit import LearnsByChunk
 from dask_saga.kernels.jit import compiled
 from dask_saga.solver.state import new_solver_state
 
@@ -67,6 +67,7 @@ def same_state(one, other):
     return bits(one.state_) == bits(other.state_) and bits(one.coef_) == bits(other.coef_)
 
 
+@pytest.mark.slow
 def test_deepcopy_of_ten_million_rows_copies_none():
     X, y = np.zeros((10_000_000, 1), np.float32), np.zeros(10_000_000)
     X[::2], y[::2] = 1.0, 1.0
@@ -341,7 +342,7 @@ def test_the_state_introduces_itself_briefly(binary):
 def test_a_light_tokenize_does_not_read_the_memory(binary):
     import dask_ml.model_selection  # noqa: F401 - it registers tokens of its own for all estimators
 
-    class Fresh(SAGABase):
+    class Fresh(LearnsByChunk):
         """A type whose way to a token Dask has not looked up before, nor that of its bases."""
 
         _labelled = False

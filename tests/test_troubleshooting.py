@@ -59,6 +59,7 @@ def test_the_remedy_is_for_the_kind_of_x():
             assert str(caught.value).endswith(f"make {name} a Dask collection {remedy}.compute_chunk_sizes()")
 
 
+@pytest.mark.slow
 def test_the_remedies_work_on_small_parquet_files(tmp_path, client):
     """Of which Dask reads several of few columns with one task."""
     for k in range(6):

@@ -40,3 +40,10 @@ def test_the_workflow_runs_the_pythons_that_are_supported():
     assert f'requires-python = ">={supported[0]}"' in text
     for row in workflow["jobs"]["versions"]["strategy"]["matrix"]["include"]:
         assert row["python"] in constraints(row["versions"])[0]
+
+
+def test_pre_commit_runs_the_pinned_checkers():
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    pinned = {repository["repo"].split("/")[-1]: repository["rev"] for repository in repositories}
+    assert required()["ruff"] == ("==", pinned["ruff-pre-commit"].removeprefix("v"))
+    assert required()["mypy"] == ("==", pinned["mirrors-mypy"].removeprefix("v"))

@@ -50,10 +50,10 @@ def _split(
         return partitions(collection), None
     if lengths is None:
         # to_dask_array(lengths=True) is not suggested: it fails inside Dask if one task reads several small files.
-        column, array = (" such as a column of the same frame,", "X.to_dask_array()") if framed else ("", "X")
+        column, source = (" such as a column of the same frame,", "X.to_dask_array()") if framed else ("", "X")
         raise ValueError(
             f"{name} is in memory, but X is a Dask collection whose block lengths are unknown; make {name} a Dask "
-            f"collection too,{column} or give X known lengths: {array}.compute_chunk_sizes()"
+            f"collection too,{column} or give X known lengths: {source}.compute_chunk_sizes()"
         )
     array = collection.iloc if hasattr(collection, "iloc") else np.asarray(collection)
     if len(collection) != sum(lengths):

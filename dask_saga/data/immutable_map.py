@@ -31,7 +31,8 @@ class ImmutableMap(Mapping):
     __slots__ = ("_base", "_count", "_recent")
 
     def __init__(self, items: Any = ()):
-        self._base, self._recent = dict(items), {}
+        self._base: dict[Hashable, Any] = dict(items)
+        self._recent: dict[Hashable, Any] = {}
         self._count = len(self._base)
 
     def __getitem__(self, key: Hashable) -> Any:
@@ -71,13 +72,10 @@ class ImmutableMap(Mapping):
         return self._changed(key, _GONE, self._count - 1) if key in self else self
 
     def _changed(self, key: Hashable, value: Any, count: int) -> ImmutableMap:
-        evaluate = ImmutableMap.__new__(ImmutableMap)
-        evaluate._base, evaluate._recent, evaluate._count = self._base, {**self._recent, key: value}, count
-        return (
-            evaluate
-            if len(evaluate._recent) ** 2 <= max(len(evaluate._base), LEAST_RECENT**2)
-            else ImmutableMap(evaluate._merged())
-        )
+        changed = ImmutableMap.__new__(ImmutableMap)
+        changed._base, changed._recent, changed._count = self._base, {**self._recent, key: value}, count
+        few = len(changed._recent) ** 2 <= max(len(changed._base), LEAST_RECENT**2)
+        return changed if few else ImmutableMap(changed._merged())
 
     def _merged(self) -> dict:
         merged = {**self._base, **self._recent}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -12,7 +12,8 @@ import scipy.sparse as sp
 from ..execution.threads import even_slices, one_blas_thread, thread_count, threads
 from ..kernels.column_moments import dense_moments, gather_columns, read_moments, sparse_moments
 from ..kernels.intrinsics import DOUBLES, empty_on_lines
-from ..penalties import ElasticNet
+from ..losses import Loss
+from ..penalties import ElasticNet, Penalty
 from .chunk import BLOCK_BYTES, ordered_blocks, row_arrays
 from .immutable import immutable
 from .targets import LARGEST
@@ -64,6 +65,19 @@ ROUNDED, CANCELLED = 1e-13, 1e-5
 WITHIN = 10.0
 
 
+class MeasuredProblem(Protocol):
+    """What this module reads of a ``Problem``, whose class is in a higher layer."""
+
+    @property
+    def loss(self) -> Loss: ...
+    @property
+    def penalty(self) -> Penalty: ...
+    @property
+    def precondition(self) -> bool: ...
+    @property
+    def n_threads(self) -> int: ...
+
+
 @immutable
 class ColumnStats(NamedTuple):
     """Statistics of the columns of one or more chunks.
@@ -109,26 +123,26 @@ class ColumnStats(NamedTuple):
     products: np.ndarray | None
 
 
-def wants_products(p: float, problem: Any) -> bool:
+def wants_products(p: float, problem: MeasuredProblem) -> bool:
     """Return whether the problem permits a rotation of p columns, which needs their products."""
     rotates = isinstance(problem.penalty, ElasticNet) and problem.penalty.rotates
     return bool(problem.precondition and rotates and 1 < p <= MOST_ROTATED)
 
 
-def no_stats(p: int, full: Any = True) -> ColumnStats:
+def no_stats(p: int, full: bool | np.ndarray = True) -> ColumnStats:
     """Return the statistics of p columns if no row has positive weight."""
     zeros, full = np.zeros(p), np.broadcast_to(full, p)
     low, high, counts = zeros + np.inf, zeros - np.inf, np.zeros(p, int)
     return ColumnStats(0, 0.0, zeros, zeros, low, high, counts, full, False, 0.0, zeros, None)
 
 
-def column_stats(chunk: Chunk, problem: Any) -> ColumnStats:
+def column_stats(chunk: Chunk, problem: MeasuredProblem) -> ColumnStats:
     """Return the statistics of a chunk's columns, as computed by ``measure``."""
     return measure(chunk, problem)[0]
 
 
 def measure(
-    chunk: Chunk, problem: Any, chunks: int = 1, factors: np.ndarray | None = None
+    chunk: Chunk, problem: MeasuredProblem, chunks: int = 1, factors: np.ndarray | None = None
 ) -> tuple[ColumnStats, np.ndarray]:
     """Compute the column statistics of one chunk in float64, in one pass over its rows.
 
@@ -203,7 +217,9 @@ def _pulls(targets: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]
     return target, (targets - target) * weights
 
 
-def _measure_sparse(chunk, full, problem, chunks, factors):
+def _measure_sparse(
+    chunk: Chunk, full: np.ndarray, problem: MeasuredProblem, chunks: int, factors: np.ndarray
+) -> tuple[ColumnStats, np.ndarray]:
     rows, n, p, weights = chunk.rows, len(chunk.targets), len(full), chunk.row_weights
     weight, count = weights.sum(), thread_count(problem.n_threads, chunk.entries)
     parts = even_slices(n, 2 ** min(max(rows.nnz // (MOMENTS_ENTRIES * p), 1).bit_length() - 1, 3))
@@ -242,7 +258,9 @@ def _measure_sparse(chunk, full, problem, chunks, factors):
     return ColumnStats(n, weight, mean, squares, low, high, counts, full, True, target, np.zeros(p), None), sums
 
 
-def _measure_dense(chunk, full, problem, chunks, factors):
+def _measure_dense(
+    chunk: Chunk, full: np.ndarray, problem: MeasuredProblem, chunks: int, factors: np.ndarray
+) -> tuple[ColumnStats, np.ndarray]:
     rows, (n, p), weights = chunk.rows, chunk.rows.shape, chunk.row_weights
     (target, pulls), weight = _pulls(chunk.targets, weights), weights.sum()
     moments = _block_moments(
@@ -302,7 +320,7 @@ def _about(moments: Callable, origin: np.ndarray, weight: float) -> tuple:
 
 
 def _products(
-    rows: np.ndarray, weights: np.ndarray, mean: np.ndarray, squares: np.ndarray, problem: Any, chunks: int
+    rows: np.ndarray, weights: np.ndarray, mean: np.ndarray, squares: np.ndarray, problem: MeasuredProblem, chunks: int
 ) -> np.ndarray:
     """Return weighted sums of products of columns, computed by BLAS from a random subset of the rows if they are many.
 

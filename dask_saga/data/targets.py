@@ -11,6 +11,8 @@ from dask import compute, is_dask_collection
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
+from ..losses import Loss
+
 __all__ = [
     "LARGEST",
     "NO_TARGET",
@@ -167,7 +169,7 @@ def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
     return codes
 
 
-def read_targets(y: Any, classes: np.ndarray | None = None, loss: Any = None) -> np.ndarray:
+def read_targets(y: Any, classes: np.ndarray | None = None, loss: Loss | None = None) -> np.ndarray:
     """Return targets of shape (n, 1) or (n, k) as the loss expects them.
 
     These are numbers for regression, the two labels of the loss for two classes, and class indices for more classes.
@@ -185,10 +187,10 @@ def read_targets(y: Any, classes: np.ndarray | None = None, loss: Any = None) ->
     if labels is not None and not np.isin(y, labels).all():
         found = y[~np.isin(y, labels)][0]
         raise ValueError(f"y (b) must hold only {_some(labels)} for this loss, but has {found}; encode its labels so")
-    if y.size and y.min() < getattr(loss, "least_target", -np.inf):
+    least = getattr(loss, "least_target", -np.inf)
+    if y.size and y.min() < least:
         raise ValueError(
-            f"y must be at least {loss.least_target} for this loss, but has {y.min()}; correct these rows, or choose "
-            "another loss"
+            f"y must be at least {least} for this loss, but has {y.min()}; correct these rows, or choose another loss"
         )
     if y.size and max(y.max(), -y.min()) > LARGEST:
         raise ValueError(f"y has values beyond {LARGEST:.0e}; give it in larger units")

@@ -21,6 +21,7 @@ from dask.delayed import Delayed
 from distributed import Future
 from sklearn.utils import assert_all_finite, check_array
 
+from ..losses import Loss
 from .chunk import Chunk, ordered_blocks
 from .targets import checked, encode_labels, read_targets
 
@@ -226,7 +227,7 @@ def read_chunk(
     columns: list | None = None,
     classes: np.ndarray | None = None,
     class_weights: np.ndarray | None = None,
-    loss: Any = None,
+    loss: Loss | None = None,
     name: Any = None,
     estimator: str | None = None,
     finite: bool = True,
@@ -279,7 +280,7 @@ def read_chunk(
         weights = read_weights(sample_weight, n)
         if weights.size and len(weights) != n:
             raise ValueError(f"X has {n} rows, but sample_weight has {len(weights)}")
-    if class_weights is not None:
+    if class_weights is not None and classes is not None:
         with blame("sample_weight", name), np.errstate(over="ignore"):
             weights = _checked_total(class_weights[encode_labels(y, classes)] * (weights if weights.size else 1.0))
     arrays = (rows.data, rows.indices, rows.indptr) if sp.issparse(rows) else (rows,)
@@ -296,5 +297,5 @@ def content_hash(*arrays: np.ndarray, shape: tuple = ()) -> str:
     state.update(repr((shape, [(a.dtype.str, a.shape) for a in arrays])).encode())
     for array in arrays:
         for _, block in ordered_blocks(array, slice(0, len(array))):
-            state.update(memoryview(block).cast("B") if block.size else b"")
+            state.update(block.data.cast("B") if block.size else b"")
     return state.hexdigest()

@@ -7,7 +7,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from dask import is_dask_collection
@@ -29,13 +29,14 @@ from ..losses import LOSSES, resolve_loss
 from ..penalties import PENALTIES, resolve_penalty
 from ..solver.identity import draw_seed
 from ..solver.preconditioned_problem import PreconditionedProblem
+from ..solver.preconditioner import Preconditioner
 from ..solver.problem import CONSTRAINTS, Problem, problem_for, to_float
 from ..solver.state import SAGAState
-from .messages import ZERO_WEIGHTS, Ending, diverged_advice, showing_progress, unconverged_advice
-from .partial_fit import ONLY_PREDICTS, LearnsByChunk
+from .messages import ONLY_PREDICTS, ZERO_WEIGHTS, Ending, diverged_advice, showing_progress, unconverged_advice
 from .prediction import linear
 
 if TYPE_CHECKING:
+    from ..data.chunk import Chunk
     from ..fitting.fit_state import Result
     from ..fitting.loop import Info
 
@@ -44,17 +45,29 @@ __all__ = ["SAGABase", "loss_constraint"]
 
 def loss_constraint(labelled: bool) -> list:
     """Return the validation constraint of `loss` for a classifier (`labelled`) or a regressor."""
-    names = {name for name, loss in LOSSES.items() if bool(loss.labels) == labelled}
+    names = {name for name, loss in LOSSES.items() if hasattr(loss, "labels") == labelled}
     return [StrOptions(names), *CONSTRAINTS["loss"][1:]]
 
 
 @functools.lru_cache(maxsize=256, typed=True)
-def _problem_of(kind: type, *parameters: Any) -> Problem:
+def _problem_of(kind: type[SAGABase], *parameters: Any) -> Problem:
     return kind(**dict(zip(kind._parameter_constraints, parameters, strict=True)))._checked_problem()
 
 
-class SAGABase(LearnsByChunk, BaseEstimator):
-    """Base class of ``SAGAClassifier`` and ``SAGARegressor``."""
+class SAGABase(BaseEstimator):
+    """Base class of ``SAGAClassifier`` and ``SAGARegressor``: parameters, `fit` and predictions."""
+
+    _labelled: bool  # whether it is a classifier
+
+    coef_: np.ndarray
+    intercept_: np.ndarray
+    classes_: np.ndarray
+    state_: SAGAState | None
+    step_size_: float
+    n_iter_: int
+    history_: list
+    converged_: bool
+    diverged_: bool
 
     _parameter_constraints: dict = {
         **CONSTRAINTS,
@@ -131,8 +144,8 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         try:
             yield
         except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise
 
     def _problem(self) -> Problem:
@@ -145,7 +158,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
             hash(parameters)
         except TypeError:
             return self._checked_problem()
-        return _problem_of(type(self), *parameters)
+        return _problem_of(type(self), *parameters)  # type: ignore[arg-type]  # mypy doubts that a class has a hash
 
     def _checked_problem(self) -> Problem:
         self._validate_params()
@@ -335,14 +348,13 @@ class SAGABase(LearnsByChunk, BaseEstimator):
 
     def _classes_for(self, source: Source, fits: bool, goes_on: bool) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Return the classes, and the factor of the row weights of each class or None, for ``_read``."""
-        fitted = getattr(self, "classes_", None)
         if not fits:
-            return fitted, None
+            return getattr(self, "classes_", None), None
         classes, class_weights = self._find_classes(source)
-        if goes_on and classes is not None and not np.array_equal(fitted, classes):
+        if goes_on and classes is not None and not np.array_equal(self.classes_, classes):
             raise ValueError(
                 f"y has the classes {classes.tolist()}, but coef_, from which warm_start=True starts, has "
-                f"{fitted.tolist()}; fit with warm_start=False"
+                f"{self.classes_.tolist()}; fit with warm_start=False"
             )
         return classes, class_weights
 
@@ -365,7 +377,8 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         self.state_ = state
         self.coef_ = x[:, :-1].copy() if self._labelled or len(x) > 1 else x[0, :-1].copy()
         self.intercept_ = x[:, -1].copy()
-        self.step_size_ = PreconditionedProblem(problem, state.metric).step_size(state.head.step_multiplier)
+        axes = cast(Preconditioner, state.metric)  # None only before the first chunk
+        self.step_size_ = PreconditionedProblem(problem, axes).step_size(state.head.step_multiplier)
         self.diverged_ = state.head.diverged
         if classes is not None:
             self.classes_ = classes
@@ -380,7 +393,7 @@ class SAGABase(LearnsByChunk, BaseEstimator):
         return linear(rows, np.atleast_2d(self.coef_), self.intercept_)
 
 
-def _read_block(block, name, **how):
+def _read_block(block: tuple, name: Any, **how: Any) -> Chunk:
     return read_chunk(*block, name=name, **how)
 
 

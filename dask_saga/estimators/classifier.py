@@ -18,6 +18,7 @@ from ..data.validation import blame, check_containers, read_weights
 from ..losses import resolve_loss
 from ..solver.problem import problem_for
 from .base import SAGABase, loss_constraint
+from .partial_fit import LearnsByChunk
 from .prediction import accuracy, probabilities, to_labels
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _defines_probability(estimator: Any) -> bool:
     return hasattr(resolve_loss(estimator.loss), "probability")
 
 
-class SAGAClassifier(ClassifierMixin, SAGABase):
+class SAGAClassifier(ClassifierMixin, LearnsByChunk):
     """Linear classifier fitted by SAGA, chunk by chunk.
 
     It minimises ``(1/W) sum_i w_i f(a_i'x + c, b_i) + alpha R(x)``, where W is the sum of the weights w_i. For log loss

@@ -12,8 +12,13 @@ from tqdm.auto import tqdm
 if TYPE_CHECKING:
     from ..data.statistics import ColumnStats
 
-__all__ = ["ZERO_WEIGHTS", "Ending", "diverged_advice", "showing_progress", "unconverged_advice"]
+__all__ = ["ONLY_PREDICTS", "ZERO_WEIGHTS", "Ending", "diverged_advice", "showing_progress", "unconverged_advice"]
 
+
+# Part of messages: what an estimator without gradient memory can and cannot do.
+ONLY_PREDICTS = (
+    "It can predict and start a fit with warm_start=True, but partial_fit and forget need the gradient memory"
+)
 
 # Message of the error for weights that leave no row.
 ZERO_WEIGHTS = "sample_weight is zero for every row; give a positive weight to the rows that count"

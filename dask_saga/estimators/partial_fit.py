@@ -19,20 +19,16 @@ from ..solver.incremental import forget, is_other, last_of, learn
 from ..solver.optimality import count_outputs
 from ..solver.problem import problem_for
 from ..solver.state import new_state
-from .messages import diverged_advice
+from .base import SAGABase
+from .messages import ONLY_PREDICTS, diverged_advice
 
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
     from ..solver.problem import Problem
     from ..solver.state import SAGAState
 
-__all__ = ["ONLY_PREDICTS", "LearnsByChunk"]
+__all__ = ["LearnsByChunk"]
 
-
-# Part of messages: what an estimator without gradient memory can and cannot do.
-ONLY_PREDICTS = (
-    "It can predict and start a fit with warm_start=True, but partial_fit and forget need the gradient memory"
-)
 
 # Message of the error if `partial_fit` or `forget` needs the missing gradient memory.
 NO_MEMORY = (
@@ -40,8 +36,8 @@ NO_MEMORY = (
 )
 
 
-class LearnsByChunk:
-    """Mixin of ``SAGABase`` that trains on one chunk in memory at a time and keeps the state between calls."""
+class LearnsByChunk(SAGABase):
+    """Estimator that also trains on one chunk in memory at a time and keeps the state between calls."""
 
     def _partial_fit(
         self,
@@ -180,7 +176,7 @@ def _check_options(chunk_id: Hashable, replace: bool, check_content: bool) -> No
         option = "replace=True" if replace else "check_content=False"
         raise ValueError(f"{option} needs a chunk_id; without one a chunk is identified by its content")
     if replace and not check_content:
-        raise ValueError("replace=True needs check_content=True, which tells whether the content changed")
+        raise ValueError("replace=True needs check_content=True, which detects changed content")
 
 
 def _find_chunk(state: SAGAState, chunk: Chunk, chunk_id: Hashable) -> Hashable:

@@ -121,7 +121,7 @@ def accuracy(predict: Callable, X: Any, y: Any, sample_weight: Any) -> float:
     return float(right.sum() / weights.sum())
 
 
-def _accuracy_part(prediction, y, weights):
+def _accuracy_part(prediction: np.ndarray, y: Any, weights: np.ndarray) -> tuple[float, float]:
     with blame("y"):
         labels = read_labels(y)
         kinds = [array.dtype.kind in "biufc" for array in (labels, prediction)]
@@ -144,7 +144,7 @@ def r2(predict: Callable, X: Any, y: Any, sample_weight: Any) -> float:
     return float(np.where(spread > 0, 1.0 - errors / np.where(spread > 0, spread, 1.0), errors == 0).mean())
 
 
-def _r2_part(prediction, y, weights):
+def _r2_part(prediction: np.ndarray, y: Any, weights: np.ndarray) -> tuple[float, ...]:
     with blame("y"):
         targets = read_targets(y)
         if prediction.size != targets.size:

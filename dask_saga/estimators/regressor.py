@@ -9,12 +9,13 @@ from sklearn.base import RegressorMixin
 
 from ..losses import resolve_loss
 from .base import SAGABase, loss_constraint
+from .partial_fit import LearnsByChunk
 from .prediction import elementwise, r2
 
 __all__ = ["SAGARegressor"]
 
 
-class SAGARegressor(RegressorMixin, SAGABase):
+class SAGARegressor(RegressorMixin, LearnsByChunk):
     """Linear regression fitted by SAGA, chunk by chunk.
 
     It minimises ``(1/W) sum_i w_i f(a_i'x + c, b_i) + alpha R(x)``, where W is the sum of the weights w_i. For squared

@@ -201,7 +201,7 @@ class Executor(Protocol):
     def cuts_lineage(self, nbytes: int) -> bool:
         """Return whether gathering results of `nbytes` bytes and putting them back lets the executor forget tasks.
 
-        In memory, values have no lineage. On a cluster, the scheduler keeps the tasks that led to a future, and runs
+        In memory, values have no lineage. On a cluster, the scheduler keeps the tasks that computed a future, and runs
         them again if a worker is lost. Large results are not worth the transfer.
         """
 

@@ -32,8 +32,9 @@ class _OneBLASThread:
     thread does both, because threadpoolctl permits a change only from the thread that set the limit.
     """
 
-    def __init__(self):
-        self.lock, self.inside, self.before, self.own = threading.Lock(), 0, None, threading.local()
+    def __init__(self) -> None:
+        self.lock, self.inside, self.own = threading.Lock(), 0, threading.local()
+        self.before: Any = None
 
     def __enter__(self) -> None:
         everywhere, here = _blas()
@@ -133,7 +134,8 @@ def _helpers(count: int) -> Iterator[list[ThreadPoolExecutor]]:
     helpers for later use, because starting one takes a third of a millisecond. After an error they are dropped, because
     a Ctrl-C may have left an executor's locks taken.
     """
-    idle = _own.__dict__.setdefault(os.getpid(), [])
+    own: dict[Any, list[ThreadPoolExecutor]] = _own.__dict__
+    idle = own.setdefault(os.getpid(), [])
     helpers = [idle.pop() if idle else ThreadPoolExecutor(1, "saga-helper") for _ in range(count)]
     yield helpers
     idle.extend(helpers)

@@ -90,7 +90,7 @@ class Source:
         nbytes: float = 0.0,
         rows: float = math.nan,
         columns: float = math.nan,
-        persist: Any = True,
+        persist: bool | str = True,
         n_parallel: Any = 1,
     ):
         if persist not in (True, False, "auto"):

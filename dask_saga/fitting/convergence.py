@@ -6,7 +6,7 @@ that a Newton step promises. See docs/algorithm/stopping.md.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,8 @@ from .fit_state import moved
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..solver.local_model import Extremes, ModelPlan
+    from ..execution.protocol import Reference
+    from ..solver.local_model import Extremes, LocalModel, ModelPlan
     from ..solver.newton import Direction
     from ..solver.problem import Problem
     from ..solver.state import SolverState
@@ -271,7 +272,9 @@ def _examine(fit: FitSetup, x: np.ndarray, seconds: float, tol: float | None = N
     return examined
 
 
-def _merged(fit: FitSetup, model_of: Callable, x: np.ndarray, plan: ModelPlan) -> Any:
+def _merged(
+    fit: FitSetup, model_of: Callable[..., LocalModel], x: np.ndarray, plan: ModelPlan
+) -> Reference[LocalModel]:
     """Return a reference to the merged model of all chunks."""
     p, executor = x.shape[1] - 1, fit.source.executor
     nbytes = 8.0 * x.size * (3 + (p if plan.full else 1))
@@ -283,14 +286,14 @@ def _merged(fit: FitSetup, model_of: Callable, x: np.ndarray, plan: ModelPlan) -
 
 
 def _direction(
-    fit: FitSetup, model: Any, x: np.ndarray, more: Extremes | None = None, thorough: bool = True
+    fit: FitSetup, model: Reference[LocalModel], x: np.ndarray, more: Extremes | None = None, thorough: bool = True
 ) -> Direction:
     call = (model, x, fit.weight, fit.problem, more, thorough)
     return fit.source.executor.gather([fit.source.executor.submit(newton_direction, *call, name="saga-newton")])[0]
 
 
 def _along_newton_step(
-    fit: FitSetup, x: np.ndarray, model: Any, plan: ModelPlan, tol: float | None
+    fit: FitSetup, x: np.ndarray, model: Reference[LocalModel], plan: ModelPlan, tol: float | None
 ) -> tuple[Examined, int]:
     """Evaluate the Newton step of a model. Return the result and the number of far rows.
 
@@ -299,9 +302,9 @@ def _along_newton_step(
     along the step are then kept apart in the model, and a new step is computed.
     """
     problem, p = fit.problem, x.shape[1] - 1
-    more: list[Extremes] = []
+    more: Extremes | None = None
     for _ in range(ROUNDS):
-        direction = _direction(fit, model, x, *more, thorough=tol is not None)
+        direction = _direction(fit, model, x, more, thorough=tol is not None)
         norm = fit.preconditioned.gradient_mapping_norm(x, direction.gradient)
         examined = Examined(norm, direction.value, direction.decrease, within(x + direction.move, problem))
         if not direction.decrease > LEAST_DECREASE * abs(direction.value):
@@ -321,7 +324,8 @@ def _along_newton_step(
         least = LEAST_RISE * direction.decrease * fit.weight
         call = (x, direction.move, problem, plan.apart, least)
         rising = fit.source.map(rising_rows, *call, name="saga-values", nbytes=1000.0 + 8 * plan.apart * p)
-        more = [join_extremes(*more, *fit.source.executor.gather(rising))]
+        found = fit.source.executor.gather(rising)
+        more = join_extremes(*found) if more is None else join_extremes(more, *found)
     falls = measured > LEAST_DECREASE * abs(direction.value)
     decrease = max(measured, direction.decrease if plan.full else 0.0)
     return examined._replace(decrease=decrease, better=better if falls else None), direction.far

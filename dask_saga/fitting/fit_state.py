@@ -153,7 +153,7 @@ class FitState(NamedTuple):
     window_visits : int
         Number of visits in the current averaging window.
     digest : str
-        Digest of all that led to this state.
+        Digest of all transitions up to this state.
     sample : Reference or None
         Reference to the `sample` argument of ``subsample_step``. None once no further subsample step is taken.
     history : tuple of dict
@@ -321,7 +321,7 @@ def at_point(fit: FitSetup, before: Any, x: Any, visits: int) -> Arrival:
     sums: list[Any] = results
     if fit.all_memory_bytes > min(SENT_SHARE * sum(source.sizes), SENT_BYTES):
         sums = executor.map(_sum_of, [(one,) for one in results], name="saga-sum")
-    # Gather the solver state as a value. Otherwise the cluster keeps all tasks that led to it.
+    # Gather the solver state as a value. Otherwise the cluster keeps all tasks that computed it.
     arrived = executor.submit(_arrive, fit.prepared.preconditioned, before, x, *sums, name="saga-head")
     [(head, summary)] = executor.gather([arrived])
     return Arrival(head, results, summary)

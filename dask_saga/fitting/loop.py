@@ -96,7 +96,7 @@ class Info(NamedTuple):
 
     epoch: int
     x: np.ndarray
-    intercept: Any
+    intercept: float | np.ndarray
     objective: float
     gradient_norm: float
     step_size: float
@@ -119,12 +119,12 @@ class Orders:
         return self.drawn[epoch - 1]
 
 
-def split_x(x: np.ndarray) -> tuple[np.ndarray, Any]:
+def split_x(x: np.ndarray) -> tuple[np.ndarray, float | np.ndarray]:
     """Split x into coefficients and intercept. With one output, the axis of outputs is dropped."""
     return (x[0, :-1], float(x[0, -1])) if len(x) == 1 else (x[:, :-1], x[:, -1])
 
 
-def join_x(coef: np.ndarray, intercept: Any) -> np.ndarray:
+def join_x(coef: np.ndarray, intercept: float | np.ndarray) -> np.ndarray:
     """Join coefficients and intercept to the solver's x, with the intercept in the last column. Undo ``split_x``."""
     return np.column_stack([np.atleast_2d(coef), np.ravel(intercept)])
 

@@ -247,7 +247,7 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True, estimator: 
     preconditioned = PreconditionedProblem(problem, axes)
     near: Any = preconditioned if is_sent else executor.put([preconditioned])[0]  # for the first tasks
     is_quadratic = problem.automatic and axes.rotation is not None and getattr(problem.loss, "quadratic", False)
-    sample: Any = None
+    sample: Reference[Subsample] | None = None
     if sampled and not is_quadratic:
         sample = executor.submit(_make_sample, near, *merged, name="saga-sample")
     parts = _split(examined, LIMITED_CHUNKS)

@@ -29,11 +29,14 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 
 from .. import losses, penalties
+from ..losses import Loss
+from ..penalties import Penalty
 from . import dispatch, intrinsics, jit, row_order, row_update
 from .dispatch import prox, prox_of_move, row_curvatures, row_derivative, row_value_and_derivative, shrink
 from .intrinsics import (
@@ -441,15 +444,15 @@ def _build(sources: int, cache: bool) -> Kernels:
     )
 
 
-def _digest(*modules) -> int:
-    text = b"".join(Path(module.__file__).read_bytes() for module in modules)
+def _digest(*modules: ModuleType) -> int:
+    text = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
 
 
 _BUILT_IN = _build(_digest(dispatch, intrinsics, jit, losses, penalties, row_order, row_update), cache=True)
 
 
-def kernels_for(loss: Any, penalty: Any) -> Kernels:
+def kernels_for(loss: Loss, penalty: Penalty) -> Kernels:
     """Return the kernels for a loss and a penalty. Those of built-in types have an on-disk cache; others have none."""
     return _kernels_of(type(loss), type(penalty))
 

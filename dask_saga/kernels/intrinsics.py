@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from llvmlite import ir
@@ -54,6 +54,9 @@ GROUP = 4
 
 # Largest number of ``scratch`` arrays that a kernel uses.
 ARRAYS = 9
+
+# Argument of ``scratch``: a tuple for one output, an array for several.
+Room: TypeAlias = "tuple[float] | np.ndarray"
 
 
 @intrinsic
@@ -155,12 +158,12 @@ def _apart(module: Any) -> Any:
 # at compile time. The arrays then are on the stack, and LLVM can keep them in registers.
 
 
-def room_for(outputs: int) -> Any:
+def room_for(outputs: int) -> Room:
     """Return the argument for ``scratch``: a tuple for one output, an array for several."""
     return (0.0,) if outputs == 1 else np.empty((ARRAYS, GROUP * outputs))
 
 
-def outputs_of(room: Any) -> int:
+def outputs_of(room: Room) -> int:
     """Return the number of outputs that the scratch space is made for."""
     return 1 if isinstance(room, tuple) else room.shape[1] // GROUP
 
@@ -172,7 +175,7 @@ def _outputs_of(room):
     return lambda room: room.shape[1] // GROUP
 
 
-def scratch(room: Any, k: int) -> np.ndarray:
+def scratch(room: Room, k: int) -> np.ndarray:
     """Return the k-th scratch array, with GROUP numbers per output."""
     return np.empty(GROUP) if isinstance(room, tuple) else room[k]
 
@@ -184,7 +187,7 @@ def _scratch(room, k):
     return lambda room, k: borrowed(room)[k]
 
 
-def numbers_of(room: Any) -> tuple:
+def numbers_of(room: Room) -> tuple:
     """Return the first five scratch arrays, cut to one number per output."""
     return tuple(scratch(room, k)[: outputs_of(room)] for k in range(5))
 

@@ -91,8 +91,10 @@ def _with_readable_cache(kernel: Any) -> Any:
     An upgrade leaves the index files of the previous version. numba unpickles such a file, with the classes that it
     names, before it checks whether it is outdated.
     """
-    file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
+    file: Any = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
     load = getattr(file, "_load_index", None)
+    if load is None:
+        return kernel
 
     def load_index() -> dict:
         try:
@@ -100,6 +102,5 @@ def _with_readable_cache(kernel: Any) -> Any:
         except Exception:
             return {}
 
-    if load is not None:
-        file._load_index = load_index
+    file._load_index = load_index
     return kernel

@@ -14,7 +14,7 @@ import numpy as np
 from .intrinsics import add_at_once, borrowed, give_way
 from .jit import compiled, inlined
 
-__all__ = ["TableMerge", "bring_together", "wait"]
+__all__ = ["TableMerge", "merge_tables", "wait"]
 
 U = np.uint64
 
@@ -32,10 +32,10 @@ class TableMerge(NamedTuple):
         Share of the row visits that each thread makes.
     rounds : int
         Number of rounds. The threads merge their tables after each.
-    often : ndarray of int
+    frequent : ndarray of int
         Columns that are merged after every round. The other columns are merged halfway and at the end.
     limit : float
-        Threshold of ``inverse_density``: columns below it are in `often`.
+        Threshold of ``inverse_density``: columns below it are in `frequent`.
     inverse_density, spread : ndarray of shape (p,)
         Number of rows divided by the stored entries of each column, and its mean square
         about the shift.
@@ -54,7 +54,7 @@ class TableMerge(NamedTuple):
 
     shares: np.ndarray
     rounds: int
-    often: np.ndarray
+    frequent: np.ndarray
     limit: float
     inverse_density: np.ndarray
     spread: np.ndarray
@@ -67,44 +67,44 @@ class TableMerge(NamedTuple):
 
 
 @inlined
-def extrapolation(done, how):
+def extrapolation(done, merge):
     """Return the extrapolation factor for the mean of the threads' moves, given each thread's contraction exp(-done).
 
     T threads in sequence would leave exp(-T done) of the distance to the optimum. The factor that gives the same result
     is the geometric sum 1 + exp(-done) + ... + exp(-(T - 1) done). It is near T for columns that a round moves little,
     where the moves add up, and near 1 for columns that each thread moves to its optimum.
 
-    The factor is at most ``how.farthest``, which is below 2, because columns that occur in the same rows move further
+    The factor is at most ``merge.farthest``, which is below 2, because columns that occur in the same rows move further
     together than each would alone. At a factor of 2, x would end as far from the point on which the threads agree as it
     began.
     """
-    if done <= how.near:
-        return how.farthest
+    if done <= merge.near:
+        return merge.farthest
     left = math.exp(-done)
     further = 1.0 + left
-    for _ in range(how.shares.size - 2):
+    for _ in range(merge.shares.size - 2):
         further = 1.0 + left * further
-    return min(further, how.farthest)
+    return min(further, merge.farthest)
 
 
 @inlined
-def merge_number(columns, c, apart, at_sum, how, done, lower, upper, halfway, end, x, middle, gradient_sum, j):
+def merge_number(columns, c, apart, at_sum, merge, done, lower, upper, halfway, end, x, middle, gradient_sum, j):
     """Merge one coefficient of x and its gradient sum, which are entries c and c + at_sum of each table.
 
     `apart` is the distance between two tables. The gradient sum gets the sum of all changes. x moves by the
     extrapolation factor times the mean move of the threads that changed either number. If these threads have the same
     value, x is exactly that value. This keeps the move of a single thread, and a zero or bound set by the penalty.
     """
-    old, total, count = x[j], gradient_sum[j], U(how.shares.size)
-    move, change, met, agreed, agree = 0.0, 0.0, 0.0, old, True
-    for t in range(count):  # without branches, since which threads met a column is unpredictable
+    old, total, count = x[j], gradient_sum[j], U(merge.shares.size)
+    move, change, share, agreed, agree = 0.0, 0.0, 0.0, old, True
+    for t in range(count):  # without branches, since which threads changed a column is unpredictable
         own, summed = columns[c + t * apart], columns[c + t * apart + at_sum]
         moved = (own != old) | (summed != total)
-        agree &= (met == 0.0) | (own == agreed) | (not moved)
+        agree &= (share == 0.0) | (own == agreed) | (not moved)
         agreed = own if moved else agreed
-        move, change = move + how.shares[t] * (own - old), change + (summed - total)
-        met += moved * how.shares[t]
-    mean = old + extrapolation(done, how) * move / (met + (met == 0.0))
+        move, change = move + merge.shares[t] * (own - old), change + (summed - total)
+        share += moved * merge.shares[t]
+    mean = old + extrapolation(done, merge) * move / (share + (share == 0.0))
     x[j], gradient_sum[j] = min(max(agreed if agree else mean, lower), upper), total + change
     if halfway:
         middle[j] = x[j]
@@ -114,32 +114,35 @@ def merge_number(columns, c, apart, at_sum, how, done, lower, upper, halfway, en
 
 
 @inlined
-def merge_tables(t, turn, how, tables, ends, x, middle, gradient_sum):
+def merge_part(t, number, merge, tables, ends, x, middle, gradient_sum):
     """Merge the t-th part of the columns of all tables.
 
     The result goes to x and gradient_sum, halfway also to ``middle``, and except after the last round back to the
     tables. Thread 0 merges the intercept.
     """
     x, middle, gradient_sum = borrowed(x), borrowed(middle), borrowed(gradient_sum)
-    often, inverse_density, spread = borrowed(how.often), borrowed(how.inverse_density), borrowed(how.spread)
-    outputs, p, width, count = U(x.shape[0]), U(x.shape[1] - 1), U(tables.shape[2]), U(how.shares.size)
+    frequent, spread = borrowed(merge.frequent), borrowed(merge.spread)
+    inverse_density = borrowed(merge.inverse_density)
+    outputs, p, width, count = U(x.shape[0]), U(x.shape[1] - 1), U(tables.shape[2]), U(merge.shares.size)
     columns, apart, at_step = tables.reshape(-1), U(tables.shape[1]) * width, U(2) * outputs
     last, between, line = ends.reshape(-1), U(ends.shape[1] * ends.shape[2]), U(ends.shape[2])
-    halfway, end = 2 * (turn + 1) == how.rounds, turn + 1 == how.rounds
+    halfway, end = 2 * (number + 1) == merge.rounds, number + 1 == merge.rounds
     for k in range(outputs):
         into = halfway, end, x[k], middle[k], gradient_sum[k]
-        for i in range(U(often.size * t // count), U(often.size * (t + 1) // count)):
-            j = U(often[i])
-            done = how.rate * columns[j * width + at_step] * spread[j]
-            merge_number(columns, j * width + k, apart, outputs, how, done, how.lower, how.upper, *into, j)
+        for i in range(U(frequent.size * t // count), U(frequent.size * (t + 1) // count)):
+            j = U(frequent[i])
+            done = merge.rate * columns[j * width + at_step] * spread[j]
+            merge_number(columns, j * width + k, apart, outputs, merge, done, merge.lower, merge.upper, *into, j)
         if halfway or end:
             for j in range(U(p * t // count), U(p * (t + 1) // count)):
-                if inverse_density[j] >= how.limit:
-                    done = how.rate * (how.rounds // 2) * columns[j * width + at_step] * spread[j]
-                    merge_number(columns, j * width + k, apart, outputs, how, done, how.lower, how.upper, *into, j)
+                if inverse_density[j] >= merge.limit:
+                    done = merge.rate * (merge.rounds // 2) * columns[j * width + at_step] * spread[j]
+                    merge_number(
+                        columns, j * width + k, apart, outputs, merge, done, merge.lower, merge.upper, *into, j
+                    )
         if t == 0:
-            done = how.rate * how.step
-            merge_number(last, k, between, line, how, done, -np.inf, np.inf, *into, p)
+            done = merge.rate * merge.step
+            merge_number(last, k, between, line, merge, done, -np.inf, np.inf, *into, p)
 
 
 @inlined
@@ -161,14 +164,14 @@ def wait(arrived, failed, everyone):
 
 
 @compiled(writes="arrived failed tables ends x middle gradient_sum")
-def bring_together(t, turn, arrived, failed, how, tables, ends, x, middle, gradient_sum):
-    """Merge the tables of all threads after round `turn`; return False if another thread has failed.
+def merge_tables(t, number, arrived, failed, merge, tables, ends, x, middle, gradient_sum):
+    """Merge the tables of all threads after round `number`; return False if another thread has failed.
 
     Thread t waits for the others, merges its part of the columns, and waits again. The second wait is omitted after the
     last round, since no thread reads the tables any more.
     """
-    both = 2 * how.shares.size * turn
-    if not wait(arrived, failed, both + how.shares.size):
+    both = 2 * merge.shares.size * number
+    if not wait(arrived, failed, both + merge.shares.size):
         return False
-    merge_tables(t, turn, how, tables, ends, x, middle, gradient_sum)
-    return turn + 1 == how.rounds or wait(arrived, failed, both + 2 * how.shares.size)
+    merge_part(t, number, merge, tables, ends, x, middle, gradient_sum)
+    return number + 1 == merge.rounds or wait(arrived, failed, both + 2 * merge.shares.size)

@@ -146,6 +146,7 @@ def leave_pass(head: SolverState) -> SolverState:
 
 def reported_x(state: SAGAState, problem: Problem) -> np.ndarray:
     """Return the x that ``coef_`` shows: the averaged iterate if the window is complete, else the current x."""
-    if window_is_complete(state.window_ids, len(state.chunks), state.head.window_count):
+    complete = window_is_complete(state.window_ids, len(state.chunks), state.head.window_count)
+    if state.metric is not None and complete:
         return averaged_iterate(state.head, PreconditionedProblem(problem, state.metric))[0]
     return state.head.x

@@ -221,8 +221,8 @@ def _model_of(
     some, extremes = _drawn_rows(chunk, x, problem, plan)
     curvatures = row_derivatives(some, predictions(some.rows, x), problem)[1]
     parts = [_centred_moments(some.rows, own, centre, problem) for own in np.ascontiguousarray(curvatures.T)]
-    moments = (np.array(part) for part in zip(*parts, strict=True))
-    return LocalModel(value, sums, *moments, extremes, far, _extent(some.rows, centre))
+    curvature, mean, hessian = (np.array(part) for part in zip(*parts, strict=True))
+    return LocalModel(value, sums, curvature, mean, hessian, extremes, far, _extent(some.rows, centre))
 
 
 def usual_model(chunk: Chunk, x: np.ndarray, preconditioned: PreconditionedProblem, plan: ModelPlan) -> LocalModel:
@@ -367,13 +367,16 @@ class _Shares:
     def __init__(self, chunk: Chunk, curvatures: np.ndarray, problem: Problem):
         self.chunk, self.curvatures = chunk, curvatures
         # A tiny weight instead of zero, since rows of weight zero would be copied out and checked each time.
-        weights = np.maximum(curvatures, NO_WEIGHT * (curvatures.max() or 1.0))
+        tiny = NO_WEIGHT * (curvatures.max() or 1.0)
+        weights = np.maximum(curvatures, tiny)
         stats = column_stats(chunk._replace(weights=weights), problem._replace(precondition=False))
         self.centre, squares = stats.mean, stats.squares
         if stats.sparse:
             self.centre = np.where(stats.full, self.centre, 0.0)
             squares = np.where(stats.full, squares, squares + stats.weight * stats.mean**2)
-        self.scale = np.divide(1.0, squares, out=np.zeros_like(squares), where=squares > 0)
+        # A column that varies only among rows of tiny weight has no curvature. Its scale would be infinite.
+        least = len(weights) * tiny * (stats.high - stats.low) ** 2
+        self.scale = np.divide(1.0, squares, out=np.zeros_like(squares), where=squares > least)
         self.sums, self.largest = np.empty((2, len(curvatures)))
         measure = sparse_leverages if sp.issparse(chunk.rows) else dense_leverages
         for block, arrays in row_blocks(chunk.rows, slice(0, len(curvatures))):
@@ -452,4 +455,5 @@ def _diagonals(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[np.ndarra
         apart = problem.fit_intercept
         squares = stats.squares if apart else stats.squares + stats.weight * stats.mean**2
         parts.append((stats.weight, stats.mean if apart else np.zeros_like(stats.mean), squares))
-    return tuple(np.array(part) for part in zip(*parts, strict=True))
+    curvature, mean, hessian = (np.array(part) for part in zip(*parts, strict=True))
+    return curvature, mean, hessian

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from .quadratic_step import is_smooth, proximal_step, smooth_step
 if TYPE_CHECKING:
     from .local_model import Extremes, LocalModel, ModelPlan
     from .problem import Problem
+    from .subsample import Subsample
 
 __all__ = ["Direction", "newton_direction", "sample_decrease"]
 
@@ -252,7 +253,8 @@ class _Near:
         stalls, try the next kind.
         """
         move, decrease, promised = np.zeros_like(self.x), 0.0, 0.0
-        kinds, stalled, most = [self.step], 0, FEW_STEPS
+        kinds: list[Callable] = [self.step]
+        stalled, most = 0, FEW_STEPS
         if thorough:
             step, promised = self.step(move)
             if self._is_settled(step):
@@ -327,7 +329,7 @@ class _Near:
         return move
 
 
-def sample_decrease(sample: Any, x: np.ndarray, gradient: np.ndarray, problem: Problem, plan: ModelPlan) -> float:
+def sample_decrease(sample: Subsample, x: np.ndarray, gradient: np.ndarray, problem: Problem, plan: ModelPlan) -> float:
     """Return the promised decrease of F by the curvature of the subsample and the mean gradient of all rows at x.
 
     It is inf if the subsample has far rows.

@@ -5,7 +5,7 @@ See docs/algorithm/preconditioning.md and docs/algorithm/step_size.md.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from scipy.linalg import lapack
@@ -13,11 +13,13 @@ from scipy.linalg import lapack
 from ..data.statistics import wants_products
 from ..execution.threads import one_blas_thread
 from ..kernels.column_moments import LARGEST_ENTRY, LEAST_SQUARE, overshoot_limits, scale_columns
+from ..penalties import ElasticNet
 from .preconditioned_problem import PreconditionedProblem
 from .preconditioner import Preconditioner
 
 if TYPE_CHECKING:
     from ..data.statistics import ColumnStats
+    from .problem import Problem
 
 __all__ = ["STALE", "axis_limits", "choose_preconditioner", "limit_axes", "staleness"]
 
@@ -51,7 +53,7 @@ STALE = 0.1
 ILL_CONDITION = 4500.0
 
 
-def choose_preconditioner(stats: ColumnStats, problem: Any, sampled: float | None = None) -> Preconditioner:
+def choose_preconditioner(stats: ColumnStats, problem: Problem, sampled: float | None = None) -> Preconditioner:
     """Choose the preconditioner for the given column statistics.
 
     Dense columns are centred if there is an intercept to absorb the shift, and scaled to unit variance. The scale
@@ -103,7 +105,7 @@ def _above_least(mean_square: float) -> float:
     return mean_square if mean_square > LEAST_SQUARE else 0.0
 
 
-def staleness(before: ColumnStats, now: ColumnStats, problem: Any) -> float:
+def staleness(before: ColumnStats, now: ColumnStats, problem: Problem) -> float:
     """Measure how much an added or removed chunk changed the statistics: its share of the rows or of the weight.
 
     It is inf if the current preconditioner would be wrong. That is the case if a column is no longer stored in every
@@ -139,7 +141,7 @@ def staleness(before: ColumnStats, now: ColumnStats, problem: Any) -> float:
     return max(shares)
 
 
-def _step_factor(rows: int, mean_square: float, problem: Any) -> float:
+def _step_factor(rows: int, mean_square: float, problem: Problem) -> float:
     """Return the factor by which steps are longer if there are few rows for the condition of the problem.
 
     It is sqrt(condition / rows) / 0.3 where that is above 1, else 1. Implicit steps converge best at about
@@ -154,7 +156,7 @@ def _rotated(
     stats: ColumnStats,
     products: np.ndarray,
     varies: np.ndarray,
-    problem: Any,
+    problem: Problem,
     sampled: float | None,
 ) -> Preconditioner:
     """Return the preconditioner with rotation to the principal axes if it is predicted to save time, else `scaled`.
@@ -163,7 +165,7 @@ def _rotated(
     """
     p = len(products)
     # The L2 penalty adds this to the mean square along every axis.
-    ridge = problem.penalty.l2 / scaled.curvature
+    ridge = cast(ElasticNet, problem.penalty).l2 / scaled.curvature
     if ridge > 1.0 / LEAST_SQUARE:
         return scaled
     size = np.where(varies, np.sqrt(scaled.spread + ridge), 1.0)
@@ -265,7 +267,9 @@ def axis_limits(stats: ColumnStats, preconditioned: PreconditionedProblem) -> np
         sums = sums if apart is None else sums + stats.weight * apart**2
         known = stats.counts * (preconditioner.inverse_density / stats.rows) * preconditioner.spread
     else:
-        products = stats.products if apart is None else stats.products + stats.weight * np.outer(apart, apart)
+        products = cast(np.ndarray, stats.products)  # every chunk has them if columns are rotated
+        if apart is not None:
+            products = products + stats.weight * np.outer(apart, apart)
         with one_blas_thread():
             sums = ((products @ preconditioner.rotation) * preconditioner.rotation).sum(axis=0)
         known = preconditioner.spread

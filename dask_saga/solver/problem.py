@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from ..losses import LOSSES, LogLoss, MultinomialLogLoss
+from ..losses import LOSSES, LogLoss, Loss, MultinomialLogLoss
+from ..penalties import Penalty
 from .identity import _hash, _parts
 
 __all__ = ["CONSTRAINTS", "Problem", "problem_for", "to_float"]
@@ -63,10 +64,10 @@ class Problem(NamedTuple):
         Maximum number of threads that share a visit.
     """
 
-    loss: Any
-    penalty: Any
+    loss: Loss
+    penalty: Penalty
     fit_intercept: bool = False
-    step_size: Any = "auto"
+    step_size: str | float = "auto"
     step_size_scale: float = 0.3
     average: bool = True
     precondition: bool = True

@@ -5,13 +5,13 @@ A smooth penalty needs one Cholesky factor. Other penalties use coordinate desce
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from ..kernels.epoch import kernels_for
-from ..penalties import ElasticNet, penalty_values
+from ..penalties import ElasticNet, Penalty, penalty_values
 
 if TYPE_CHECKING:
     from .problem import Problem
@@ -32,7 +32,7 @@ FACTORS = 5
 LEFT = 1e-6
 
 
-def is_smooth(penalty: Any) -> bool:
+def is_smooth(penalty: Penalty) -> bool:
     """Return whether the penalty is smooth: L2 or none, without bounds."""
     return isinstance(penalty, ElasticNet) and penalty.rotates
 
@@ -42,7 +42,7 @@ def smooth_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem: 
 
     Return d and the decrease. H is a matrix of shape (p, p) or a diagonal of shape (p,).
     """
-    l2 = problem.penalty.l2
+    l2 = cast(ElasticNet, problem.penalty).l2  # no other penalty ``is_smooth``
     slope = slope + l2 * x
     if hessian.ndim == 1:
         curvature = hessian + l2

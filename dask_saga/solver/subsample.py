@@ -5,7 +5,7 @@ Gradients are exact and computed over all rows. See docs/algorithm/subsample_ste
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -179,7 +179,7 @@ def subsample_step(
         The new x, or `x` itself if the steps diverged.
     """
     if isinstance(sample, PreconditionedProblem):
-        return _newton_step(x, gradient, sample)
+        return _newton_step(x, cast(np.ndarray, gradient), sample)  # None is only for rows
     chunk, axes, preconditioner, norms = sample
     if not sp.issparse(chunk.rows):  # the dense subsample is too small for several threads
         problem = problem._replace(n_threads=1)

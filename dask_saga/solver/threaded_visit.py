@@ -17,12 +17,17 @@ from ..execution.threads import even_slices, run_together, threads
 from ..kernels.column_table import fill_table, read_table, room_of_tables
 from ..kernels.epoch import Pass, kernels_for
 from ..kernels.intrinsics import GROUP, room_for
-from ..kernels.table_merge import TableMerge, bring_together
+from ..kernels.table_merge import TableMerge, merge_tables
 from ..penalties import ElasticNet
 
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
     from .preconditioned_problem import PreconditionedProblem
+    from .problem import Problem
+    from .state import SolverState
+    from .visit_plan import RowSchedule
+
+    Copy = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, x halfway and gradient sum of one thread
 
 __all__ = ["ENTRIES_A_COEFFICIENT", "share_dense_steps", "share_sparse_steps"]
 
@@ -51,7 +56,16 @@ ROUND_ENTRIES, ENTRIES_A_COEFFICIENT = 2**17, 32
 SPARSE_ROUND_ENTRIES, ENTRIES_A_COLUMN = 2**15, 8
 
 
-def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
+def share_dense_steps(
+    orders: list[np.ndarray],
+    start: np.ndarray,
+    before: np.ndarray,
+    left: tuple[float, float],
+    *,
+    plan: RowSchedule,
+    chunk: Chunk,
+    **how: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Take the steps of a visit of dense rows, and store the new gradients of the rows.
 
     In every round each thread starts from the same x and gradient sum and works on its own copies. Then x becomes the
@@ -80,15 +94,15 @@ def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
     if len(orders) == 1:
         _run_steps(orders[0], x, middle, gradient_sum, left, plan=plan, chunk=chunk, **how)
         return x, middle, gradient_sum
-    plan = _raised(plan, len(orders), how["preconditioned"].problem)
-    rounds = 2 * _worth(chunk, len(orders), max(ROUND_ENTRIES, ENTRIES_A_COEFFICIENT * x.size), DENSE_ROUNDS)
+    plan = _lengthened(plan, len(orders), how["preconditioned"].problem)
+    rounds = 2 * _rounds_of_half(chunk, len(orders), max(ROUND_ENTRIES, ENTRIES_A_COEFFICIENT * x.size), DENSE_ROUNDS)
     with threads(len(orders)) as each, np.errstate(over="ignore", invalid="ignore"):
-        for k, (share, parts) in enumerate(zip(*_rounds(orders, left, rounds), strict=True)):
+        for k, (share, parts) in enumerate(zip(*_split_rounds(orders, left, rounds), strict=True)):
             if k == rounds // 2:
                 middle[:] = x
             copies = [(x.copy(), middle.copy(), gradient_sum.copy()) for _ in parts]
 
-            def run(part, copy, share=share):
+            def run(part: np.ndarray, copy: Copy, share: tuple[float, float] = share) -> None:
                 _run_steps(part, *copy, share, plan=plan, chunk=chunk, **how)
 
             list(each(run, parts, copies))
@@ -100,7 +114,20 @@ def share_dense_steps(orders, start, before, left, *, plan, chunk, **how):
     return x, middle, gradient_sum
 
 
-def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, plan, chunk, head, preconditioned):
+def share_sparse_steps(
+    orders: list[np.ndarray],
+    start: np.ndarray,
+    before: np.ndarray,
+    left: tuple[float, float],
+    *,
+    anchor: np.ndarray,
+    past: float,
+    gradients: np.ndarray,
+    plan: RowSchedule,
+    chunk: Chunk,
+    head: SolverState,
+    preconditioned: PreconditionedProblem,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Take the steps of a visit of sparse rows, and store the new gradients of the rows.
 
     Each thread keeps its copies in a table of columns. At the end of a round the threads merge the tables themselves,
@@ -127,10 +154,10 @@ def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, 
     problem, preconditioner = preconditioned
     (outputs, p), count = (len(start), start.shape[1] - 1), len(orders)
     x, middle, gradient_sum = np.empty_like(start), np.empty_like(start), np.empty_like(before)
-    plan, shift = _raised(plan, count, problem), preconditioner.kernel_shift
+    plan, shift = _lengthened(plan, count, problem), preconditioner.kernel_shift
     step, shifted = _step(plan, head, preconditioned), bool(np.count_nonzero(shift))
-    how = _meeting(orders, chunk, step, preconditioned) if count > 1 else None
-    lefts, parts = _rounds(orders, left, how.rounds if how else 2)
+    merge = _plan_merge(orders, chunk, step, preconditioned) if count > 1 else None
+    lefts, parts = _split_rounds(orders, left, merge.rounds if merge else 2)
 
     sparse_pass = kernels_for(problem.loss, problem.penalty).sparse_pass
     rows = (*row_arrays(chunk.rows, slice(0, len(chunk.targets))), chunk.targets, chunk.weights)
@@ -138,19 +165,19 @@ def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, 
     coordinates = (anchor, shift, preconditioner.scale, preconditioner.inverse_density, step, l2)
     tables, ends = room_of_tables(count, p, outputs, past == 0.0 and not shifted)
 
-    def run(t: int, *meeting: np.ndarray) -> bool:
+    def run(t: int, *counters: np.ndarray) -> bool:
         table, own = tables[t], ends[t]
         fill_table(start, before, *coordinates, table, own)
         if count > 1:
             mine = even_slices(p + 1, count)[t]
             x[:, mine], gradient_sum[:, mine] = start[:, mine], before[:, mine]
         for k, pair in enumerate(lefts):
-            do = _pass_of(len(parts[k][t]), pair, past, plan, head, preconditioned)
-            rest = (plan.lengths, gradients, table, shifted, own, do, room_for(outputs), problem.loss, problem.penalty)
-            sparse_pass(*rows, parts[k][t], *rest)
+            params = _pass_of(len(parts[k][t]), pair, past, plan, head, preconditioned)
+            memory = (plan.lengths, gradients, table, shifted, own)
+            sparse_pass(*rows, parts[k][t], *memory, params, room_for(outputs), problem.loss, problem.penalty)
             if count == 1:
                 read_table(table, own, *((middle, gradient_sum[:0]) if k == 0 else (x, gradient_sum)))
-            elif not bring_together(t, k, *meeting, how, tables, ends, x, middle, gradient_sum):
+            elif not merge_tables(t, k, *counters, merge, tables, ends, x, middle, gradient_sum):
                 return False
         return True
 
@@ -158,35 +185,39 @@ def share_sparse_steps(orders, start, before, left, *, anchor, past, gradients, 
     return x, middle, gradient_sum
 
 
-def _meeting(orders: list, chunk: Chunk, step: float, preconditioned: PreconditionedProblem) -> TableMerge:
+def _plan_merge(
+    orders: list[np.ndarray], chunk: Chunk, step: float, preconditioned: PreconditionedProblem
+) -> TableMerge:
     """Plan how the threads merge their tables: the number of rounds, and the columns merged in each."""
     problem, preconditioner = preconditioned
     visits, count = np.array([len(order) for order in orders]), len(orders)
     # A thread visits a column about visits / inverse_density times.
-    frequent = np.count_nonzero(preconditioner.inverse_density < visits.mean() / (2 * OFTEN * SPARSE_ROUNDS))
-    rounds = 2 * _worth(chunk, count, max(SPARSE_ROUND_ENTRIES, ENTRIES_A_COLUMN * frequent), SPARSE_ROUNDS)
+    n_frequent = int(np.count_nonzero(preconditioner.inverse_density < visits.mean() / (2 * OFTEN * SPARSE_ROUNDS)))
+    rounds = 2 * _rounds_of_half(chunk, count, max(SPARSE_ROUND_ENTRIES, ENTRIES_A_COLUMN * n_frequent), SPARSE_ROUNDS)
     limit = visits.mean() / (OFTEN * rounds)
     # With a user's own penalty use the plain mean, which stays in the domain of the penalty.
     limits = 1.0, np.inf, -np.inf, np.inf
     if isinstance(problem.penalty, ElasticNet):
         limits = FARTHEST, -math.log(FARTHEST - 1.0), problem.penalty.lower, problem.penalty.upper
-    often = np.flatnonzero(preconditioner.inverse_density < limit).astype(np.int32)
+    frequent = np.flatnonzero(preconditioner.inverse_density < limit).astype(np.int32)
     return TableMerge(
-        visits / max(visits.sum(), 1), rounds, often, limit, preconditioner.inverse_density, preconditioner.spread,
+        visits / max(visits.sum(), 1), rounds, frequent, limit, preconditioner.inverse_density, preconditioner.spread,
         MOVED * preconditioner.curvature * visits.mean() / rounds, step, *limits,
     )  # fmt: skip
 
 
-def _raised(plan: Any, count: int, problem: Any) -> Any:
+def _lengthened(plan: RowSchedule, count: int, problem: Problem) -> RowSchedule:
     return plan._replace(step=plan.step * count**0.5) if problem.automatic else plan
 
 
-def _worth(chunk: Chunk, count: int, least: int, most: int) -> int:
+def _rounds_of_half(chunk: Chunk, count: int, least: int, most: int) -> int:
     """Return the number of rounds in half a visit: at most `most`, each with `least` entries or more per thread."""
     return min(max(chunk.entries // (count * least), 1), most)
 
 
-def _rounds(orders: list, left: tuple, rounds: int) -> tuple[list, list]:
+def _split_rounds(
+    orders: list[np.ndarray], left: tuple[float, float], rounds: int
+) -> tuple[list[tuple[float, float]], list[tuple[np.ndarray, ...]]]:
     """Split a visit into rounds.
 
     Return the fractions not yet visited at the start and end of each round, and the rows of each thread in it.
@@ -197,11 +228,18 @@ def _rounds(orders: list, left: tuple, rounds: int) -> tuple[list, list]:
     return list(itertools.pairwise(lefts.tolist())), parts
 
 
-def _step(plan, head, preconditioned) -> float:
+def _step(plan: RowSchedule, head: SolverState, preconditioned: PreconditionedProblem) -> float:
     return preconditioned.step_size(head.step_multiplier) * plan.step
 
 
-def _pass_of(visits, left, past, plan, head, preconditioned) -> Pass:
+def _pass_of(
+    visits: int,
+    left: tuple[float, float],
+    past: float,
+    plan: RowSchedule,
+    head: SolverState,
+    preconditioned: PreconditionedProblem,
+) -> Pass:
     """Collect the parameters of a kernel call with this number of row visits."""
     problem = preconditioned.problem
     bound, step, less = float(problem.loss.curvature or 0.0), _step(plan, head, preconditioned), left[0] - left[1]
@@ -212,14 +250,28 @@ def _pass_of(visits, left, past, plan, head, preconditioned) -> Pass:
     )  # fmt: skip
 
 
-def _run_steps(order, x, middle, gradient_sum, left, *, anchor, past, gradients, plan, chunk, head, preconditioned):
+def _run_steps(
+    order: np.ndarray,
+    x: np.ndarray,
+    middle: np.ndarray,
+    gradient_sum: np.ndarray,
+    left: tuple[float, float],
+    *,
+    anchor: np.ndarray,
+    past: float,
+    gradients: np.ndarray,
+    plan: RowSchedule,
+    chunk: Chunk,
+    head: SolverState,
+    preconditioned: PreconditionedProblem,
+) -> None:
     """Run the dense kernel over the rows of `order`. It updates x, middle, gradient_sum and gradients in place."""
     problem, preconditioner = preconditioned
     dense_pass, vectors = kernels_for(problem.loss, problem.penalty).dense_pass, (x, middle, anchor, gradient_sum)
-    do = _pass_of(len(order), left, past, plan, head, preconditioned)
+    params = _pass_of(len(order), left, past, plan, head, preconditioned)
     coordinates = (preconditioner.kernel_shift, preconditioner.scale)
     rest = (room_for(len(x)), problem.loss, problem.penalty)
     for block, rows, gathered in preconditioner.rows_to_solver(chunk.rows, order):
-        own = do._replace(left=do.left - block.start * do.less, half=max(len(order) // 2 - block.start, -1))
+        own = params._replace(left=params.left - block.start * params.less, half=max(len(order) // 2 - block.start, -1))
         before = (chunk.targets, chunk.weights, order[block], plan.lengths)
         dense_pass(rows, gathered, *before, *vectors, gradients, *coordinates, own, *rest)

@@ -5,7 +5,7 @@ See docs/algorithm/step_size.md and docs/algorithm/without_replacement.md.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,7 @@ NEIGHBOURS, BLOCKS = 4, 256
 BLOCK_BITS = 6
 
 
-def row_order(seed: Any, rows: np.ndarray, firsts: int) -> np.ndarray:
+def row_order(seed: int | tuple[int, ...], rows: np.ndarray, firsts: int) -> np.ndarray:
     """Shuffle row numbers, in place, into the order of one visit.
 
     Blocks of neighbours are shuffled, then the rows within groups of blocks. Repeated visits, and rows that do not
