@@ -10,6 +10,8 @@ import numpy as np
 from ..data.immutable_map import ImmutableMap
 from ..data.statistics import column_stats, merge, typical, without
 from .averaging import begin_pass, leave_pass, open_window, stream_window_is_due, window_is_due
+from .curvature import new_curvature, uses_curvature, without_model
+from .curvature_visit import curvature_visit
 from .identity import digest, visit_seed
 from .optimality import weighted_sum
 from .preconditioned_problem import PreconditionedProblem
@@ -116,6 +118,11 @@ def forget(state: SAGAState, chunk_id: Hashable, problem: Problem, chunk: Chunk 
                 "give its data as well: forget(chunk_id, X, y)"
             )
         total = weighted_sum(chunk.rows, memory.gradients.astype(float), problem)
+    if memory.curvature is not None:
+        # Hessians of weighted rows cannot be computed again, because the weights are not known.
+        rows = chunk if chunk is not None and chunk.weights_content == memory.weights_content else None
+        models = without_model(state.curvature, memory.curvature, rows, problem)
+        state = _without_models(state) if models is None else state._replace(curvature=models)
     stats, head = without(state.stats, counted_stats(memory, chunk, state.stats, problem)), state.head
     rows, weight, left = head.rows - memory.rows, head.weight - memory.weight, head.gradient_sum - total
     if not rows:  # set the sums to exactly zero, without rounding errors
@@ -181,25 +188,71 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     ValueError
         If the id is known with other content.
     """
+    memory, (preconditioner_key, stale) = state.chunks.get(chunk_id), state.preconditioner_for
+    state, stats, own = _models_kept(state, memory, chunk, problem), state.stats, None
     memory = state.chunks.get(chunk_id)
-    head, stats, window_ids, own = state.head, state.stats, state.window_ids, None
-    preconditioner_key, stale = state.preconditioner_for
     if memory is None or memory.weights_content != chunk.weights_content:
         own = column_stats(chunk, problem)
         stats = merge(stats if memory is None else without(stats, counted_stats(memory, chunk, stats, problem)), own)
         stale += staleness(state.stats, stats, problem)
-    axes = state.metric
+    head, axes = state.head, state.metric
     if axes is None or preconditioner_key != problem.preconditioner_key or stale > STALE:
         axes, stale = choose_preconditioner(stats, problem), 0.0
         head = head._replace(limits=np.full(len(axes.scale), np.inf))
     if own is not None:
         head = head._replace(limits=np.minimum(head.limits, axis_limits(own, PreconditionedProblem(problem, axes))))
-    visits, known, preconditioner = memory.visits if memory else 0, len(state.chunks), axes
+    state = state._replace(
+        head=head, stats=stats, metric=axes, preconditioner_for=(problem.preconditioner_key, stale),
+    )  # fmt: skip
+    takes_curvature = uses_curvature(problem, chunk, len(head.x), stats)
+    state, after = (_visit_with_curvature if takes_curvature else _visit_with_steps)(state, chunk_id, chunk, problem)
+    if own is not None:
+        after = after._replace(stats=own._replace(products=None) if _stats_pay(after) else None)
+    return state._replace(
+        chunks=state.chunks.set(chunk_id, after),
+        window_ids=state.window_ids.set(chunk_id, memory is None or memory.visits == 0),
+        digest=visit_digest(state.digest, chunk_id, after, problem),
+    )
+
+
+def _models_kept(state: SAGAState, memory: ChunkMemory | None, chunk: Chunk, problem: Problem) -> SAGAState:
+    """Return the state without any quadratic models if they cannot be used or updated any more."""
+    if state.curvature is None:
+        return state
+    known = memory is not None and memory.curvature is not None and memory.curvature.hessian is None
+    if state.curvature.key == problem.preconditioner_key and not (
+        known and memory.weights_content != chunk.weights_content  # the former weights are not known
+    ):
+        return state
+    return _without_models(state)
+
+
+def _without_models(state: SAGAState) -> SAGAState:
+    """Return the state without the quadratic models. The next visits create new ones."""
+    chunks = ImmutableMap((key, memory._replace(curvature=None)) for key, memory in state.chunks.items())
+    return state._replace(chunks=chunks, curvature=None)
+
+
+def _visit_with_curvature(
+    state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem
+) -> tuple[SAGAState, ChunkMemory]:
+    whole = state.curvature or new_curvature(problem, len(state.head.x), state.stats)
+    head, memory, whole = curvature_visit(chunk, state.head, state.chunks.get(chunk_id), whole, problem)
+    return state._replace(head=head, curvature=whole, window_ids=ImmutableMap()), memory
+
+
+def _visit_with_steps(
+    state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem
+) -> tuple[SAGAState, ChunkMemory]:
+    memory, head, window_ids, whole = state.chunks.get(chunk_id), state.head, state.window_ids, state.curvature
+    if whole is not None and memory is not None and memory.curvature is not None:
+        whole, memory = without_model(whole, memory.curvature, chunk, problem), memory._replace(curvature=None)
+    visits, known, preconditioner = memory.visits if memory else 0, len(state.chunks), state.metric
     if problem.average:
         # A new chunk may differ much from the others, so limit its step by its share of the rows at first.
-        share = len(chunk.targets) / max(stats.rows, 1)
-        factor = min(axes.step_factor, share * TRUSTED ** min(visits, 99))
-        preconditioner = axes._replace(step_factor=factor)
+        share = len(chunk.targets) / max(state.stats.rows, 1)
+        factor = min(preconditioner.step_factor, share * TRUSTED ** min(visits, 99))
+        preconditioner = preconditioner._replace(step_factor=factor)
     preconditioned = PreconditionedProblem(problem, preconditioner)
     returns = window_is_due(chunk_id, window_ids, known, head.window_count)
     if returns or stream_window_is_due(window_ids, known, head.window_count, first=memory is None):
@@ -208,20 +261,8 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
         head = begin_pass(head)
     elif chunk_id in window_ids or (memory is None and known):
         head = leave_pass(head)
-    seed = visit_seed(state.seed, chunk_id, visits)
-    head, memory = chunk_saga(chunk, head, memory, *preconditioned, seed)
-    if own is not None:
-        memory = memory._replace(stats=own._replace(products=None) if _stats_pay(memory) else None)
-    return SAGAState(
-        head,
-        stats,
-        axes,
-        (problem.preconditioner_key, stale),
-        state.chunks.set(chunk_id, memory),
-        window_ids.set(chunk_id, visits == 0),
-        visit_digest(state.digest, chunk_id, memory, problem),
-        state.seed,
-    )
+    head, memory = chunk_saga(chunk, head, memory, *preconditioned, visit_seed(state.seed, chunk_id, visits))
+    return state._replace(head=head, curvature=whole, window_ids=window_ids), memory
 
 
 def counted_stats(memory: ChunkMemory, chunk: Chunk | None, whole: ColumnStats, problem: Problem) -> ColumnStats:

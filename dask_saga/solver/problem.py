@@ -29,6 +29,7 @@ CONSTRAINTS: dict[str, list] = {
     "n_threads": [Interval(Integral, 1, None, closed="left")],
     "memory_dtype": [StrOptions({"float32", "float64"})],
     "random_state": ["random_state"],
+    "curvature": [StrOptions({"auto"}), "boolean"],
 }
 
 
@@ -62,6 +63,8 @@ class Problem(NamedTuple):
         Number of linear predictions per row.
     n_threads : int, default=1
         Maximum number of threads that share a visit.
+    curvature : "auto" or bool, default="auto"
+        Whether visits of ``partial_fit`` use curvature instead of SAGA steps. "auto" does where it saves time.
     """
 
     loss: Loss
@@ -74,11 +77,18 @@ class Problem(NamedTuple):
     memory_dtype: str = "float32"
     outputs: int = 1
     n_threads: int = 1
+    curvature: Any = "auto"
 
     @property
     def automatic(self) -> bool:
         """Whether the step size is computed and controlled (``step_size="auto"``) rather than given."""
         return self.step_size == "auto"
+
+    @property
+    def takes_default_steps(self) -> bool:
+        """Whether all parameters of the steps have their defaults, so that the user has not chosen a step."""
+        default = self.step_size_scale == Problem._field_defaults["step_size_scale"]
+        return self.automatic and default and self.average and self.precondition
 
     @property
     def preconditioner_key(self) -> str:

@@ -16,7 +16,7 @@ from ..penalties import ElasticNet, Penalty, penalty_values
 if TYPE_CHECKING:
     from .problem import Problem
 
-__all__ = ["is_smooth", "proximal_step", "smooth_step"]
+__all__ = ["is_smooth", "proximal_step", "smooth_step", "step_with_intercepts"]
 
 
 # Ridge that keeps the Cholesky factors of dependent columns positive. Unit: diagonal of the matrix.
@@ -50,6 +50,47 @@ def smooth_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem: 
     else:
         move = _solve(hessian + l2 * np.eye(len(x)), -slope)
     return move, float(-0.5 * slope @ move)
+
+
+def step_with_intercepts(
+    hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, intercepts: np.ndarray, problem: Problem
+) -> tuple[np.ndarray, float]:
+    """Minimise ``slope'd + d'H d / 2`` plus the penalty of the coefficients, which intercepts do not have.
+
+    For given coefficients the best intercepts follow from a small linear system. What remains is a problem of the
+    coefficients alone, whose Hessian is a Schur complement.
+
+    Parameters
+    ----------
+    hessian : ndarray of shape (blocks, d, d)
+    slope : ndarray of shape (blocks, d)
+    x : ndarray of shape (k, p + 1)
+        Coefficients from which the step starts.
+    intercepts : ndarray of bool of shape (d,)
+        Mask of the intercepts.
+    problem : Problem
+
+    Returns
+    -------
+    step : ndarray of shape (blocks, d)
+    decrease : float
+    """
+    step, decrease, inner = np.zeros_like(slope), 0.0, ~intercepts
+    solve = smooth_step if is_smooth(problem.penalty) else proximal_step
+    start = x[:, :-1].reshape(len(hessian), -1)
+    for own, h, g, coefficients in zip(step, hessian, slope, start, strict=True):
+        across, corner = h[np.ix_(inner, intercepts)], h[np.ix_(intercepts, intercepts)]
+        reduced, down = h[np.ix_(inner, inner)], g[inner]
+        if problem.fit_intercept:
+            ratios = np.column_stack([_solve(corner, column) for column in across])  # of shape (intercepts, inner)
+            alone = -_solve(corner, g[intercepts])
+            reduced, down = reduced - across @ ratios, down + across @ alone
+            decrease -= 0.5 * float(g[intercepts] @ alone)
+        own[inner], gain = solve(reduced, down, coefficients, problem)
+        decrease += gain
+        if problem.fit_intercept:
+            own[intercepts] = alone - ratios @ own[inner]
+    return step, decrease
 
 
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from ..data.immutable import immutable
 from ..data.immutable_map import ImmutableMap
 from ..data.statistics import ColumnStats, no_stats
 from ..penalties import ElasticNet
+from .curvature import ChunkCurvature, Curvature
 from .preconditioner import Preconditioner
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ class ChunkMemory(NamedTuple):
     stats : ColumnStats or None
         Column statistics at the first visit, without the product matrix. None if they would be large, or
         if the chunk was read by ``fit``.
+    curvature : ChunkCurvature or None
+        Quadratic model of the chunk in ``SAGAState.curvature``. None if its last visit took SAGA steps.
     """
 
     gradients: np.ndarray
@@ -132,6 +135,7 @@ class ChunkMemory(NamedTuple):
     rows: int
     total: np.ndarray | None
     stats: ColumnStats | None = None
+    curvature: ChunkCurvature | None = None
 
 
 class SAGAState(NamedTuple):
@@ -156,6 +160,8 @@ class SAGAState(NamedTuple):
         Hash chained over all transitions.
     seed : int
         Seed of all row and chunk orders.
+    curvature : Curvature or None
+        Sums of the chunks' quadratic models. None if no visit has used curvature.
     """
 
     head: SolverState
@@ -166,6 +172,7 @@ class SAGAState(NamedTuple):
     window_ids: ImmutableMap
     digest: str
     seed: int
+    curvature: Curvature | None = None
 
     @property
     def x(self) -> np.ndarray:
@@ -212,9 +219,9 @@ def _sizeof_state(state: SAGAState) -> int:
     def nbytes(fields: Any) -> int:
         return sum(array.nbytes for array in fields or () if isinstance(array, np.ndarray))
 
-    parts = [state.head, state.stats, state.metric]
+    parts = [state.head, state.stats, state.metric, state.curvature]
     for memory in state.chunks.values():
-        parts += [memory, memory.stats]
+        parts += [memory, memory.stats, memory.curvature]
     return 600 * len(state.chunks) + sum(map(nbytes, parts))
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .state import SolverState
     from .visit_plan import RowSchedule
 
-__all__ = ["chunk_saga", "fresh_memory", "split_memory", "take_steps", "visit_digest"]
+__all__ = ["chunk_saga", "counted", "fresh_memory", "split_memory", "take_steps", "visit_digest"]
 
 
 def take_steps(
@@ -194,20 +194,7 @@ def chunk_saga(
     ValueError
         If `memory` belongs to a chunk of other content.
     """
-    head = adapt(head, problem)
-    if memory is None:
-        memory = fresh_memory(chunk, problem)
-        head = head._replace(
-            weight=head.weight + memory.weight,
-            rows=head.rows + memory.rows,
-        )
-    elif memory.content != chunk.content:
-        raise ValueError("memory belongs to a chunk of other content")
-    elif memory.weights_content != chunk.weights_content:
-        now = fresh_memory(chunk, problem)
-        head = head._replace(weight=head.weight + now.weight - memory.weight, rows=head.rows + now.rows - memory.rows)
-        memory = memory._replace(weights_content=now.weights_content, weight=now.weight, rows=now.rows)
-    memory = memory._replace(visits=memory.visits + 1)
+    head, memory = counted(chunk, head, memory, problem)
     if head.diverged or head.weight <= 0 or not head.rows:  # by rounding, a weight may remain without rows
         return head, memory
     plan = plan_visit(chunk, head, memory, PreconditionedProblem(problem, preconditioner), seed, norms)
@@ -223,6 +210,33 @@ def chunk_saga(
             return moved
         head = head._replace(step_multiplier=head.step_multiplier * RETRY_CUT)
     return head._replace(diverged=True), memory
+
+
+def counted(
+    chunk: Chunk, head: SolverState, memory: ChunkMemory | None, problem: Problem
+) -> tuple[SolverState, ChunkMemory]:
+    """Return state and memory at the start of a visit: adapted to the problem, with the chunk's rows and this visit.
+
+    Raises
+    ------
+    ValueError
+        If `memory` belongs to a chunk of other content.
+    """
+    head = adapt(head, problem)
+    if memory is None:
+        memory = fresh_memory(chunk, problem)
+        head = head._replace(
+            weight=head.weight + memory.weight,
+            rows=head.rows + memory.rows,
+        )
+    elif memory.content != chunk.content:
+        raise ValueError("memory belongs to a chunk of other content")
+    elif memory.weights_content != chunk.weights_content:
+        now = fresh_memory(chunk, problem)
+        head = head._replace(weight=head.weight + now.weight - memory.weight, rows=head.rows + now.rows - memory.rows)
+        memory = memory._replace(weights_content=now.weights_content, weight=now.weight, rows=now.rows)
+    memory = memory._replace(visits=memory.visits + 1)
+    return head, memory
 
 
 def visit_digest(before: str, chunk_id: Hashable, memory: ChunkMemory, problem: Problem) -> str:

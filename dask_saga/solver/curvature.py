@@ -1,0 +1,282 @@
+"""Quadratic models of the chunks' losses, whose sums are part of the state.
+
+A chunk with gradient g_k and Hessian H_k at the x of its last visit, x_k, has the model
+
+    g_k'(x - x_k) + (x - x_k)'H_k (x - x_k) / 2.
+
+The sum of g_k is the gradient sum of SAGA. The sums of H_k and of H_k x_k are kept in a ``Curvature``. For each chunk a
+``ChunkCurvature`` has what is needed to subtract its model. Any symmetric matrices H_k give the right optimum, because
+the models have the exact gradients there. Therefore H_k may come from some of the rows. See docs/algorithm/curvature.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from ..data.chunk import BLOCK_BYTES
+from ..data.immutable import immutable
+from ..losses import MultinomialLogLoss
+from .local_model import predictions, row_derivatives
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..data.chunk import Chunk
+    from ..data.statistics import ColumnStats
+    from .problem import Problem
+
+__all__ = ["ChunkCurvature", "Curvature", "chunk_hessian", "new_curvature", "times", "uses_curvature", "without_model"]
+
+
+# Largest number of coefficients of a multinomial model whose Hessian is one matrix. If there are more, each class has a
+# matrix of its own, which ignores how the classes depend on each other.
+MOST_COUPLED = 512
+# Largest size d of a Hessian with curvature="auto".
+MOST_COEFFICIENTS = 640
+
+# Assumed times in seconds: of a multiplication in BLAS, of the visit of one entry, and of a visit in any case. A visit with
+# curvature may take up to SLOWER times as long as one of SAGA steps.
+BLAS_SECONDS, ENTRY_SECONDS, VISIT_SECONDS, SLOWER = 1e-10, 2e-9, 3e-4, 4.0
+
+# The Hessian of a chunk of n dense rows comes from all rows if d is at most ALL_ROWS, and from n ALL_ROWS / d rows
+# otherwise, so that the visit costs about as much as one of SAGA steps. At least LEAST_ROWS rows are used.
+ALL_ROWS, LEAST_ROWS = 64, 256
+
+# In the model of a first visit, a row has at least the fraction FLOOR of the curvature of the secant from prediction 0.
+# A saturated row has no curvature, and later chunks could undo what was learned from it.
+FLOOR = 0.05
+
+
+@immutable
+class Curvature(NamedTuple):
+    """Sums of the quadratic models of chunks.
+
+    Coordinates are those of the rows ``(a - origin, 1)``. Outputs that depend on each other share a block of d
+    coordinates: the coefficients of an output and its intercept, then those of the next output. Otherwise each output is
+    a block, and d is p + 1.
+
+    Parameters
+    ----------
+    key : str
+        ``Problem.preconditioner_key`` of the models.
+    origin : ndarray of shape (p,)
+        Subtracted from the rows, so that columns far from zero lose no digits. Zero without an intercept and for sparse
+        rows.
+    hessian : ndarray of shape (blocks, d, d)
+        Sum of H_k.
+    product : ndarray of shape (blocks, d)
+        Sum of H_k x_k.
+    weight : float
+        Total weight of the chunks in these sums.
+    """
+
+    key: str
+    origin: np.ndarray
+    hessian: np.ndarray
+    product: np.ndarray
+    weight: float
+
+    @property
+    def is_coupled(self) -> bool:
+        """Whether the outputs share a block."""
+        return self.hessian.shape[1] > len(self.origin) + 1
+
+    @property
+    def intercepts(self) -> np.ndarray:
+        """Mask of shape (d,) of the intercepts."""
+        return np.arange(self.hessian.shape[1]) % (len(self.origin) + 1) == len(self.origin)
+
+    def to_centred(self, x: np.ndarray) -> np.ndarray:
+        """Convert coefficients of shape (k, p + 1) to centred coordinates of shape (blocks, d)."""
+        u = x.copy()
+        u[:, -1] += (x[:, :-1] * self.origin).sum(axis=1)
+        return u.reshape(self.product.shape)
+
+    def to_user(self, u: np.ndarray) -> np.ndarray:
+        """Convert centred coordinates of shape (blocks, d) to coefficients of shape (k, p + 1)."""
+        x = u.reshape(-1, len(self.origin) + 1).copy()
+        x[:, -1] -= (x[:, :-1] * self.origin).sum(axis=1)
+        return x
+
+    def sum_to_centred(self, gradient: np.ndarray) -> np.ndarray:
+        """Convert a sum of gradients of shape (k, p + 1) to centred coordinates of shape (blocks, d)."""
+        gradient = gradient.copy()
+        gradient[:, :-1] -= gradient[:, -1:] * self.origin
+        return gradient.reshape(self.product.shape)
+
+
+@immutable
+class ChunkCurvature(NamedTuple):
+    """What the model of one chunk has added to a ``Curvature``.
+
+    Parameters
+    ----------
+    x : ndarray of shape (outputs, p + 1)
+        Coefficients at which H_k was computed.
+    product : ndarray of shape (blocks, d)
+        H_k x_k.
+    hessian : ndarray of shape (blocks, d, d) or None
+        H_k. None if it is larger than the memory gradients. It is then computed again from the rows at `x`.
+    weight : float
+        Weight of the chunk.
+    is_first : bool
+        Whether H_k is that of a first visit, with a least curvature for each row.
+    """
+
+    x: np.ndarray
+    product: np.ndarray
+    hessian: np.ndarray | None
+    weight: float
+    is_first: bool
+
+
+def uses_curvature(problem: Problem, chunk: Chunk, outputs: int, stats: ColumnStats) -> bool:
+    """Return whether a visit of ``partial_fit`` uses curvature instead of SAGA steps.
+
+    With ``curvature="auto"`` it does unless the user has chosen a step, the Hessian is large, or it would take too long
+    for so few rows.
+    """
+    loss, p = problem.loss, chunk.rows.shape[1]
+    names = ("second_derivative", "second_derivatives", "curvature_at")
+    known = getattr(loss, "quadratic", False) or any(hasattr(loss, name) for name in names)
+    if problem.curvature is False or not known:
+        return False
+    if problem.curvature is True:
+        return True
+    blocks, d = _shape(problem, p, outputs)
+    solution = BLAS_SECONDS * blocks * d**3
+    steps = VISIT_SECONDS + ENTRY_SECONDS * chunk.entries * outputs
+    # Sparse rows are not centred. Columns that every row stores may then be too far from zero.
+    return (
+        problem.takes_default_steps
+        and d <= MOST_COEFFICIENTS
+        and solution <= SLOWER * steps
+        and not (stats.sparse and stats.full.any())
+    )
+
+
+def _shape(problem: Problem, p: int, outputs: int) -> tuple[int, int]:
+    """Return the number of blocks and the number d of coordinates of each."""
+    size = outputs * (p + 1)
+    coupled = isinstance(problem.loss, MultinomialLogLoss) and size <= MOST_COUPLED
+    return (1, size) if coupled else (outputs, p + 1)
+
+
+def new_curvature(problem: Problem, outputs: int, stats: ColumnStats) -> Curvature:
+    """Return the sums of no models."""
+    p = len(stats.mean)
+    blocks, d = _shape(problem, p, outputs)
+    origin = stats.mean if problem.fit_intercept and not stats.sparse else np.zeros(p)
+    return Curvature(problem.preconditioner_key, origin, np.zeros((blocks, d, d)), np.zeros((blocks, d)), 0.0)
+
+
+def without_model(whole: Curvature, own: ChunkCurvature, chunk: Chunk | None, problem: Problem) -> Curvature | None:
+    """Subtract the model of a chunk.
+
+    Return None if its Hessian was not kept and cannot be computed because the chunk is not given.
+    """
+    hessian = own.hessian
+    if hessian is None:
+        if chunk is None:
+            return None
+        hessian = chunk_hessian(chunk, predictions(chunk.rows, own.x), whole, problem, own.is_first)
+    weight = whole.weight - own.weight
+    if not weight > 1e-9 * whole.weight:  # nothing is left but rounding errors
+        return whole._replace(hessian=np.zeros_like(hessian), product=np.zeros_like(own.product), weight=0.0)
+    return whole._replace(hessian=whole.hessian - hessian, product=whole.product - own.product, weight=weight)
+
+
+def times(hessian: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Multiply each block by its vector."""
+    return np.matmul(hessian, u[:, :, None])[:, :, 0]
+
+
+def chunk_hessian(chunk: Chunk, z: np.ndarray, whole: Curvature, problem: Problem, is_first: bool) -> np.ndarray:
+    """Compute the Hessian of a chunk's loss, from some of its rows if d is large.
+
+    Parameters
+    ----------
+    chunk : Chunk
+    z : ndarray of shape (n, k)
+        Predictions of the rows.
+    whole : Curvature
+        Defines the coordinates.
+    problem : Problem
+    is_first : bool
+        Whether each row has a least curvature.
+
+    Returns
+    -------
+    ndarray of shape (blocks, d, d)
+    """
+    chunk, z = _some_rows(chunk, z, whole.hessian.shape[1])
+    hessian = np.zeros_like(whole.hessian)
+    if whole.is_coupled:
+        _add_coupled(hessian[0], chunk, problem.loss.probability(z), whole)
+    else:
+        curvatures = _floored(chunk, z, problem) if is_first else row_derivatives(chunk, z, problem)[1]
+        _add_blocks(hessian, chunk, np.maximum(curvatures, 0.0), whole)
+    if not problem.fit_intercept:
+        hessian[:, whole.intercepts, :] = hessian[:, :, whole.intercepts] = 0.0
+    return hessian
+
+
+def _some_rows(chunk: Chunk, z: np.ndarray, d: int) -> tuple[Chunk, np.ndarray]:
+    """Draw the rows for the Hessian at random, the same ones each time. Their weights make up for the others."""
+    n = len(z)
+    most = max(int(n * ALL_ROWS / d), LEAST_ROWS)
+    if n <= most or sp.issparse(chunk.rows):
+        return chunk, z
+    some = np.sort(np.random.default_rng((n, d)).choice(n, most, replace=False, shuffle=False))
+    weights = chunk.row_weights[some] * (n / most)
+    return chunk._replace(rows=chunk.rows[some], targets=chunk.targets[some], weights=weights), z[some]
+
+
+def _floored(chunk: Chunk, z: np.ndarray, problem: Problem) -> np.ndarray:
+    """Return the curvatures of the rows, but at least the fraction FLOOR of those of secants from prediction 0."""
+    slopes, curvatures = row_derivatives(chunk, z, problem)
+    rise = slopes - row_derivatives(chunk, np.zeros_like(z), problem)[0]
+    secants = np.divide(rise, z, out=np.zeros_like(z), where=z != 0)
+    return np.maximum(curvatures, FLOOR * secants)
+
+
+def _add_blocks(hessian: np.ndarray, chunk: Chunk, curvatures: np.ndarray, whole: Curvature) -> None:
+    """Add the Hessian of each output to `hessian` of shape (k, p + 1, p + 1)."""
+    if sp.issparse(chunk.rows) and not whole.origin.any():
+        rows = sp.csr_array(sp.hstack([chunk.rows, np.ones((len(curvatures), 1))]))
+        for own, curvature in zip(hessian, curvatures.T, strict=True):
+            scaled = sp.diags_array(np.sqrt(curvature)) @ rows
+            own += (scaled.T @ scaled).toarray()
+        return
+    for block, rows, scaled in _centred_rows(chunk, whole):
+        for own, root in zip(hessian, np.sqrt(curvatures[block]).T, strict=True):
+            np.multiply(rows, root[:, None], out=scaled)
+            own += scaled.T @ scaled  # BLAS computes only half of a matrix times its own transpose
+
+
+def _add_coupled(hessian: np.ndarray, chunk: Chunk, probabilities: np.ndarray, whole: Curvature) -> None:
+    """Add the Hessian of the multinomial loss, sum_i w_i (diag(p_i) - p_i p_i') x a_i a_i', to a matrix."""
+    roots, (n, k), p = np.sqrt(chunk.row_weights), probabilities.shape, len(whole.origin)
+    for block, rows, scaled in _centred_rows(chunk, whole):
+        weighted = probabilities[block] * roots[block, None]
+        joined = (weighted[:, :, None] * rows[:, None, :]).reshape(len(rows), -1)
+        hessian -= joined.T @ joined
+        for c in range(k):
+            own = slice(c * (p + 1), (c + 1) * (p + 1))
+            np.multiply(rows, (np.sqrt(probabilities[block, c]) * roots[block])[:, None], out=scaled)
+            hessian[own, own] += scaled.T @ scaled
+
+
+def _centred_rows(chunk: Chunk, whole: Curvature) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Yield blocks of the rows ``(a - origin, 1)``, and room for as many rows. The next block overwrites both."""
+    n, p = chunk.rows.shape
+    size = min(max(1, BLOCK_BYTES // (8 * (p + 1))), n)
+    rows, scaled = np.ones((size, p + 1)), np.empty((size, p + 1))
+    for start in range(0, n, size):
+        block = slice(start, min(start + size, n))
+        some, count = chunk.rows[block], block.stop - start
+        np.subtract(some.toarray() if sp.issparse(some) else some, whole.origin, out=rows[:count, :-1])
+        yield block, rows[:count], scaled[:count]

@@ -1,0 +1,192 @@
+"""A visit that uses curvature: it minimises the chunk's own loss plus the quadratic models of all other chunks.
+
+This is incremental Newton (Rodomanov, Kropotov 2016; Mokhtari, Eisen, Ribeiro 2018). Its first pass is renewable
+estimation (Luo, Song 2020). See docs/algorithm/curvature.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..execution.threads import one_blas_thread
+from .curvature import ChunkCurvature, Curvature, chunk_hessian, times, without_model
+from .line_search import line_values, penalties_within, points_on_line
+from .local_model import predictions, row_derivatives
+from .optimality import weighted_sum
+from .quadratic_step import step_with_intercepts
+from .state import LARGEST_COEFFICIENT
+from .visit import counted
+
+if TYPE_CHECKING:
+    from ..data.chunk import Chunk
+    from .problem import Problem
+    from .state import ChunkMemory, SolverState
+
+__all__ = ["curvature_visit"]
+
+
+# A visit takes at most INNER_STEPS Newton steps. They end if a step promises at most the fraction LEFT of the largest
+# promise of the visit, or at most LEAST_PROMISE in all.
+INNER_STEPS, LEFT, LEAST_PROMISE = 20, 1e-3, 1e-13
+
+# The Hessian of the chunk is computed again if the curvatures of its rows have changed by more than this fraction.
+CHANGED = 0.1
+
+# A full step is taken if it achieves the fraction ACHIEVED of its promise. Otherwise the best of SHORTER lengths is.
+ACHIEVED, SHORTER = 0.25, np.array([*4.0 ** np.arange(-12.0, 0.0), 0.5, 1.0])
+
+
+def curvature_visit(
+    chunk: Chunk, head: SolverState, memory: ChunkMemory | None, whole: Curvature, problem: Problem
+) -> tuple[SolverState, ChunkMemory, Curvature]:
+    """Move x to the minimum of the chunk's loss, the models of the other chunks and the penalty.
+
+    This is a pure function, like ``chunk_saga``.
+
+    Parameters
+    ----------
+    chunk : Chunk
+    head : SolverState
+    memory : ChunkMemory or None
+        Memory of the chunk after its last visit. None for a new chunk.
+    whole : Curvature
+        Models of all chunks, that of this chunk included if ``memory.curvature`` is not None.
+    problem : Problem
+
+    Returns
+    -------
+    head : SolverState
+    memory : ChunkMemory
+    whole : Curvature
+    """
+    is_first = memory is None or memory.curvature is None
+    with np.errstate(all="ignore"), one_blas_thread():
+        others = whole if is_first else without_model(whole, memory.curvature, chunk, problem)
+        head, memory = counted(chunk, head, memory, problem)
+        if head.weight <= 0 or not head.rows:
+            return head, memory._replace(curvature=None), others
+        inner = _InnerProblem(chunk, head, memory, others, problem)
+        inner.minimise()
+        gradients = inner.slopes.astype(memory.gradients.dtype)
+        total = weighted_sum(chunk.rows, gradients.astype(float), problem)
+        hessian = chunk_hessian(chunk, inner.z_of_hessian, others, problem, True) if is_first else inner.hessian
+        product = times(hessian, others.to_centred(inner.x))
+    good = np.abs(inner.x).max() < LARGEST_COEFFICIENT and np.isfinite(total).all() and np.isfinite(hessian).all()
+    if not good:
+        return head._replace(diverged=True), memory._replace(curvature=None), others
+    kept = hessian if hessian.nbytes <= gradients.nbytes else None
+    own = ChunkCurvature(inner.x_of_hessian, product, kept, memory.weight, is_first)
+    head = head._replace(
+        x=inner.x,
+        gradient_sum=inner.gradient_sum + total,
+        window_start=inner.x,
+        window_sum=np.zeros_like(inner.x),
+        window_count=0,
+        visited_weight=np.inf,
+    )
+    memory = memory._replace(gradients=gradients, total=None if memory.total is None else total, curvature=own)
+    whole = others._replace(
+        hessian=others.hessian + hessian, product=others.product + product, weight=others.weight + memory.weight
+    )
+    return head, memory, whole
+
+
+class _InnerProblem:
+    """The problem of one visit: loss of the chunk, models of the other chunks, and penalty.
+
+    Attributes
+    ----------
+    x : ndarray of shape (k, p + 1)
+        Current coefficients.
+    gradient_sum : ndarray of shape (k, p + 1)
+        Sum of the gradients of the other chunks' models at their x_k.
+    slopes : ndarray of shape (n, k)
+        Derivatives of the rows' losses at `x`.
+    hessian : ndarray of shape (blocks, d, d)
+        Hessian of the chunk at `x_of_hessian`, where the predictions are `z_of_hessian`.
+    """
+
+    def __init__(self, chunk: Chunk, head: SolverState, memory: ChunkMemory, others: Curvature, problem: Problem):
+        self.chunk, self.others, self.problem, self.x = chunk, others, problem, head.x
+        self.weight, self.lacking = head.weight, head.weight - memory.weight - others.weight
+        total = memory.total
+        if total is None:
+            total = weighted_sum(chunk.rows, memory.gradients.astype(float), problem)
+        self.gradient_sum = head.gradient_sum - total
+
+    def minimise(self) -> None:
+        """Take Newton steps on the inner problem."""
+        chunk, problem, others = self.chunk, self.problem, self.others
+        z, u, largest, known, value = predictions(chunk.rows, self.x), others.to_centred(self.x), 0.0, None, None
+        for count in range(INNER_STEPS + 1):
+            self.slopes, curvatures = row_derivatives(chunk, z, problem)
+            if known is None or np.abs(curvatures - known).sum() > CHANGED * known.sum():
+                self.hessian = chunk_hessian(chunk, z, others, problem, False)
+                self.x_of_hessian, self.z_of_hessian, known = self.x, z, curvatures
+            if count == 0:
+                model, linear = self._models(u)
+            slope_of_models = linear + times(model, u)
+            slope = slope_of_models + others.sum_to_centred(weighted_sum(chunk.rows, self.slopes, problem))
+            hessian = (model + self.hessian) / self.weight
+            step, promise = step_with_intercepts(hessian, slope / self.weight, self.x, others.intercepts, problem)
+            largest = max(largest, promise)
+            least = max(LEFT * largest if count else 0.0, LEAST_PROMISE)
+            if count == INNER_STEPS or not (np.isfinite(step).all() and promise > least):
+                break
+            line = _Line(self, z, step, (slope_of_models * step).sum(), (times(model, step) * step).sum())
+            value = line.values(np.zeros(1))[0] if value is None else value
+            length, after = line.best_length(value, promise)
+            if not after < value:
+                break
+            self.x, z = line.points(np.array([length]))[0], z + length * line.dz
+            u = others.to_centred(self.x)
+            value = after - line.model_value(length)  # the next line measures the models from its own start
+
+    def _models(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the Hessian and the linear part of the other chunks' models.
+
+        Chunks without a model, for example those of a ``fit``, are assumed to have the mean curvature of the others
+        about the present x.
+        """
+        others = self.others
+        model, linear = others.hessian, others.sum_to_centred(self.gradient_sum) - others.product
+        if not self.problem.fit_intercept:
+            linear[:, others.intercepts] = 0.0
+        if self.lacking > 1e-9 * self.weight:
+            like = others.hessian / others.weight if others.weight > 0 else self.hessian / self.chunk.weight
+            model, linear = model + self.lacking * like, linear - times(self.lacking * like, u)
+        return model, linear
+
+
+class _Line:
+    """The inner problem along a step from its x."""
+
+    def __init__(self, inner: _InnerProblem, z: np.ndarray, step: np.ndarray, linear: float, quadratic: float):
+        self.inner, self.z, self.move = inner, z, inner.others.to_user(step)
+        self.dz = predictions(inner.chunk.rows, self.move)
+        self.linear, self.quadratic = linear, quadratic
+
+    def points(self, lengths: np.ndarray) -> np.ndarray:
+        return points_on_line(self.inner.x, self.move, lengths, self.inner.problem)
+
+    def model_value(self, lengths: np.ndarray) -> np.ndarray:
+        """Return the change of the other chunks' models at each length."""
+        return (lengths * self.linear + 0.5 * lengths**2 * self.quadratic) / self.inner.weight
+
+    def values(self, lengths: np.ndarray) -> np.ndarray:
+        """Return the objective at each length, up to a constant."""
+        inner = self.inner
+        losses = line_values(inner.chunk, self.z, self.dz, lengths, inner.problem) / inner.weight
+        values = losses + self.model_value(lengths) + penalties_within(self.points(lengths)[..., :-1], inner.problem)
+        return np.where(np.isfinite(values), values, np.inf)
+
+    def best_length(self, value: float, promise: float) -> tuple[float, float]:
+        """Return the length of the step, and the objective there. `value` is the objective at length zero."""
+        for lengths in (np.ones(1), SHORTER):
+            values = self.values(lengths)
+            best = int(np.argmin(values))
+            if value - values[best] >= ACHIEVED * promise:
+                break
+        return lengths[best], values[best]
