@@ -74,6 +74,7 @@ class SAGABase(BaseEstimator):
         "penalty": [StrOptions({name for name in PENALTIES if name}), None, tuple, HasMethods(["value", "prox"])],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "l1_ratio": [Interval(Real, 0, 1, closed="both")],
+        "curvature": [StrOptions({"auto"}), "boolean"],
         "warm_start": ["boolean"],
         "verbose": ["verbose"],
     }
@@ -90,6 +91,7 @@ class SAGABase(BaseEstimator):
         step_size_scale: float = 0.3,
         precondition: bool = True,
         average: bool = True,
+        curvature: str | bool = "auto",
         max_iter: int = 100,
         tol: float = 1e-4,
         n_parallel: int | str = 1,
@@ -108,6 +110,7 @@ class SAGABase(BaseEstimator):
         self.step_size_scale = step_size_scale
         self.precondition = precondition
         self.average = average
+        self.curvature = curvature
         self.max_iter = max_iter
         self.tol = tol
         self.n_parallel = n_parallel
@@ -181,6 +184,7 @@ class SAGABase(BaseEstimator):
             bool(self.precondition),
             str(self.memory_dtype),
             n_threads=int(self.n_threads),
+            curvature=self.curvature if isinstance(self.curvature, str) else bool(self.curvature),
         )
 
     def _find_classes(self, source: Source) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -81,6 +81,12 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
         Whether to average the iterates at the ends of chunk visits over a pass if they circle the optimum. It also
         lowers an "auto" step if differences between chunks keep them circling. Set False to see the iterates
         themselves, as in plain SAGA; it also switches off step control and Newton steps.
+    curvature : "auto" or bool, default="auto"
+        Whether `partial_fit` uses curvature: it then stores second derivatives next to the gradient memory, and a visit
+        minimises the chunk's own loss plus quadratic models of all other chunks. This comes close to the optimum in one
+        or two passes, in any order of the chunks. "auto" does so if the step parameters have their defaults, the
+        columns are at most some hundreds, and the chunk is long enough to pay. Set False for SAGA steps in any case,
+        True for curvature in any case. `fit` does not depend on it.
     max_iter : int, default=100
         Maximum number of passes of `fit`. Raise it if `fit` warns that it has not converged.
     tol : float, default=1e-4
@@ -175,6 +181,7 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
         step_size_scale: float = 0.3,
         precondition: bool = True,
         average: bool = True,
+        curvature: str | bool = "auto",
         max_iter: int = 100,
         tol: float = 1e-4,
         class_weight: Any = None,
@@ -188,7 +195,7 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
         super().__init__(
             loss, penalty=penalty, alpha=alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept,
             step_size=step_size, step_size_scale=step_size_scale, precondition=precondition, average=average,
-            max_iter=max_iter, tol=tol, n_parallel=n_parallel, n_threads=n_threads,
+            curvature=curvature, max_iter=max_iter, tol=tol, n_parallel=n_parallel, n_threads=n_threads,
             memory_dtype=memory_dtype, warm_start=warm_start, random_state=random_state, verbose=verbose,
         )  # fmt: skip
         self.class_weight = class_weight

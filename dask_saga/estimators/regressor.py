@@ -54,6 +54,12 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
         Whether to average the iterates at the ends of chunk visits over a pass if they circle the optimum. It also
         lowers an "auto" step if differences between chunks keep them circling. Set False to see the iterates
         themselves, as in plain SAGA; it also switches off step control and Newton steps.
+    curvature : "auto" or bool, default="auto"
+        Whether `partial_fit` uses curvature: it then stores second derivatives next to the gradient memory, and a visit
+        minimises the chunk's own loss plus quadratic models of all other chunks. This comes close to the optimum in one
+        or two passes, in any order of the chunks. "auto" does so if the step parameters have their defaults, the
+        columns are at most some hundreds, and the chunk is long enough to pay. Set False for SAGA steps in any case,
+        True for curvature in any case. `fit` does not depend on it.
     max_iter : int, default=100
         Maximum number of passes of `fit`. Raise it if `fit` warns that it has not converged.
     tol : float, default=1e-4

@@ -4,14 +4,15 @@ A chunk with gradient g_k and Hessian H_k at the x of its last visit, x_k, has t
 
     g_k'(x - x_k) + (x - x_k)'H_k (x - x_k) / 2.
 
-The sum of g_k is the gradient sum of SAGA. The sums of H_k and of H_k x_k are kept in a ``Curvature``. For each chunk a
-``ChunkCurvature`` has what is needed to subtract its model. Any symmetric matrices H_k give the right optimum, because
-the models have the exact gradients there. Therefore H_k may come from some of the rows. See docs/algorithm/curvature.md.
+The sum of g_k is the gradient sum of SAGA. The sums of H_k and of H_k x_k are kept in a ``Curvature``. For each chunk
+a ``ChunkCurvature`` has what is needed to subtract its model. Any symmetric matrices H_k give the right optimum,
+because the models have the exact gradients there. Therefore H_k may come from some of the rows. See
+docs/algorithm/curvature.md.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -31,14 +32,11 @@ if TYPE_CHECKING:
 __all__ = ["ChunkCurvature", "Curvature", "chunk_hessian", "new_curvature", "times", "uses_curvature", "without_model"]
 
 
-# Largest number of coefficients of a multinomial model whose Hessian is one matrix. If there are more, each class has a
-# matrix of its own, which ignores how the classes depend on each other.
-MOST_COUPLED = 512
 # Largest size d of a Hessian with curvature="auto".
 MOST_COEFFICIENTS = 640
 
-# Assumed times in seconds: of a multiplication in BLAS, of the visit of one entry, and of a visit in any case. A visit with
-# curvature may take up to SLOWER times as long as one of SAGA steps.
+# Assumed times in seconds: of a multiplication in BLAS, of the visit of one entry, and of a visit in any case. A visit
+# with curvature may take up to SLOWER times as long as one of SAGA steps.
 BLAS_SECONDS, ENTRY_SECONDS, VISIT_SECONDS, SLOWER = 1e-10, 2e-9, 3e-4, 4.0
 
 # The Hessian of a chunk of n dense rows comes from all rows if d is at most ALL_ROWS, and from n ALL_ROWS / d rows
@@ -54,17 +52,17 @@ FLOOR = 0.05
 class Curvature(NamedTuple):
     """Sums of the quadratic models of chunks.
 
-    Coordinates are those of the rows ``(a - origin, 1)``. Outputs that depend on each other share a block of d
-    coordinates: the coefficients of an output and its intercept, then those of the next output. Otherwise each output is
-    a block, and d is p + 1.
+    Coordinates are those of the rows ``(a - origin, 1)``. The classes of the multinomial loss share a block of d
+    coordinates: the coefficients of a class and its intercept, then those of the next class. Other outputs do not
+    depend on each other. Each is a block, and d is p + 1.
 
     Parameters
     ----------
     key : str
         ``Problem.preconditioner_key`` of the models.
     origin : ndarray of shape (p,)
-        Subtracted from the rows, so that columns far from zero lose no digits. Zero without an intercept and for sparse
-        rows.
+        Subtracted from the rows, so that columns far from zero lose no digits. Zero without an intercept, and for
+        columns that not every sparse row stores.
     hessian : ndarray of shape (blocks, d, d)
         Sum of H_k.
     product : ndarray of shape (blocks, d)
@@ -133,43 +131,36 @@ class ChunkCurvature(NamedTuple):
     is_first: bool
 
 
-def uses_curvature(problem: Problem, chunk: Chunk, outputs: int, stats: ColumnStats) -> bool:
+def uses_curvature(problem: Problem, chunk: Chunk, outputs: int) -> bool:
     """Return whether a visit of ``partial_fit`` uses curvature instead of SAGA steps.
 
     With ``curvature="auto"`` it does unless the user has chosen a step, the Hessian is large, or it would take too long
     for so few rows.
     """
-    loss, p = problem.loss, chunk.rows.shape[1]
-    names = ("second_derivative", "second_derivatives", "curvature_at")
+    loss, names = problem.loss, ("second_derivative", "curvature_at")
+    # A user's own loss of coupled outputs gives only the diagonal of its second derivatives.
+    coupled = isinstance(loss, MultinomialLogLoss)
     known = getattr(loss, "quadratic", False) or any(hasattr(loss, name) for name in names)
-    if problem.curvature is False or not known:
+    if problem.curvature is False or not (coupled or known):
         return False
     if problem.curvature is True:
         return True
-    blocks, d = _shape(problem, p, outputs)
+    blocks, d = _shape(problem, chunk.rows.shape[1], outputs)
     solution = BLAS_SECONDS * blocks * d**3
     steps = VISIT_SECONDS + ENTRY_SECONDS * chunk.entries * outputs
-    # Sparse rows are not centred. Columns that every row stores may then be too far from zero.
-    return (
-        problem.takes_default_steps
-        and d <= MOST_COEFFICIENTS
-        and solution <= SLOWER * steps
-        and not (stats.sparse and stats.full.any())
-    )
+    return problem.takes_default_steps and d <= MOST_COEFFICIENTS and solution <= SLOWER * steps
 
 
 def _shape(problem: Problem, p: int, outputs: int) -> tuple[int, int]:
     """Return the number of blocks and the number d of coordinates of each."""
-    size = outputs * (p + 1)
-    coupled = isinstance(problem.loss, MultinomialLogLoss) and size <= MOST_COUPLED
-    return (1, size) if coupled else (outputs, p + 1)
+    return (1, outputs * (p + 1)) if isinstance(problem.loss, MultinomialLogLoss) else (outputs, p + 1)
 
 
 def new_curvature(problem: Problem, outputs: int, stats: ColumnStats) -> Curvature:
     """Return the sums of no models."""
     p = len(stats.mean)
     blocks, d = _shape(problem, p, outputs)
-    origin = stats.mean if problem.fit_intercept and not stats.sparse else np.zeros(p)
+    origin = np.where(stats.full, stats.mean, 0.0) if problem.fit_intercept else np.zeros(p)
     return Curvature(problem.preconditioner_key, origin, np.zeros((blocks, d, d)), np.zeros((blocks, d)), 0.0)
 
 
@@ -245,8 +236,8 @@ def _floored(chunk: Chunk, z: np.ndarray, problem: Problem) -> np.ndarray:
 
 def _add_blocks(hessian: np.ndarray, chunk: Chunk, curvatures: np.ndarray, whole: Curvature) -> None:
     """Add the Hessian of each output to `hessian` of shape (k, p + 1, p + 1)."""
-    if sp.issparse(chunk.rows) and not whole.origin.any():
-        rows = sp.csr_array(sp.hstack([chunk.rows, np.ones((len(curvatures), 1))]))
+    if sp.issparse(chunk.rows) and (shifted := _shifted(chunk.rows, whole.origin)) is not None:
+        rows = sp.csr_array(sp.hstack([shifted, np.ones((len(curvatures), 1))]))
         for own, curvature in zip(hessian, curvatures.T, strict=True):
             scaled = sp.diags_array(np.sqrt(curvature)) @ rows
             own += (scaled.T @ scaled).toarray()
@@ -257,9 +248,17 @@ def _add_blocks(hessian: np.ndarray, chunk: Chunk, curvatures: np.ndarray, whole
             own += scaled.T @ scaled  # BLAS computes only half of a matrix times its own transpose
 
 
+def _shifted(rows: Any, origin: np.ndarray) -> Any:
+    """Subtract the origin from sparse rows. Return None if a row does not store a column with an origin."""
+    shifted = np.flatnonzero(origin)
+    if len(shifted) and (np.bincount(rows.indices, minlength=len(origin))[shifted] < rows.shape[0]).any():
+        return None
+    return sp.csr_array((rows.data - origin[rows.indices], rows.indices, rows.indptr), shape=rows.shape)
+
+
 def _add_coupled(hessian: np.ndarray, chunk: Chunk, probabilities: np.ndarray, whole: Curvature) -> None:
     """Add the Hessian of the multinomial loss, sum_i w_i (diag(p_i) - p_i p_i') x a_i a_i', to a matrix."""
-    roots, (n, k), p = np.sqrt(chunk.row_weights), probabilities.shape, len(whole.origin)
+    roots, k, p = np.sqrt(chunk.row_weights), probabilities.shape[1], len(whole.origin)
     for block, rows, scaled in _centred_rows(chunk, whole):
         weighted = probabilities[block] * roots[block, None]
         joined = (weighted[:, :, None] * rows[:, None, :]).reshape(len(rows), -1)

@@ -31,6 +31,10 @@ __all__ = ["curvature_visit"]
 # promise of the visit, or at most LEAST_PROMISE in all.
 INNER_STEPS, LEFT, LEAST_PROMISE = 20, 1e-3, 1e-13
 
+# A step is the last one if its decrease differs from its promise by at most this fraction. The next one would gain
+# little.
+AGREES = 0.02
+
 # The Hessian of the chunk is computed again if the curvatures of its rows have changed by more than this fraction.
 CHANGED = 0.1
 
@@ -119,12 +123,15 @@ class _InnerProblem:
     def minimise(self) -> None:
         """Take Newton steps on the inner problem."""
         chunk, problem, others = self.chunk, self.problem, self.others
-        z, u, largest, known, value = predictions(chunk.rows, self.x), others.to_centred(self.x), 0.0, None, None
+        z, u, known, value = predictions(chunk.rows, self.x), others.to_centred(self.x), None, None
+        largest, agrees = 0.0, False
         for count in range(INNER_STEPS + 1):
             self.slopes, curvatures = row_derivatives(chunk, z, problem)
             if known is None or np.abs(curvatures - known).sum() > CHANGED * known.sum():
                 self.hessian = chunk_hessian(chunk, z, others, problem, False)
                 self.x_of_hessian, self.z_of_hessian, known = self.x, z, curvatures
+            if agrees or count == INNER_STEPS:
+                break
             if count == 0:
                 model, linear = self._models(u)
             slope_of_models = linear + times(model, u)
@@ -133,7 +140,7 @@ class _InnerProblem:
             step, promise = step_with_intercepts(hessian, slope / self.weight, self.x, others.intercepts, problem)
             largest = max(largest, promise)
             least = max(LEFT * largest if count else 0.0, LEAST_PROMISE)
-            if count == INNER_STEPS or not (np.isfinite(step).all() and promise > least):
+            if not (np.isfinite(step).all() and promise > least):
                 break
             line = _Line(self, z, step, (slope_of_models * step).sum(), (times(model, step) * step).sum())
             value = line.values(np.zeros(1))[0] if value is None else value
@@ -141,7 +148,7 @@ class _InnerProblem:
             if not after < value:
                 break
             self.x, z = line.points(np.array([length]))[0], z + length * line.dz
-            u = others.to_centred(self.x)
+            u, agrees = others.to_centred(self.x), abs(value - after - promise) <= AGREES * promise
             value = after - line.model_value(length)  # the next line measures the models from its own start
 
     def _models(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -191,8 +191,10 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     memory, (preconditioner_key, stale) = state.chunks.get(chunk_id), state.preconditioner_for
     state, stats, own = _models_kept(state, memory, chunk, problem), state.stats, None
     memory = state.chunks.get(chunk_id)
+    takes_curvature = uses_curvature(problem, chunk, len(state.head.x))
     if memory is None or memory.weights_content != chunk.weights_content:
-        own = column_stats(chunk, problem)
+        # Curvature needs no products of columns, which choose a rotation.
+        own = column_stats(chunk, problem._replace(precondition=problem.precondition and not takes_curvature))
         stats = merge(stats if memory is None else without(stats, counted_stats(memory, chunk, stats, problem)), own)
         stale += staleness(state.stats, stats, problem)
     head, axes = state.head, state.metric
@@ -204,7 +206,6 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     state = state._replace(
         head=head, stats=stats, metric=axes, preconditioner_for=(problem.preconditioner_key, stale),
     )  # fmt: skip
-    takes_curvature = uses_curvature(problem, chunk, len(head.x), stats)
     state, after = (_visit_with_curvature if takes_curvature else _visit_with_steps)(state, chunk_id, chunk, problem)
     if own is not None:
         after = after._replace(stats=own._replace(products=None) if _stats_pay(after) else None)

@@ -29,7 +29,6 @@ CONSTRAINTS: dict[str, list] = {
     "n_threads": [Interval(Integral, 1, None, closed="left")],
     "memory_dtype": [StrOptions({"float32", "float64"})],
     "random_state": ["random_state"],
-    "curvature": [StrOptions({"auto"}), "boolean"],
 }
 
 

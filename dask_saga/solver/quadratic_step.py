@@ -82,8 +82,8 @@ def step_with_intercepts(
         across, corner = h[np.ix_(inner, intercepts)], h[np.ix_(intercepts, intercepts)]
         reduced, down = h[np.ix_(inner, inner)], g[inner]
         if problem.fit_intercept:
-            ratios = np.column_stack([_solve(corner, column) for column in across])  # of shape (intercepts, inner)
-            alone = -_solve(corner, g[intercepts])
+            inverse = _inverse(corner)
+            ratios, alone = inverse @ across.T, -inverse @ g[intercepts]
             reduced, down = reduced - across @ ratios, down + across @ alone
             decrease -= 0.5 * float(g[intercepts] @ alone)
         own[inner], gain = solve(reduced, down, coefficients, problem)
@@ -91,6 +91,12 @@ def step_with_intercepts(
         if problem.fit_intercept:
             own[intercepts] = alone - ratios @ own[inner]
     return step, decrease
+
+
+def _inverse(matrix: np.ndarray) -> np.ndarray:
+    """Return the inverse of a small positive semidefinite matrix. Directions without curvature get a small ridge."""
+    scale = np.trace(matrix) / len(matrix)
+    return np.linalg.inv(matrix + RIDGE * scale * np.eye(len(matrix))) if scale > 0 else np.zeros_like(matrix)
 
 
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
