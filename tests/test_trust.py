@@ -424,7 +424,7 @@ def correlated(n=2000, p=10):
 
 def test_a_penalty_of_another_kind_ends_the_rotation():
     A, b = correlated()
-    model = SAGARegressor(random_state=0).partial_fit(A, b)
+    model = SAGARegressor(curvature=False, random_state=0).partial_fit(A, b)
     assert model.state_.metric.rotation is not None
     model.set_params(penalty=ElasticNet(lower=0.0))
     for _ in range(50):
@@ -501,7 +501,7 @@ def test_fit_leaves_the_axes_that_partial_fit_finds():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = SAGAClassifier(max_iter=1, random_state=0).fit(X, y)
-    streamed = SAGAClassifier(random_state=0)
+    streamed = SAGAClassifier(curvature=False, random_state=0)
     for chunk in chunks:
         streamed.partial_fit(*chunk, classes=[-1, 1])
     np.testing.assert_allclose(fitted.state_.metric.scale, streamed.state_.metric.scale, rtol=1e-6)

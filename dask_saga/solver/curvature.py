@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from ..data.statistics import ColumnStats
     from .problem import Problem
 
-__all__ = ["ChunkCurvature", "Curvature", "chunk_hessian", "new_curvature", "times", "uses_curvature", "without_model"]
+__all__ = [
+    "ROUNDED_WEIGHT",
+    "ChunkCurvature",
+    "Curvature",
+    "chunk_hessian",
+    "new_curvature",
+    "times",
+    "uses_curvature",
+    "without_model",
+]
 
 
 # Largest size d of a Hessian with curvature="auto".
@@ -42,6 +51,9 @@ BLAS_SECONDS, ENTRY_SECONDS, VISIT_SECONDS, SLOWER = 1e-10, 2e-9, 3e-4, 4.0
 # The Hessian of a chunk of n dense rows comes from all rows if d is at most ALL_ROWS, and from n ALL_ROWS / d rows
 # otherwise, so that the visit costs about as much as one of SAGA steps. At least LEAST_ROWS rows are used.
 ALL_ROWS, LEAST_ROWS = 64, 256
+
+# A total weight below this fraction of the former one is a rounding error.
+ROUNDED_WEIGHT = 1e-9
 
 # In the model of a first visit, a row has at least the fraction FLOOR of the curvature of the secant from prediction 0.
 # A saturated row has no curvature, and later chunks could undo what was learned from it.
@@ -164,19 +176,30 @@ def new_curvature(problem: Problem, outputs: int, stats: ColumnStats) -> Curvatu
     return Curvature(problem.preconditioner_key, origin, np.zeros((blocks, d, d)), np.zeros((blocks, d)), 0.0)
 
 
-def without_model(whole: Curvature, own: ChunkCurvature, chunk: Chunk | None, problem: Problem) -> Curvature | None:
+def without_model(whole: Curvature, own: ChunkCurvature, chunk: Chunk | None, problem: Problem) -> Curvature:
     """Subtract the model of a chunk.
 
-    Return None if its Hessian was not kept and cannot be computed because the chunk is not given.
+    Parameters
+    ----------
+    whole : Curvature
+    own : ChunkCurvature
+    chunk : Chunk or None
+        The chunk with the weights that it had. Required if its Hessian was not kept.
+    problem : Problem
+
+    Returns
+    -------
+    Curvature
     """
+    weight = whole.weight - own.weight
+    if not weight > ROUNDED_WEIGHT * whole.weight:  # no model is left, only rounding errors
+        none = np.zeros_like(whole.hessian), np.zeros_like(whole.product)
+        return whole._replace(hessian=none[0], product=none[1], weight=0.0)
     hessian = own.hessian
     if hessian is None:
         if chunk is None:
-            return None
+            raise ValueError("the Hessian of the chunk was not kept, so its rows are needed")
         hessian = chunk_hessian(chunk, predictions(chunk.rows, own.x), whole, problem, own.is_first)
-    weight = whole.weight - own.weight
-    if not weight > 1e-9 * whole.weight:  # nothing is left but rounding errors
-        return whole._replace(hessian=np.zeros_like(hessian), product=np.zeros_like(own.product), weight=0.0)
     return whole._replace(hessian=whole.hessian - hessian, product=whole.product - own.product, weight=weight)
 
 
@@ -206,7 +229,8 @@ def chunk_hessian(chunk: Chunk, z: np.ndarray, whole: Curvature, problem: Proble
     chunk, z = _some_rows(chunk, z, whole.hessian.shape[1])
     hessian = np.zeros_like(whole.hessian)
     if whole.is_coupled:
-        _add_coupled(hessian[0], chunk, problem.loss.probability(z), whole)
+        loss: Any = problem.loss
+        _add_coupled(hessian[0], chunk, loss.probability(z), whole)
     else:
         curvatures = _floored(chunk, z, problem) if is_first else row_derivatives(chunk, z, problem)[1]
         _add_blocks(hessian, chunk, np.maximum(curvatures, 0.0), whole)

@@ -6,12 +6,12 @@ estimation (Luo, Song 2020). See docs/algorithm/curvature.md.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..execution.threads import one_blas_thread
-from .curvature import ChunkCurvature, Curvature, chunk_hessian, times, without_model
+from .curvature import ROUNDED_WEIGHT, ChunkCurvature, Curvature, chunk_hessian, times, without_model
 from .line_search import line_values, penalties_within, points_on_line
 from .local_model import predictions, row_derivatives
 from .optimality import weighted_sum
@@ -31,9 +31,9 @@ __all__ = ["curvature_visit"]
 # promise of the visit, or at most LEAST_PROMISE in all.
 INNER_STEPS, LEFT, LEAST_PROMISE = 20, 1e-3, 1e-13
 
-# A step is the last one if its decrease differs from its promise by at most this fraction. The next one would gain
-# little.
-AGREES = 0.02
+# A full step is the last one if the curvatures of the rows have then changed by at most this fraction, because the next
+# step would gain little.
+SETTLED = 0.02
 
 # The Hessian of the chunk is computed again if the curvatures of its rows have changed by more than this fraction.
 CHANGED = 0.1
@@ -65,9 +65,10 @@ def curvature_visit(
     memory : ChunkMemory
     whole : Curvature
     """
-    is_first = memory is None or memory.curvature is None
+    before = None if memory is None else memory.curvature
+    is_first = before is None
     with np.errstate(all="ignore"), one_blas_thread():
-        others = whole if is_first else without_model(whole, memory.curvature, chunk, problem)
+        others = whole if before is None else without_model(whole, before, chunk, problem)
         head, memory = counted(chunk, head, memory, problem)
         if head.weight <= 0 or not head.rows:
             return head, memory._replace(curvature=None), others
@@ -119,27 +120,27 @@ class _InnerProblem:
         if total is None:
             total = weighted_sum(chunk.rows, memory.gradients.astype(float), problem)
         self.gradient_sum = head.gradient_sum - total
+        self.slopes = self.z_of_hessian = np.empty((0, len(self.x)))
+        self.hessian, self.x_of_hessian = others.hessian, self.x
+        self.curvatures: np.ndarray | None = None  # of the rows, where the Hessian was computed
 
     def minimise(self) -> None:
-        """Take Newton steps on the inner problem."""
-        chunk, problem, others = self.chunk, self.problem, self.others
-        z, u, known, value = predictions(chunk.rows, self.x), others.to_centred(self.x), None, None
-        largest, agrees = 0.0, False
+        """Take Newton steps on the inner problem, until a step promises little."""
+        others, problem, z = self.others, self.problem, predictions(self.chunk.rows, self.x)
+        largest, length, value = 0.0, 0.0, None
         for count in range(INNER_STEPS + 1):
-            self.slopes, curvatures = row_derivatives(chunk, z, problem)
-            if known is None or np.abs(curvatures - known).sum() > CHANGED * known.sum():
-                self.hessian = chunk_hessian(chunk, z, others, problem, False)
-                self.x_of_hessian, self.z_of_hessian, known = self.x, z, curvatures
-            if agrees or count == INNER_STEPS:
+            change = self._differentiate(z)
+            settled = length == 1.0 and change <= SETTLED and others.weight > self.chunk.weight
+            if settled or count == INNER_STEPS:
                 break
+            u = others.to_centred(self.x)
             if count == 0:
                 model, linear = self._models(u)
             slope_of_models = linear + times(model, u)
-            slope = slope_of_models + others.sum_to_centred(weighted_sum(chunk.rows, self.slopes, problem))
+            slope = slope_of_models + others.sum_to_centred(weighted_sum(self.chunk.rows, self.slopes, problem))
             hessian = (model + self.hessian) / self.weight
             step, promise = step_with_intercepts(hessian, slope / self.weight, self.x, others.intercepts, problem)
-            largest = max(largest, promise)
-            least = max(LEFT * largest if count else 0.0, LEAST_PROMISE)
+            least, largest = max(LEFT * largest, LEAST_PROMISE), max(largest, promise)
             if not (np.isfinite(step).all() and promise > least):
                 break
             line = _Line(self, z, step, (slope_of_models * step).sum(), (times(model, step) * step).sum())
@@ -148,8 +149,21 @@ class _InnerProblem:
             if not after < value:
                 break
             self.x, z = line.points(np.array([length]))[0], z + length * line.dz
-            u, agrees = others.to_centred(self.x), abs(value - after - promise) <= AGREES * promise
             value = after - line.model_value(length)  # the next line measures the models from its own start
+
+    def _differentiate(self, z: np.ndarray) -> float:
+        """Compute slopes of the rows, and the Hessian anew if it has changed.
+
+        Return the relative change of the rows' curvatures since the Hessian was computed. It is inf at first.
+        """
+        self.slopes, curvatures = row_derivatives(self.chunk, z, self.problem)
+        change = np.inf
+        if self.curvatures is not None:
+            change = np.abs(curvatures - self.curvatures).sum() / max(self.curvatures.sum(), np.finfo(float).tiny)
+        if change > CHANGED:
+            self.hessian = chunk_hessian(self.chunk, z, self.others, self.problem, False)
+            self.x_of_hessian, self.z_of_hessian, self.curvatures = self.x, z, curvatures
+        return change
 
     def _models(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the Hessian and the linear part of the other chunks' models.
@@ -161,7 +175,7 @@ class _InnerProblem:
         model, linear = others.hessian, others.sum_to_centred(self.gradient_sum) - others.product
         if not self.problem.fit_intercept:
             linear[:, others.intercepts] = 0.0
-        if self.lacking > 1e-9 * self.weight:
+        if self.lacking > ROUNDED_WEIGHT * self.weight:
             like = others.hessian / others.weight if others.weight > 0 else self.hessian / self.chunk.weight
             model, linear = model + self.lacking * like, linear - times(self.lacking * like, u)
         return model, linear
@@ -178,7 +192,7 @@ class _Line:
     def points(self, lengths: np.ndarray) -> np.ndarray:
         return points_on_line(self.inner.x, self.move, lengths, self.inner.problem)
 
-    def model_value(self, lengths: np.ndarray) -> np.ndarray:
+    def model_value(self, lengths: Any) -> Any:
         """Return the change of the other chunks' models at each length."""
         return (lengths * self.linear + 0.5 * lengths**2 * self.quadratic) / self.inner.weight
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from .curvature_visit import curvature_visit
 from .identity import digest, visit_seed
 from .optimality import weighted_sum
 from .preconditioned_problem import PreconditionedProblem
+from .preconditioner import Preconditioner
 from .preconditioner_choice import STALE, axis_limits, choose_preconditioner, staleness
 from .state import SAGAState
 from .visit import chunk_saga, visit_digest
@@ -118,11 +119,13 @@ def forget(state: SAGAState, chunk_id: Hashable, problem: Problem, chunk: Chunk 
                 "give its data as well: forget(chunk_id, X, y)"
             )
         total = weighted_sum(chunk.rows, memory.gradients.astype(float), problem)
-    if memory.curvature is not None:
-        # Hessians of weighted rows cannot be computed again, because the weights are not known.
-        rows = chunk if chunk is not None and chunk.weights_content == memory.weights_content else None
-        models = without_model(state.curvature, memory.curvature, rows, problem)
-        state = _without_models(state) if models is None else state._replace(curvature=models)
+    if state.curvature is not None and memory.curvature is not None:
+        # The Hessian of weighted rows cannot be computed again, because the weights are not known.
+        known = chunk is not None and chunk.weights_content == memory.weights_content
+        if known or memory.curvature.hessian is not None:
+            state = state._replace(curvature=without_model(state.curvature, memory.curvature, chunk, problem))
+        else:
+            state = _without_models(state)
     stats, head = without(state.stats, counted_stats(memory, chunk, state.stats, problem)), state.head
     rows, weight, left = head.rows - memory.rows, head.weight - memory.weight, head.gradient_sum - total
     if not rows:  # set the sums to exactly zero, without rounding errors
@@ -189,7 +192,7 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
         If the id is known with other content.
     """
     memory, (preconditioner_key, stale) = state.chunks.get(chunk_id), state.preconditioner_for
-    state, stats, own = _models_kept(state, memory, chunk, problem), state.stats, None
+    state, stats, own = _with_usable_models(state, memory, chunk, problem), state.stats, None
     memory = state.chunks.get(chunk_id)
     takes_curvature = uses_curvature(problem, chunk, len(state.head.x))
     if memory is None or memory.weights_content != chunk.weights_content:
@@ -216,16 +219,14 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     )
 
 
-def _models_kept(state: SAGAState, memory: ChunkMemory | None, chunk: Chunk, problem: Problem) -> SAGAState:
-    """Return the state without any quadratic models if they cannot be used or updated any more."""
-    if state.curvature is None:
+def _with_usable_models(state: SAGAState, memory: ChunkMemory | None, chunk: Chunk, problem: Problem) -> SAGAState:
+    """Return the state without any quadratic models if they are of another problem or cannot be subtracted."""
+    whole, own = state.curvature, None if memory is None else memory.curvature
+    if whole is None:
         return state
-    known = memory is not None and memory.curvature is not None and memory.curvature.hessian is None
-    if state.curvature.key == problem.preconditioner_key and not (
-        known and memory.weights_content != chunk.weights_content  # the former weights are not known
-    ):
-        return state
-    return _without_models(state)
+    # The former weights of the chunk are not known, so its Hessian cannot be computed again.
+    lost = own is not None and own.hessian is None and memory and memory.weights_content != chunk.weights_content
+    return _without_models(state) if lost or whole.key != problem.preconditioner_key else state
 
 
 def _without_models(state: SAGAState) -> SAGAState:
@@ -248,7 +249,8 @@ def _visit_with_steps(
     memory, head, window_ids, whole = state.chunks.get(chunk_id), state.head, state.window_ids, state.curvature
     if whole is not None and memory is not None and memory.curvature is not None:
         whole, memory = without_model(whole, memory.curvature, chunk, problem), memory._replace(curvature=None)
-    visits, known, preconditioner = memory.visits if memory else 0, len(state.chunks), state.metric
+    visits, known = memory.visits if memory else 0, len(state.chunks)
+    preconditioner = cast(Preconditioner, state.metric)  # ``visit`` has chosen one
     if problem.average:
         # A new chunk may differ much from the others, so limit its step by its share of the rows at first.
         share = len(chunk.targets) / max(state.stats.rows, 1)

@@ -76,7 +76,7 @@ class Problem(NamedTuple):
     memory_dtype: str = "float32"
     outputs: int = 1
     n_threads: int = 1
-    curvature: Any = "auto"
+    curvature: bool | str = "auto"
 
     @property
     def automatic(self) -> bool:
