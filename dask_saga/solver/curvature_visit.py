@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["curvature_visit"]
 
 
-# A visit takes at most INNER_STEPS Newton steps. They end if a step promises at most the fraction LEFT of the largest
-# promise of the visit, or at most LEAST_PROMISE in all.
-INNER_STEPS, LEFT, LEAST_PROMISE = 20, 1e-3, 1e-13
+# A visit takes at most INNER_STEPS Newton steps. They end if a step promises at most the fraction LEFT of what the
+# visit has gained and LEFT_OF_LOSS of the chunk's mean loss, or at most LEAST_PROMISE in all.
+INNER_STEPS, LEFT, LEFT_OF_LOSS, LEAST_PROMISE = 20, 1e-3, 1e-5, 1e-13
 
 # A full step is the last one if the curvatures of the rows have then changed by at most this fraction, because the next
 # step would gain little.
@@ -72,11 +72,13 @@ def curvature_visit(
         head, memory = counted(chunk, head, memory, problem)
         if head.weight <= 0 or not head.rows:
             return head, memory._replace(curvature=None), others
-        inner = _InnerProblem(chunk, head, memory, others, problem)
+        inner = _InnerProblem(chunk, head, memory, others, problem, is_first)
         inner.minimise()
         gradients = inner.slopes.astype(memory.gradients.dtype)
         total = weighted_sum(chunk.rows, gradients.astype(float), problem)
-        hessian = chunk_hessian(chunk, inner.z_of_hessian, others, problem, True) if is_first else inner.hessian
+        hessian = inner.hessian
+        if is_first and not inner.is_floored:
+            hessian = chunk_hessian(chunk, inner.z_of_hessian, others, problem, True)
         product = times(hessian, others.to_centred(inner.x))
     good = np.abs(inner.x).max() < LARGEST_COEFFICIENT and np.isfinite(total).all() and np.isfinite(hessian).all()
     if not good:
@@ -111,15 +113,27 @@ class _InnerProblem:
         Derivatives of the rows' losses at `x`.
     hessian : ndarray of shape (blocks, d, d)
         Hessian of the chunk at `x_of_hessian`, where the predictions are `z_of_hessian`.
+    is_floored : bool
+        Whether `hessian` has the least curvature of rows of a first visit. If the other chunks have most of the
+        curvature, this hardly changes the steps.
     """
 
-    def __init__(self, chunk: Chunk, head: SolverState, memory: ChunkMemory, others: Curvature, problem: Problem):
+    def __init__(
+        self,
+        chunk: Chunk,
+        head: SolverState,
+        memory: ChunkMemory,
+        others: Curvature,
+        problem: Problem,
+        is_first: bool,
+    ):
         self.chunk, self.others, self.problem, self.x = chunk, others, problem, head.x
         self.weight, self.lacking = head.weight, head.weight - memory.weight - others.weight
         total = memory.total
         if total is None:
             total = weighted_sum(chunk.rows, memory.gradients.astype(float), problem)
         self.gradient_sum = head.gradient_sum - total
+        self.is_floored = is_first and others.weight > memory.weight
         self.slopes = self.z_of_hessian = np.empty((0, len(self.x)))
         self.hessian, self.x_of_hessian = others.hessian, self.x
         self.curvatures: np.ndarray | None = None  # of the rows, where the Hessian was computed
@@ -127,9 +141,9 @@ class _InnerProblem:
     def minimise(self) -> None:
         """Take Newton steps on the inner problem, until a step promises little."""
         others, problem, z = self.others, self.problem, predictions(self.chunk.rows, self.x)
-        largest, length, value = 0.0, 0.0, None
+        gained, loss, length, value = 0.0, 0.0, 0.0, None
         for count in range(INNER_STEPS + 1):
-            change = self._differentiate(z)
+            change = self._differentiate(z, renew=0.0 < length < 1.0)
             settled = length == 1.0 and change <= SETTLED and others.weight > self.chunk.weight
             if settled or count == INNER_STEPS:
                 break
@@ -140,19 +154,22 @@ class _InnerProblem:
             slope = slope_of_models + others.sum_to_centred(weighted_sum(self.chunk.rows, self.slopes, problem))
             hessian = (model + self.hessian) / self.weight
             step, promise = step_with_intercepts(hessian, slope / self.weight, self.x, others.intercepts, problem)
-            least, largest = max(LEFT * largest, LEAST_PROMISE), max(largest, promise)
+            least = max(min(LEFT * gained, LEFT_OF_LOSS * loss), LEAST_PROMISE)
             if not (np.isfinite(step).all() and promise > least):
                 break
             line = _Line(self, z, step, (slope_of_models * step).sum(), (times(model, step) * step).sum())
-            value = line.values(np.zeros(1))[0] if value is None else value
+            if value is None:
+                value = line.values(np.zeros(1))[0]
+                loss = abs(value) * self.weight / self.chunk.weight
             length, after = line.best_length(value, promise)
             if not after < value:
                 break
+            gained += value - after
             self.x, z = line.points(np.array([length]))[0], z + length * line.dz
             value = after - line.model_value(length)  # the next line measures the models from its own start
 
-    def _differentiate(self, z: np.ndarray) -> float:
-        """Compute slopes of the rows, and the Hessian anew if it has changed.
+    def _differentiate(self, z: np.ndarray, renew: bool) -> float:
+        """Compute slopes of the rows, and the Hessian anew if it has changed or if `renew`.
 
         Return the relative change of the rows' curvatures since the Hessian was computed. It is inf at first.
         """
@@ -160,8 +177,8 @@ class _InnerProblem:
         change = np.inf
         if self.curvatures is not None:
             change = np.abs(curvatures - self.curvatures).sum() / max(self.curvatures.sum(), np.finfo(float).tiny)
-        if change > CHANGED:
-            self.hessian = chunk_hessian(self.chunk, z, self.others, self.problem, False)
+        if change > CHANGED or renew:
+            self.hessian = chunk_hessian(self.chunk, z, self.others, self.problem, self.is_floored)
             self.x_of_hessian, self.z_of_hessian, self.curvatures = self.x, z, curvatures
         return change
 
