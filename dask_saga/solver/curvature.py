@@ -46,11 +46,11 @@ MOST_COEFFICIENTS = 640
 
 # Assumed times in seconds: of a multiplication in BLAS, of the visit of one entry, and of a visit in any case. A visit
 # with curvature may take up to SLOWER times as long as one of SAGA steps.
-BLAS_SECONDS, ENTRY_SECONDS, VISIT_SECONDS, SLOWER = 1e-10, 2e-9, 3e-4, 4.0
+BLAS_SECONDS, ENTRY_SECONDS, VISIT_SECONDS, SLOWER = 1e-10, 2e-9, 3e-4, 6.0
 
 # The Hessian of a chunk of n dense rows comes from all rows if d is at most ALL_ROWS, and from n ALL_ROWS / d rows
 # otherwise, so that the visit costs about as much as one of SAGA steps. At least LEAST_ROWS rows are used.
-ALL_ROWS, LEAST_ROWS = 64, 256
+ALL_ROWS, LEAST_ROWS = 320, 256
 
 # A total weight below this fraction of the former one is a rounding error.
 ROUNDED_WEIGHT = 1e-9
