@@ -19,17 +19,18 @@ import scipy.sparse as sp
 
 from ..data.chunk import BLOCK_BYTES
 from ..data.immutable import immutable
-from ..losses import MultinomialLogLoss
+from ..losses import LogLoss, MultinomialLogLoss
 from .local_model import predictions, row_derivatives
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ..data.chunk import Chunk
     from ..data.statistics import ColumnStats
     from .problem import Problem
 
 __all__ = [
+    "KEPT",
     "ROUNDED_WEIGHT",
     "ChunkCurvature",
     "Curvature",
@@ -52,11 +53,19 @@ BLAS_SECONDS, ENTRY_SECONDS, VISIT_SECONDS, SLOWER = 1e-10, 2e-9, 3e-4, 6.0
 # otherwise, so that the visit costs about as much as one of SAGA steps. At least LEAST_ROWS rows are used.
 ALL_ROWS, LEAST_ROWS = 320, 256
 
+# Largest size of a Hessian that is kept for a chunk. Unit: size of its memory gradients.
+KEPT = 8
+
 # A total weight below this fraction of the former one is a rounding error.
 ROUNDED_WEIGHT = 1e-9
 
+# Digits are lost if a subtraction leaves less than this fraction of a diagonal entry.
+CANCELLED = 1e-11
+
 # In the model of a first visit, a row has at least the fraction FLOOR of the curvature of the secant from prediction 0.
-# A saturated row has no curvature, and later chunks could undo what was learned from it.
+# A saturated row has no curvature, and later chunks could undo what was learned from it. If the second derivative of
+# the loss is zero in places (hinge losses, Huber), each row has at least the fraction FLOOR of its largest value at
+# every visit, because models without curvature have no minimum.
 FLOOR = 0.05
 
 
@@ -71,7 +80,7 @@ class Curvature(NamedTuple):
     Parameters
     ----------
     key : str
-        ``Problem.preconditioner_key`` of the models.
+        ``Problem.loss_key`` of the models.
     origin : ndarray of shape (p,)
         Subtracted from the rows, so that columns far from zero lose no digits. Zero without an intercept, and for
         columns that not every sparse row stores.
@@ -105,6 +114,19 @@ class Curvature(NamedTuple):
         u[:, -1] += (x[:, :-1] * self.origin).sum(axis=1)
         return u.reshape(self.product.shape)
 
+    def without_common(self, u: np.ndarray, coefficients: bool = True) -> np.ndarray:
+        """Subtract from the classes of the multinomial loss what they have in common, which changes no probability.
+
+        Without `coefficients`, do so only for the intercepts.
+        """
+        if not self.is_coupled:
+            return u
+        by_class = u.reshape(-1, len(self.origin) + 1)
+        common = by_class.mean(axis=0)
+        if not coefficients:
+            common[:-1] = 0.0
+        return (by_class - common).reshape(u.shape)
+
     def to_user(self, u: np.ndarray) -> np.ndarray:
         """Convert centred coordinates of shape (blocks, d) to coefficients of shape (k, p + 1)."""
         x = u.reshape(-1, len(self.origin) + 1).copy()
@@ -129,7 +151,8 @@ class ChunkCurvature(NamedTuple):
     product : ndarray of shape (blocks, d)
         H_k x_k.
     hessian : ndarray of shape (blocks, d, d) or None
-        H_k. None if it is larger than the memory gradients. It is then computed again from the rows at `x`.
+        H_k. None if it is more than KEPT times as large as the memory gradients. It is then computed again from the
+        rows at `x`.
     weight : float
         Weight of the chunk.
     is_first : bool
@@ -146,8 +169,8 @@ class ChunkCurvature(NamedTuple):
 def uses_curvature(problem: Problem, chunk: Chunk, outputs: int) -> bool:
     """Return whether a visit of ``partial_fit`` uses curvature instead of SAGA steps.
 
-    With ``curvature="auto"`` it does unless the user has chosen a step, the Hessian is large, or it would take too long
-    for so few rows.
+    With ``curvature="auto"`` it does unless the user has chosen a step, the Hessian is large, the chunk has fewer rows
+    than a block has coefficients, or the visit would take too long for so few rows.
     """
     loss, names = problem.loss, ("second_derivative", "curvature_at")
     # A user's own loss of coupled outputs gives only the diagonal of its second derivatives.
@@ -157,10 +180,12 @@ def uses_curvature(problem: Problem, chunk: Chunk, outputs: int) -> bool:
         return False
     if problem.curvature is True:
         return True
-    blocks, d = _shape(problem, chunk.rows.shape[1], outputs)
+    p = chunk.rows.shape[1]
+    blocks, d = _shape(problem, p, outputs)
     solution = BLAS_SECONDS * blocks * d**3
     steps = VISIT_SECONDS + ENTRY_SECONDS * chunk.entries * outputs
-    return problem.takes_default_steps and d <= MOST_COEFFICIENTS and solution <= SLOWER * steps
+    is_long = len(chunk.targets) > p
+    return problem.takes_default_steps and is_long and d <= MOST_COEFFICIENTS and solution <= SLOWER * steps
 
 
 def _shape(problem: Problem, p: int, outputs: int) -> tuple[int, int]:
@@ -173,10 +198,12 @@ def new_curvature(problem: Problem, outputs: int, stats: ColumnStats) -> Curvatu
     p = len(stats.mean)
     blocks, d = _shape(problem, p, outputs)
     origin = np.where(stats.full, stats.mean, 0.0) if problem.fit_intercept else np.zeros(p)
-    return Curvature(problem.preconditioner_key, origin, np.zeros((blocks, d, d)), np.zeros((blocks, d)), 0.0)
+    return Curvature(problem.loss_key, origin, np.zeros((blocks, d, d)), np.zeros((blocks, d)), 0.0)
 
 
-def without_model(whole: Curvature, own: ChunkCurvature, chunk: Chunk | None, problem: Problem) -> Curvature:
+def without_model(
+    whole: Curvature, own: ChunkCurvature, chunk: Chunk | None, problem: Problem, is_only: Callable[[], bool]
+) -> Curvature | None:
     """Subtract the model of a chunk.
 
     Parameters
@@ -184,23 +211,30 @@ def without_model(whole: Curvature, own: ChunkCurvature, chunk: Chunk | None, pr
     whole : Curvature
     own : ChunkCurvature
     chunk : Chunk or None
-        The chunk with the weights that it had. Required if its Hessian was not kept.
+        The chunk with the weights that it had. Needed if its Hessian was not kept.
     problem : Problem
+    is_only : callable
+        Returns whether no other chunk has a model. It is called if next to no weight is left.
 
     Returns
     -------
-    Curvature
+    Curvature or None
+        None if the model cannot be subtracted: its Hessian is not known, or the digits of the others are lost.
     """
     weight = whole.weight - own.weight
-    if not weight > ROUNDED_WEIGHT * whole.weight:  # no model is left, only rounding errors
+    if not weight > ROUNDED_WEIGHT * whole.weight:
         none = np.zeros_like(whole.hessian), np.zeros_like(whole.product)
-        return whole._replace(hessian=none[0], product=none[1], weight=0.0)
+        return whole._replace(hessian=none[0], product=none[1], weight=0.0) if is_only() else None
     hessian = own.hessian
     if hessian is None:
-        if chunk is None:
-            raise ValueError("the Hessian of the chunk was not kept, so its rows are needed")
+        if chunk is None or whole.key != problem.loss_key:
+            return None
         hessian = chunk_hessian(chunk, predictions(chunk.rows, own.x), whole, problem, own.is_first)
-    return whole._replace(hessian=whole.hessian - hessian, product=whole.product - own.product, weight=weight)
+    left = whole.hessian - hessian
+    before, after = (np.diagonal(one, axis1=1, axis2=2) for one in (whole.hessian, left))
+    if (after < CANCELLED * before).any():
+        return None
+    return whole._replace(hessian=left, product=whole.product - own.product, weight=weight)
 
 
 def times(hessian: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -232,8 +266,7 @@ def chunk_hessian(chunk: Chunk, z: np.ndarray, whole: Curvature, problem: Proble
         loss: Any = problem.loss
         _add_coupled(hessian[0], chunk, loss.probability(z), whole)
     else:
-        curvatures = _floored(chunk, z, problem) if is_first else row_derivatives(chunk, z, problem)[1]
-        _add_blocks(hessian, chunk, np.maximum(curvatures, 0.0), whole)
+        _add_blocks(hessian, chunk, np.maximum(_floored(chunk, z, problem, is_first), 0.0), whole)
     if not problem.fit_intercept:
         hessian[:, whole.intercepts, :] = hessian[:, :, whole.intercepts] = 0.0
     return hessian
@@ -250,12 +283,16 @@ def _some_rows(chunk: Chunk, z: np.ndarray, d: int) -> tuple[Chunk, np.ndarray]:
     return chunk._replace(rows=chunk.rows[some], targets=chunk.targets[some], weights=weights), z[some]
 
 
-def _floored(chunk: Chunk, z: np.ndarray, problem: Problem) -> np.ndarray:
-    """Return the curvatures of the rows, but at least the fraction FLOOR of those of secants from prediction 0."""
-    slopes, curvatures = row_derivatives(chunk, z, problem)
-    rise = slopes - row_derivatives(chunk, np.zeros_like(z), problem)[0]
-    secants = np.divide(rise, z, out=np.zeros_like(z), where=z != 0)
-    return np.maximum(curvatures, FLOOR * secants)
+def _floored(chunk: Chunk, z: np.ndarray, problem: Problem, is_first: bool) -> np.ndarray:
+    """Return the curvatures of the rows, but at least the fraction FLOOR of others that do not vanish."""
+    (slopes, curvatures), loss = row_derivatives(chunk, z, problem), problem.loss
+    if is_first:
+        rise = slopes - row_derivatives(chunk, np.zeros_like(z), problem)[0]
+        secants = np.divide(rise, z, out=np.zeros_like(z), where=z != 0)
+        curvatures = np.maximum(curvatures, FLOOR * secants)
+    if loss.curvature is not None and not isinstance(loss, LogLoss) and not getattr(loss, "quadratic", False):
+        curvatures = np.maximum(curvatures, FLOOR * loss.curvature * chunk.row_weights[:, None])
+    return curvatures
 
 
 def _add_blocks(hessian: np.ndarray, chunk: Chunk, curvatures: np.ndarray, whole: Curvature) -> None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..execution.threads import one_blas_thread
-from .curvature import ROUNDED_WEIGHT, ChunkCurvature, Curvature, chunk_hessian, times, without_model
+from .curvature import KEPT, ROUNDED_WEIGHT, ChunkCurvature, Curvature, chunk_hessian, times
 from .line_search import line_values, penalties_within, points_on_line
 from .local_model import predictions, row_derivatives
 from .optimality import weighted_sum
-from .quadratic_step import step_with_intercepts
+from .quadratic_step import is_smooth, step_with_intercepts
 from .state import LARGEST_COEFFICIENT
 from .visit import counted
 
@@ -28,8 +28,8 @@ __all__ = ["curvature_visit"]
 
 
 # A visit takes at most INNER_STEPS Newton steps. They end if a step promises at most the fraction LEFT of what the
-# visit has gained and LEFT_OF_LOSS of the chunk's mean loss, or at most LEAST_PROMISE in all.
-INNER_STEPS, LEFT, LEFT_OF_LOSS, LEAST_PROMISE = 20, 1e-3, 1e-5, 1e-13
+# visit has gained and LEFT_OF_LOSS of the chunk's mean loss, or at most ROUNDED_LOSS of it.
+INNER_STEPS, LEFT, LEFT_OF_LOSS, ROUNDED_LOSS = 20, 1e-3, 1e-5, 1e-13
 
 # A full step is the last one if the curvatures of the rows have then changed by at most this fraction, because the next
 # step would gain little.
@@ -43,8 +43,13 @@ ACHIEVED, SHORTER = 0.25, np.array([*4.0 ** np.arange(-12.0, 0.0), 0.5, 1.0])
 
 
 def curvature_visit(
-    chunk: Chunk, head: SolverState, memory: ChunkMemory | None, whole: Curvature, problem: Problem
-) -> tuple[SolverState, ChunkMemory, Curvature]:
+    chunk: Chunk,
+    head: SolverState,
+    memory: ChunkMemory | None,
+    others: Curvature,
+    problem: Problem,
+    is_first: bool,
+) -> tuple[SolverState, ChunkMemory, Curvature] | None:
     """Move x to the minimum of the chunk's loss, the models of the other chunks and the penalty.
 
     This is a pure function, like ``chunk_saga``.
@@ -55,23 +60,21 @@ def curvature_visit(
     head : SolverState
     memory : ChunkMemory or None
         Memory of the chunk after its last visit. None for a new chunk.
-    whole : Curvature
-        Models of all chunks, that of this chunk included if ``memory.curvature`` is not None.
+    others : Curvature
+        Models of all other chunks.
     problem : Problem
+    is_first : bool
+        Whether the chunk had no model before.
 
     Returns
     -------
-    head : SolverState
-    memory : ChunkMemory
-    whole : Curvature
+    tuple of SolverState, ChunkMemory and Curvature, or None
+        None if a number is not finite, or x is too large.
     """
-    before = None if memory is None else memory.curvature
-    is_first = before is None
+    head, memory = counted(chunk, head, memory, problem)
+    if head.weight <= 0 or not head.rows:
+        return head, memory, others
     with np.errstate(all="ignore"), one_blas_thread():
-        others = whole if before is None else without_model(whole, before, chunk, problem)
-        head, memory = counted(chunk, head, memory, problem)
-        if head.weight <= 0 or not head.rows:
-            return head, memory._replace(curvature=None), others
         inner = _InnerProblem(chunk, head, memory, others, problem, is_first)
         inner.minimise()
         gradients = inner.slopes.astype(memory.gradients.dtype)
@@ -80,10 +83,10 @@ def curvature_visit(
         if is_first and not inner.is_floored:
             hessian = chunk_hessian(chunk, inner.z_of_hessian, others, problem, True)
         product = times(hessian, others.to_centred(inner.x))
-    good = np.abs(inner.x).max() < LARGEST_COEFFICIENT and np.isfinite(total).all() and np.isfinite(hessian).all()
-    if not good:
-        return head._replace(diverged=True), memory._replace(curvature=None), others
-    kept = hessian if hessian.nbytes <= gradients.nbytes else None
+    largest = np.abs(inner.x).max()  # NaN propagates
+    if not (largest < LARGEST_COEFFICIENT and np.isfinite(total.sum()) and np.isfinite(hessian.sum())):
+        return None
+    kept = hessian if hessian.nbytes <= KEPT * gradients.nbytes else None
     own = ChunkCurvature(inner.x_of_hessian, product, kept, memory.weight, is_first)
     head = head._replace(
         x=inner.x,
@@ -92,6 +95,7 @@ def curvature_visit(
         window_sum=np.zeros_like(inner.x),
         window_count=0,
         visited_weight=np.inf,
+        diverged=False,
     )
     memory = memory._replace(gradients=gradients, total=None if memory.total is None else total, curvature=own)
     whole = others._replace(
@@ -143,7 +147,7 @@ class _InnerProblem:
         others, problem, z = self.others, self.problem, predictions(self.chunk.rows, self.x)
         gained, loss, length, value = 0.0, 0.0, 0.0, None
         for count in range(INNER_STEPS + 1):
-            change = self._differentiate(z, renew=0.0 < length < 1.0)
+            z, change = self._differentiate(z, renew=0.0 < length < 1.0)
             settled = length == 1.0 and change <= SETTLED and others.weight > self.chunk.weight
             if settled or count == INNER_STEPS:
                 break
@@ -152,9 +156,13 @@ class _InnerProblem:
                 model, linear = self._models(u)
             slope_of_models = linear + times(model, u)
             slope = slope_of_models + others.sum_to_centred(weighted_sum(self.chunk.rows, self.slopes, problem))
-            hessian = (model + self.hessian) / self.weight
-            step, promise = step_with_intercepts(hessian, slope / self.weight, self.x, others.intercepts, problem)
-            least = max(min(LEFT * gained, LEFT_OF_LOSS * loss), LEAST_PROMISE)
+            # Rounding errors of the memory gradients do not cancel over the classes.
+            slope, hessian = others.without_common(slope) / self.weight, (model + self.hessian) / self.weight
+            if not np.isfinite(slope.sum() + hessian.sum()):
+                break
+            step, promise = step_with_intercepts(hessian, slope, self.x, others.intercepts, problem)
+            step = others.without_common(step, is_smooth(problem.penalty))
+            least = max(min(LEFT * gained, LEFT_OF_LOSS * loss), ROUNDED_LOSS * loss)
             if not (np.isfinite(step).all() and promise > least):
                 break
             line = _Line(self, z, step, (slope_of_models * step).sum(), (times(model, step) * step).sum())
@@ -168,19 +176,22 @@ class _InnerProblem:
             self.x, z = line.points(np.array([length]))[0], z + length * line.dz
             value = after - line.model_value(length)  # the next line measures the models from its own start
 
-    def _differentiate(self, z: np.ndarray, renew: bool) -> float:
+    def _differentiate(self, z: np.ndarray, renew: bool) -> tuple[np.ndarray, float]:
         """Compute slopes of the rows, and the Hessian anew if it has changed or if `renew`.
 
-        Return the relative change of the rows' curvatures since the Hessian was computed. It is inf at first.
+        Return z, and the relative change of the rows' curvatures since the Hessian was computed. It is inf at first.
         """
         self.slopes, curvatures = row_derivatives(self.chunk, z, self.problem)
         change = np.inf
         if self.curvatures is not None:
             change = np.abs(curvatures - self.curvatures).sum() / max(self.curvatures.sum(), np.finfo(float).tiny)
         if change > CHANGED or renew:
+            if self.curvatures is not None:  # without the rounding errors of steps, as when it is subtracted
+                z = predictions(self.chunk.rows, self.x)
+                self.slopes, curvatures = row_derivatives(self.chunk, z, self.problem)
             self.hessian = chunk_hessian(self.chunk, z, self.others, self.problem, self.is_floored)
             self.x_of_hessian, self.z_of_hessian, self.curvatures = self.x, z, curvatures
-        return change
+        return z, change
 
     def _models(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the Hessian and the linear part of the other chunks' models.

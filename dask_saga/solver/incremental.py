@@ -119,13 +119,9 @@ def forget(state: SAGAState, chunk_id: Hashable, problem: Problem, chunk: Chunk 
                 "give its data as well: forget(chunk_id, X, y)"
             )
         total = weighted_sum(chunk.rows, memory.gradients.astype(float), problem)
-    if state.curvature is not None and memory.curvature is not None:
-        # The Hessian of weighted rows cannot be computed again, because the weights are not known.
-        known = chunk is not None and chunk.weights_content == memory.weights_content
-        if known or memory.curvature.hessian is not None:
-            state = state._replace(curvature=without_model(state.curvature, memory.curvature, chunk, problem))
-        else:
-            state = _without_models(state)
+    # The Hessian of weighted rows cannot be computed again, because the weights are not known.
+    known = chunk is not None and chunk.weights_content == memory.weights_content
+    state = _without_own_model(state, memory, chunk if known else None, problem)
     stats, head = without(state.stats, counted_stats(memory, chunk, state.stats, problem)), state.head
     rows, weight, left = head.rows - memory.rows, head.weight - memory.weight, head.gradient_sum - total
     if not rows:  # set the sums to exactly zero, without rounding errors
@@ -192,9 +188,13 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
         If the id is known with other content.
     """
     memory, (preconditioner_key, stale) = state.chunks.get(chunk_id), state.preconditioner_for
-    state, stats, own = _with_usable_models(state, memory, chunk, problem), state.stats, None
-    memory = state.chunks.get(chunk_id)
+    stats, own, is_first = state.stats, None, True
     takes_curvature = uses_curvature(problem, chunk, len(state.head.x))
+    if memory is not None and memory.curvature is not None:
+        known = memory.weights_content == chunk.weights_content  # else the former weights are not known
+        state = _without_own_model(state, memory, chunk if known else None, problem)
+        is_first, memory = state.curvature is None, memory._replace(curvature=None)
+        state = state._replace(chunks=state.chunks.set(chunk_id, memory))
     if memory is None or memory.weights_content != chunk.weights_content:
         # Curvature needs no products of columns, which choose a rotation.
         own = column_stats(chunk, problem._replace(precondition=problem.precondition and not takes_curvature))
@@ -209,7 +209,10 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     state = state._replace(
         head=head, stats=stats, metric=axes, preconditioner_for=(problem.preconditioner_key, stale),
     )  # fmt: skip
-    state, after = (_visit_with_curvature if takes_curvature else _visit_with_steps)(state, chunk_id, chunk, problem)
+    visited = None
+    if takes_curvature and not _lacks_models(state, memory, chunk):
+        visited = _visit_with_curvature(state, memory, chunk, problem, is_first)
+    state, after = visited or _visit_with_steps(state, chunk_id, memory, chunk, problem)
     if own is not None:
         after = after._replace(stats=own._replace(products=None) if _stats_pay(after) else None)
     return state._replace(
@@ -219,14 +222,35 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     )
 
 
-def _with_usable_models(state: SAGAState, memory: ChunkMemory | None, chunk: Chunk, problem: Problem) -> SAGAState:
-    """Return the state without any quadratic models if they are of another problem or cannot be subtracted."""
-    whole, own = state.curvature, None if memory is None else memory.curvature
-    if whole is None:
+# A visit uses curvature only if the weight of other chunks without a model is at most NEW times the weight with models,
+# the chunk's own included. For a chunk that comes back, this factor is KNOWN.
+NEW, KNOWN = 1.0, 8.0
+
+
+def _lacks_models(state: SAGAState, memory: ChunkMemory | None, chunk: Chunk) -> bool:
+    """Return whether so many chunks have no model that a visit with curvature would go too far.
+
+    These are the chunks of a ``fit``, or chunks of few rows. Their curvature would have to be guessed.
+    """
+    with_models = 0.0 if state.curvature is None else state.curvature.weight
+    lacking = state.head.weight - (0.0 if memory is None else memory.weight) - with_models
+    return lacking > (NEW if memory is None else KNOWN) * (with_models + chunk.weight)
+
+
+def _without_own_model(state: SAGAState, memory: ChunkMemory, chunk: Chunk | None, problem: Problem) -> SAGAState:
+    """Subtract the model of a chunk. If this is impossible, drop all models.
+
+    `chunk` is None if its rows are not known, or not the weights that it had.
+    """
+    if state.curvature is None or memory.curvature is None:
         return state
-    # The former weights of the chunk are not known, so its Hessian cannot be computed again.
-    lost = own is not None and own.hessian is None and memory and memory.weights_content != chunk.weights_content
-    return _without_models(state) if lost or whole.key != problem.preconditioner_key else state
+
+    def is_only() -> bool:
+        return sum(one.curvature is not None for one in state.chunks.values()) == 1
+
+    with np.errstate(all="ignore"):
+        left = without_model(state.curvature, memory.curvature, chunk, problem, is_only)
+    return _without_models(state) if left is None else state._replace(curvature=left)
 
 
 def _without_models(state: SAGAState) -> SAGAState:
@@ -236,19 +260,22 @@ def _without_models(state: SAGAState) -> SAGAState:
 
 
 def _visit_with_curvature(
-    state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem
-) -> tuple[SAGAState, ChunkMemory]:
-    whole = state.curvature or new_curvature(problem, len(state.head.x), state.stats)
-    head, memory, whole = curvature_visit(chunk, state.head, state.chunks.get(chunk_id), whole, problem)
+    state: SAGAState, memory: ChunkMemory | None, chunk: Chunk, problem: Problem, is_first: bool
+) -> tuple[SAGAState, ChunkMemory] | None:
+    if state.curvature is not None and state.curvature.key != problem.loss_key:
+        state = _without_models(state)
+    others = state.curvature or new_curvature(problem, len(state.head.x), state.stats)
+    visited = curvature_visit(chunk, state.head, memory, others, problem, is_first)
+    if visited is None:
+        return None
+    head, memory, whole = visited
     return state._replace(head=head, curvature=whole, window_ids=ImmutableMap()), memory
 
 
 def _visit_with_steps(
-    state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem
+    state: SAGAState, chunk_id: Hashable, memory: ChunkMemory | None, chunk: Chunk, problem: Problem
 ) -> tuple[SAGAState, ChunkMemory]:
-    memory, head, window_ids, whole = state.chunks.get(chunk_id), state.head, state.window_ids, state.curvature
-    if whole is not None and memory is not None and memory.curvature is not None:
-        whole, memory = without_model(whole, memory.curvature, chunk, problem), memory._replace(curvature=None)
+    head, window_ids = state.head, state.window_ids
     visits, known = memory.visits if memory else 0, len(state.chunks)
     preconditioner = cast(Preconditioner, state.metric)  # ``visit`` has chosen one
     if problem.average:
@@ -265,7 +292,7 @@ def _visit_with_steps(
     elif chunk_id in window_ids or (memory is None and known):
         head = leave_pass(head)
     head, memory = chunk_saga(chunk, head, memory, *preconditioned, visit_seed(state.seed, chunk_id, visits))
-    return state._replace(head=head, curvature=whole, window_ids=window_ids), memory
+    return state._replace(head=head, window_ids=window_ids), memory
 
 
 def counted_stats(memory: ChunkMemory, chunk: Chunk | None, whole: ColumnStats, problem: Problem) -> ColumnStats:

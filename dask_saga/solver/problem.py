@@ -94,6 +94,11 @@ class Problem(NamedTuple):
         """Hash of the parameters that determine the preconditioner of given rows."""
         return _hash(*_parts(self.loss, self.penalty), self.fit_intercept, self.precondition)
 
+    @property
+    def loss_key(self) -> str:
+        """Hash of the parameters that determine the loss of given rows as a function of x."""
+        return _hash(*_parts(self.loss), self.fit_intercept)
+
     def token(self) -> str:
         """Hash of the whole problem. For a user's own loss or penalty it includes the code."""
         return _hash(*_parts(self.loss, self.penalty), *self[2:])
