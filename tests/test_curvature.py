@@ -371,6 +371,19 @@ def test_a_chunk_of_much_more_weight_that_leaves():
     assert_sums(model, dict(enumerate(parts)))
 
 
+def test_a_huge_cell_that_is_corrected():
+    """Its square has no digits of the other chunks' Hessians left, so all models start anew."""
+    A, y = make_rows(n=800, p=5, classes=False)
+    parts = parts_of(A, y, 4)
+    wrong = parts[3][0].copy()
+    wrong[0, 0] = 1e9
+    model = SAGARegressor(alpha=1e-2, random_state=0, memory_dtype="float64")
+    train(model, [*parts[:3], (wrong, parts[3][1])], 2)
+    model.partial_fit(*parts[3], chunk_id=3, replace=True)
+    train(model, parts, 4)
+    assert gap(model, A, y, SquaredError(), ElasticNet(l2=1e-2)) < 1e-8
+
+
 class OwnLog(NamedTuple):
     """A loss without a second derivative."""
 

@@ -59,8 +59,9 @@ KEPT = 8
 # A total weight below this fraction of the former one is a rounding error.
 ROUNDED_WEIGHT = 1e-9
 
-# Digits are lost if a subtraction leaves less than this fraction of a diagonal entry.
-CANCELLED = 1e-11
+# Digits may be lost if a subtraction leaves less than the fraction CANCELLED of a diagonal entry. They are if the rest
+# differs from that of the other chunks by more than the fraction LOST.
+CANCELLED, LOST = 1e-11, 1e-3
 
 # In the model of a first visit, a row has at least the fraction FLOOR of the curvature of the secant from prediction 0.
 # A saturated row has no curvature, and later chunks could undo what was learned from it. If the second derivative of
@@ -202,7 +203,11 @@ def new_curvature(problem: Problem, outputs: int, stats: ColumnStats) -> Curvatu
 
 
 def without_model(
-    whole: Curvature, own: ChunkCurvature, chunk: Chunk | None, problem: Problem, is_only: Callable[[], bool]
+    whole: Curvature,
+    own: ChunkCurvature,
+    chunk: Chunk | None,
+    problem: Problem,
+    others: Callable[[], list[ChunkCurvature]],
 ) -> Curvature | None:
     """Subtract the model of a chunk.
 
@@ -213,8 +218,9 @@ def without_model(
     chunk : Chunk or None
         The chunk with the weights that it had. Needed if its Hessian was not kept.
     problem : Problem
-    is_only : callable
-        Returns whether no other chunk has a model. It is called if next to no weight is left.
+    others : callable
+        Returns the models of all other chunks. It is called if next to nothing is left of a diagonal entry or of the
+        weight.
 
     Returns
     -------
@@ -224,17 +230,26 @@ def without_model(
     weight = whole.weight - own.weight
     if not weight > ROUNDED_WEIGHT * whole.weight:
         none = np.zeros_like(whole.hessian), np.zeros_like(whole.product)
-        return whole._replace(hessian=none[0], product=none[1], weight=0.0) if is_only() else None
+        return None if others() else whole._replace(hessian=none[0], product=none[1], weight=0.0)
     hessian = own.hessian
     if hessian is None:
         if chunk is None or whole.key != problem.loss_key:
             return None
         hessian = chunk_hessian(chunk, predictions(chunk.rows, own.x), whole, problem, own.is_first)
     left = whole.hessian - hessian
-    before, after = (np.diagonal(one, axis1=1, axis2=2) for one in (whole.hessian, left))
+    before, after = _diagonal(whole.hessian), _diagonal(left)
     if (after < CANCELLED * before).any():
-        return None
+        # Other chunks may have nothing to tell of a column, such as a rare level. Otherwise their digits are lost. This
+        # is seen only if their Hessians are known.
+        rest = [one.hessian for one in others()]
+        known = sum((_diagonal(one) for one in rest if one is not None), np.zeros_like(after))
+        if all(one is not None for one in rest) and (np.abs(after - known) > LOST * known)[known > 0].any():
+            return None
     return whole._replace(hessian=left, product=whole.product - own.product, weight=weight)
+
+
+def _diagonal(hessian: np.ndarray) -> np.ndarray:
+    return np.diagonal(hessian, axis1=1, axis2=2)
 
 
 def times(hessian: np.ndarray, u: np.ndarray) -> np.ndarray:

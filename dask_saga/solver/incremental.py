@@ -23,6 +23,7 @@ from .visit import chunk_saga, visit_digest
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
     from ..data.statistics import ColumnStats
+    from .curvature import ChunkCurvature
     from .problem import Problem
     from .state import ChunkMemory
 
@@ -245,11 +246,12 @@ def _without_own_model(state: SAGAState, memory: ChunkMemory, chunk: Chunk | Non
     if state.curvature is None or memory.curvature is None:
         return state
 
-    def is_only() -> bool:
-        return sum(one.curvature is not None for one in state.chunks.values()) == 1
+    def others() -> list[ChunkCurvature]:
+        models = (one.curvature for one in state.chunks.values())
+        return [one for one in models if one is not None and one is not memory.curvature]
 
     with np.errstate(all="ignore"):
-        left = without_model(state.curvature, memory.curvature, chunk, problem, is_only)
+        left = without_model(state.curvature, memory.curvature, chunk, problem, others)
     return _without_models(state) if left is None else state._replace(curvature=left)
 
 
