@@ -11,6 +11,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from ..losses import LOSSES, LogLoss, Loss, MultinomialLogLoss
 from ..penalties import Penalty
 from .identity import _hash, _parts
+from .step_rule import STEP_RULE
 
 __all__ = ["CONSTRAINTS", "Problem", "problem_for", "to_float"]
 
@@ -68,7 +69,7 @@ class Problem(NamedTuple):
     penalty: Penalty
     fit_intercept: bool = False
     step_size: str | float = "auto"
-    step_size_scale: float = 0.3
+    step_size_scale: float = STEP_RULE.default_scale
     average: bool = True
     precondition: bool = True
     memory_dtype: str = "float32"

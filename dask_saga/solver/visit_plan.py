@@ -12,6 +12,7 @@ import numpy as np
 from ..execution.threads import thread_count
 from ..kernels.row_order import repeated, rows_of, shuffle_rows
 from .preconditioned_problem import row_norms
+from .step_rule import STEP_RULE
 from .threaded_visit import ENTRIES_A_COEFFICIENT
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RowSchedule", "plan_visit", "row_order"]
 
-
-# Largest Lipschitz constant of a single visit of a row, in units of the mean constant L. A row with a larger constant
-# L_i is visited ceil(L_i / (ROW_BOUND * L)) times in a pass.
-ROW_BOUND = 2.0
 
 # Number of neighbouring rows in a block, which are visited at about the same time because they share cache lines;
 # number of blocks, from all over the chunk, whose rows are shuffled together. Larger blocks are faster, but in rows
@@ -125,7 +122,7 @@ def plan_visit(
         lengths = row_norms(chunk, preconditioned) if norms is None else norms
         # Sample rows by their bounds (Schmidt et al. 2015, section 3), so that the largest row does not determine
         # the step.
-        often = ROW_BOUND * (preconditioner.mean_square or 1.0) / pull
+        often = STEP_RULE.row_bound * (preconditioner.mean_square or 1.0) / pull
         rest = (lengths, chunk.weights, often)
         visits = repeated(taken, *rest, taken[:0])
         if visits > len(taken):
