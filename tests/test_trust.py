@@ -396,7 +396,7 @@ def test_poisson_predicts_counts_and_refuses_negative_ones():
     best = PoissonRegressor(alpha=1e-3, solver="newton-cholesky", tol=1e-12).fit(A, y)
     np.testing.assert_allclose(model.predict(A), best.predict(A), rtol=1e-4)
     np.testing.assert_allclose(model.predict(da.from_array(A, chunks=(500, -1))).compute(), model.predict(A))
-    with pytest.raises(ValueError, match=r"y must be at least 0\.0 for this loss, but has -1"):
+    with pytest.raises(ValueError, match=rf"y must be at least 0\.0 for this loss, but has -1\.0 in row {y.argmin()};"):
         SAGARegressor("poisson").fit(A, y - y.min() - 1)
 
 

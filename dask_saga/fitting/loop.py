@@ -227,7 +227,7 @@ def _open(
     if checkpoint and not fit.can_gather_memory():
         raise ValueError(
             f"checkpoint: the gradient memory, {fit.all_memory_bytes / 1e9:.1f} GB, is too large for this process to "
-            "write"
+            "write; fit without a checkpoint, or in a process with more memory"
         )
     return fit, resume(fit, saved, tol) if saved else initial_state(fit, start), identity
 

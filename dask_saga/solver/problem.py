@@ -98,7 +98,9 @@ def problem_for(problem: Problem, classes: np.ndarray | None) -> Problem:
         problem = problem._replace(loss=MultinomialLogLoss(count))
     outputs = getattr(problem.loss, "outputs", count if count > 2 else 1)
     if hasattr(problem.loss, "outputs") and outputs != count:
-        raise ValueError(f"loss={problem.loss} is for {outputs} classes, but y has {count}")
+        raise ValueError(
+            f"loss={problem.loss} is for {outputs} classes, but y has {count}; create the loss for the classes of y"
+        )
     return problem._replace(outputs=outputs)
 
 
@@ -107,4 +109,4 @@ def to_float(name: str, value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{name} is an integer too large for a float") from None
+        raise ValueError(f"{name} is an integer too large for a float; give a smaller number") from None

@@ -199,7 +199,10 @@ def chunk_saga(
             rows=head.rows + memory.rows,
         )
     elif memory.content != chunk.content:
-        raise ValueError("memory belongs to a chunk of other content")
+        raise ValueError(
+            "memory belongs to a chunk of other content; pass the memory that the last visit of this chunk returned, "
+            "or None for a new chunk"
+        )
     elif memory.weights_content != chunk.weights_content:
         now = fresh_memory(chunk, problem)
         head = head._replace(weight=head.weight + now.weight - memory.weight, rows=head.rows + now.rows - memory.rows)
