@@ -106,8 +106,8 @@ def saga_pass(
 def pull_of_rows(plan, weights):
     """What the change of each row's gradient is multiplied by."""
     if not plan.lengths.size:
-        return np.full(len(weights), plan.pull)
-    return plan.pull / np.clip(np.ceil(plan.lengths * weights / plan.often), 1, plan.most)
+        return np.full(len(weights), plan.change_scale)
+    return plan.change_scale / np.clip(np.ceil(plan.lengths * weights / plan.length_threshold), 1, plan.max_visits)
 
 
 def objective(A, b, x, intercept, loss, penalty, weights=None):

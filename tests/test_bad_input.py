@@ -63,7 +63,7 @@ BAD_DATA = {
     "1-d X": ((A[:, 0], y), ValueError, "X.*2D"),
     "3-d X": ((A[None], y), ValueError, "X.*dim 3"),
     "no columns": ((A[:, :0], y), ValueError, "X: Found array with 0 feature"),
-    "short y": ((A, y[:-1]), ValueError, "X has 60 rows, but y has 59"),
+    "short y": ((A, y[:-1]), ValueError, "X has 60 rows, but y has 59; give one target"),
     "no y": ((A, None), ValueError, r"\by\b.*None"),
     "3-d y": ((A, np.c_[y, y][:, :, None]), ValueError, r"\by\b"),
     "NaN in y": ((A, np.where(y > 0, np.nan, y)), ValueError, r"\by\b.*NaN"),

@@ -221,7 +221,7 @@ def test_a_newer_format_is_refused(tmp_path):
         text = json.loads(arrays["text"].tobytes())
         arrays["text"] = np.frombuffer(json.dumps({**text, "format": 99}).encode(), np.uint8)
         np.savez(path, **arrays)
-    with pytest.raises(ValueError, match="has format 99; this version knows 1"):
+    with pytest.raises(ValueError, match="has format 99; this version knows 1, so update"):
         SAGAClassifier(**SETTINGS).fit(X, labels, checkpoint=tmp_path)
 
 

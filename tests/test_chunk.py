@@ -308,7 +308,7 @@ def test_memory_of_other_content_is_refused(binary):
     problem = problem_for("log_loss")
     one, other = read_chunk(A[:300], b[:300]), read_chunk(A[300:], b[300:])
     metric = choose_preconditioner(column_stats(one, problem), problem)
-    with pytest.raises(ValueError, match="other content"):
+    with pytest.raises(ValueError, match="other content; pass the memory that the last visit"):
         chunk_saga(other, new_solver_state(8), fresh_memory(one, problem), problem, metric, 0)
 
 

@@ -9,6 +9,7 @@ from dask.distributed import Client
 
 import dask_saga
 from dask_saga import inspection, losses, model_selection, penalties
+from dask_saga.solver.step_rule import StepRule
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
@@ -42,3 +43,8 @@ def test_the_reference_has_every_public_name(module):
     # All but dicts of names, and functions that only other modules of the package call.
     internal = {"prox", "penalty_values"}
     assert {name for name in module.__all__ if not name.isupper()} - internal <= named
+
+
+def test_the_page_of_the_step_rule_names_every_constant():
+    page = (ROOT / "docs" / "algorithm" / "step_size.md").read_text()
+    assert [name for name in StepRule._fields if f"`{name}` (" not in page] == []

@@ -110,7 +110,11 @@ def test_two_visits_equal_plain_python(kind, n_threads, step_size, weighted, mon
         factor = min(metric.step_factor, 1.0 if seed == 3 else np.inf)
         stepping = PreconditionedProblem(problem, metric._replace(step_factor=factor))
         step = stepping.step_size() * plan.step * (np.sqrt(n_threads) if problem.automatic else 1.0)
-        short = problem.automatic and kind != "sparse" and step * plan.pull * plan.often * problem.loss.curvature <= 1
+        short = (
+            problem.automatic
+            and kind != "sparse"
+            and step * plan.change_scale * plan.length_threshold * problem.loss.curvature <= 1
+        )
         often = np.full(p + 1, True)
         if sparse:
             often[:-1] = visits > limit

@@ -24,6 +24,7 @@ from dask_saga.solver.preconditioner_choice import axis_limits, choose_precondit
 from dask_saga.solver.problem import Problem
 from dask_saga.solver.state import new_solver_state
 from dask_saga.solver.step_control import next_step_multiplier
+from dask_saga.solver.step_rule import STEP_RULE
 
 from . import oracles
 from .conftest import make_rows
@@ -260,7 +261,7 @@ def test_axes_of_which_a_chunk_knows_little_get_shorter_steps(sparse):
     np.testing.assert_array_equal(limited(part), 1.0)
     part[:, 2] = 7.0  # it cannot be told from the intercept
     step = PreconditionedProblem(problem, metric).step_size()
-    few = metric_module.ACTUAL / (step * metric.scale[2] * 1000 * metric.curvature)
+    few = STEP_RULE.axis_slack / (step * metric.scale[2] * 1000 * metric.curvature)
     few = few / (metric.spread[2] * (metric.inverse_density[2] if sparse else 1.0))
     np.testing.assert_allclose(limited(part), [1, 1, few], rtol=0.01)
     np.testing.assert_array_equal(limited(part, step_size=0.1), 1.0)
@@ -395,7 +396,7 @@ def test_poisson_predicts_counts_and_refuses_negative_ones():
     best = PoissonRegressor(alpha=1e-3, solver="newton-cholesky", tol=1e-12).fit(A, y)
     np.testing.assert_allclose(model.predict(A), best.predict(A), rtol=1e-4)
     np.testing.assert_allclose(model.predict(da.from_array(A, chunks=(500, -1))).compute(), model.predict(A))
-    with pytest.raises(ValueError, match=r"y must be at least 0\.0 for this loss, but has -1"):
+    with pytest.raises(ValueError, match=rf"y must be at least 0\.0 for this loss, but has -1\.0 in row {y.argmin()};"):
         SAGARegressor("poisson").fit(A, y - y.min() - 1)
 
 

@@ -77,10 +77,10 @@ def ordered_blocks(array: np.ndarray, part: slice) -> Iterator[tuple[slice, np.n
         yield part, array[part]
         return
     size = max(1, BLOCK_BYTES // max(array[:1].nbytes, 1) // GROUP) * GROUP  # a multiple of the kernels' GROUP
-    room = np.empty((min(size, part.stop - part.start), *array.shape[1:]), array.dtype)
+    buffer = np.empty((min(size, part.stop - part.start), *array.shape[1:]), array.dtype)
     for start in range(part.start, part.stop, size):
         block = slice(start, min(start + size, part.stop))
-        copy = room[: block.stop - start]
+        copy = buffer[: block.stop - start]
         np.copyto(copy, array[block])
         yield block, copy
 

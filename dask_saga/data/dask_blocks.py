@@ -29,7 +29,7 @@ def _split(
     the remedy that an error message names.
     """
     if getattr(collection, "ndim", 1) == 0:
-        raise ValueError(f"{name} is a single number; give one for each row of X")
+        raise ValueError(f"{name} is a single number; give one number for each row of X")
     if hasattr(collection, "numblocks"):
         if collection.ndim > 1 and collection.numblocks[1] > 1:
             size = max(collection.chunks[0]) * collection.shape[1] * collection.dtype.itemsize
@@ -57,7 +57,7 @@ def _split(
         )
     array = collection.iloc if hasattr(collection, "iloc") else np.asarray(collection)
     if len(collection) != sum(lengths):
-        raise ValueError(f"X has {sum(lengths)} rows, but {name} has {len(collection)}")
+        raise ValueError(f"X has {sum(lengths)} rows, but {name} has {len(collection)}; give one entry per row")
     ends = np.cumsum(lengths)
     return [array[end - n : end] for n, end in zip(lengths, ends, strict=True)], lengths
 
@@ -119,7 +119,10 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
     if not is_dask_collection(X):
         raise TypeError("y or sample_weight is a Dask collection, but X is not; make X one too")
     if getattr(X, "ndim", 2) != 2:
-        raise ValueError(f"Expected 2D array for X, got {X.ndim}D array instead. Reshape your data")
+        raise ValueError(
+            f"Expected 2D array for X, got {X.ndim}D array instead. Reshape your data to (rows, columns): a single "
+            "column is X.reshape(-1, 1)"
+        )
     if y is None:
         raise ValueError(NO_TARGET)
     arrays = [part for part in (X, y, sample_weight) if hasattr(part, "numblocks")]
@@ -133,7 +136,7 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
             continue
         others, known = _split(name, other, lengths, alone, framed=not hasattr(X, "numblocks"))
         if lengths and known and sum(lengths) != sum(known):
-            raise ValueError(f"X has {sum(lengths)} rows, but {name} has {sum(known)}")
+            raise ValueError(f"X has {sum(lengths)} rows, but {name} has {sum(known)}; give one entry per row")
         if hasattr(other, "rechunk") and lengths and known:
             remedy = f"{name}.rechunk((X.chunks[0],))"
         else:

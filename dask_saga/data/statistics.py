@@ -210,7 +210,7 @@ def _extremes(rows: Any, name: str) -> np.ndarray:
     return (extremes.toarray().ravel() if sp.issparse(rows) else extremes).astype(np.float64)
 
 
-def _pulls(targets: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
+def _target_deviations(targets: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
     """Return the weighted mean of the targets, and the weighted deviations from it."""
     targets = targets.mean(axis=1) if targets.shape[1] > 1 else targets[:, 0]
     target = float((targets * weights).sum() / weights.sum())
@@ -254,7 +254,7 @@ def _measure_sparse(
         few = rows[:: max(1, n // 1000)][:, some].toarray()
         mean[some], squares[some], low[some], high[some], more, origin = _about(moments, _middle(few), weight)
         sums[:, some] = more + factors.sum(axis=0)[:, None] * origin
-    target, _ = _pulls(chunk.targets, weights)
+    target, _ = _target_deviations(chunk.targets, weights)
     return ColumnStats(n, weight, mean, squares, low, high, counts, full, True, target, np.zeros(p), None), sums
 
 
@@ -262,9 +262,9 @@ def _measure_dense(
     chunk: Chunk, full: np.ndarray, problem: MeasuredProblem, chunks: int, factors: np.ndarray
 ) -> tuple[ColumnStats, np.ndarray]:
     rows, (n, p), weights = chunk.rows, chunk.rows.shape, chunk.row_weights
-    (target, pulls), weight = _pulls(chunk.targets, weights), weights.sum()
+    (target, deviations), weight = _target_deviations(chunk.targets, weights), weights.sum()
     moments = _block_moments(
-        functools.partial(ordered_blocks, rows), weights, np.column_stack([pulls, factors]), p,
+        functools.partial(ordered_blocks, rows), weights, np.column_stack([deviations, factors]), p,
         thread_count(problem.n_threads, chunk.entries),
     )  # fmt: skip
     few = np.ascontiguousarray(rows[:: max(1, n // 1000)])
@@ -278,13 +278,13 @@ def _measure_dense(
 
 
 def _block_moments(
-    read: Callable[[slice], Iterable], weights: np.ndarray, pulls: np.ndarray, p: int, count: int
+    read: Callable[[slice], Iterable], weights: np.ndarray, factors: np.ndarray, p: int, count: int
 ) -> Callable[[np.ndarray], tuple]:
     """Return a function that computes the moments of dense rows about a given origin, block by block.
 
     It does not use BLAS, whose sums depend on the alignment of the rows and on the number of threads.
     """
-    n, c = pulls.shape
+    n, c = factors.shape
     blocks = [slice(start, min(start + MOMENTS, n)) for start in range(0, n, MOMENTS)]
 
     def moments(origin: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -292,7 +292,7 @@ def _block_moments(
             out = np.zeros((4 + c, p))
             out[2:4] = [[np.inf], [-np.inf]]
             for some, few in read(block):
-                dense_moments(few, weights[some], pulls[some], origin, out)
+                dense_moments(few, weights[some], factors[some], origin, out)
             return out
 
         with threads(count) as each:

@@ -30,7 +30,7 @@ __all__ = [
 LARGEST = 1e50
 
 # Message of the error for a missing y.
-NO_TARGET = "This estimator requires y to be passed, but the target y is None"
+NO_TARGET = "This estimator requires y to be passed, but the target y is None; give one target per row of X"
 
 
 # Lock around scikit-learn's validators, as they temporarily modify the global warning filters.
@@ -124,7 +124,8 @@ def check_classes(labels: np.ndarray, argument: str) -> np.ndarray:
     classes = sorted_labels(labels, argument)
     if len(classes) < 2:
         raise ValueError(
-            f"{argument} holds {len(classes)} class(es); a classifier needs at least two classes: {classes.tolist()}"
+            f"{argument} holds {len(classes)} class(es), {classes.tolist()}; a classifier needs at least two classes, "
+            "so include another one"
         )
     return classes
 
@@ -189,11 +190,14 @@ def read_targets(y: Any, classes: np.ndarray | None = None, loss: Loss | None = 
         raise ValueError(f"y (b) must hold only {_some(labels)} for this loss, but has {found}; encode its labels so")
     least = getattr(loss, "least_target", -np.inf)
     if y.size and y.min() < least:
+        row = int(y.min(axis=1).argmin())
         raise ValueError(
-            f"y must be at least {least} for this loss, but has {y.min()}; correct these rows, or choose another loss"
+            f"y must be at least {least} for this loss, but has {y.min()} in row {row}; correct such rows, or choose "
+            "another loss"
         )
     if y.size and max(y.max(), -y.min()) > LARGEST:
-        raise ValueError(f"y has values beyond {LARGEST:.0e}; give it in larger units")
+        row = int(np.abs(y).max(axis=1).argmax())
+        raise ValueError(f"y has values beyond {LARGEST:.0e}, as in row {row}; give it in larger units")
     return np.ascontiguousarray(y)
 
 

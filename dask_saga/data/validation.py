@@ -115,7 +115,7 @@ def align_columns(X: Any, names: list | None) -> Any:
         return X
     if sorted(map(str, X.columns)) != sorted(map(str, names)):
         raise ValueError(
-            f"X has the columns {list(X.columns)} here, but the frame has {names}; give all partitions the same"
+            f"X has the columns {list(X.columns)} here, but the frame has {names}; give all partitions the same columns"
         )
     return X[names]
 
@@ -275,11 +275,11 @@ def read_chunk(
     with blame("y", name):
         targets = read_targets(y, classes, loss)
         if len(targets) != n:
-            raise ValueError(f"X has {n} rows, but y has {len(targets)}")
+            raise ValueError(f"X has {n} rows, but y has {len(targets)}; give one target per row")
     with blame("sample_weight", name):
         weights = read_weights(sample_weight, n)
         if weights.size and len(weights) != n:
-            raise ValueError(f"X has {n} rows, but sample_weight has {len(weights)}")
+            raise ValueError(f"X has {n} rows, but sample_weight has {len(weights)}; give one weight per row")
     if class_weights is not None and classes is not None:
         with blame("sample_weight", name), np.errstate(over="ignore"):
             weights = _checked_total(class_weights[encode_labels(y, classes)] * (weights if weights.size else 1.0))

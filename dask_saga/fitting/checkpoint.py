@@ -78,13 +78,13 @@ class Checkpoint:
 
     def __init__(self, path: Any):
         if not isinstance(path, (str, os.PathLike)):
-            raise TypeError(f"checkpoint={path!r} must be a folder or an URL")
+            raise TypeError(f"checkpoint={path!r} must be a folder or a URL, given as a string or a path")
         try:
             # Give only URLs to fsspec as they are, because it would expand a ~ in a path to a home directory.
             is_url = isinstance(path, str) and ("://" in path or "::" in path)
             self.files, self.folder = fsspec.core.url_to_fs(path if is_url else os.path.abspath(path))
         except ValueError as error:
-            raise ValueError(f"checkpoint={path!r}: {error}") from error
+            raise ValueError(f"checkpoint={path!r}: {error}; give a folder, or a URL that fsspec supports") from error
         self.last_time, self.seconds = time.monotonic(), 0.0  # end and duration of the last write
 
     def is_due(self) -> bool:
@@ -160,7 +160,10 @@ class Checkpoint:
                 warnings.warn(f"checkpoint {name} cannot be read ({error}); taking the one before", stacklevel=2)
                 continue
             if text["format"] > FORMAT:
-                raise ValueError(f"checkpoint {name} has format {text['format']}; this version knows {FORMAT}")
+                raise ValueError(
+                    f"checkpoint {name} has format {text['format']}; this version knows {FORMAT}, so update dask-saga, "
+                    "or give another folder"
+                )
             for what, value in identity.items():
                 if value is not None and text["identity"].get(what) != value:
                     raise ValueError(

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..solver.averaging import window_is_due
 from ..solver.identity import digest, draw_seed, number_occurrences, visit_seed
+from ..solver.step_rule import STEP_RULE
 from ..solver.subsample import subsample_step
 from ..solver.visit import visit_digest
 from .chunk_source import lanes
@@ -56,11 +57,6 @@ LINEAGE = 10
 # A subsample step that leaves more than this fraction of the gradient norm is the last one, as a pass of visits leaves
 # less.
 SUBSAMPLE_PAYS = 0.5
-
-# A pass of visits is undone if its gradient norm exceeds DIVERGING_RATIO times the smallest one so far, the previous
-# one, and DIVERGING_SHARE times the norm at zero. The last limit is needed because an earlier estimate may have been
-# too small.
-DIVERGING_RATIO, DIVERGING_SHARE = 10.0, 0.1
 
 # Relative rise of F that counts as rounding.
 RISE = 1e-12
@@ -231,7 +227,7 @@ def _open(
     if checkpoint and not fit.can_gather_memory():
         raise ValueError(
             f"checkpoint: the gradient memory, {fit.all_memory_bytes / 1e9:.1f} GB, is too large for this process to "
-            "write"
+            "write; fit without a checkpoint, or in a process with more memory"
         )
     return fit, resume(fit, saved, tol) if saved else initial_state(fit, start), identity
 
@@ -371,10 +367,13 @@ def _ended(fit: FitSetup, state: FitState, current: PendingPass) -> FitState:
 
 
 def _is_diverging(state: FitState, ended: FitState, at_zero: float) -> bool:
-    """Return whether a pass of steps is diverging and must be undone. Shorter steps follow then."""
+    """Return whether a pass of steps is diverging and must be undone. Shorter steps follow then.
+
+    The norm at zero is a limit as well, because an earlier norm may be an estimate that was too small.
+    """
     norms = [row["gradient_norm"] * at_zero for row in state.history]
     norm = ended.summary.gradient_norm
-    limit = max(norms[-1], DIVERGING_RATIO * min(norms), DIVERGING_SHARE * at_zero) if norms else np.inf
+    limit = max(norms[-1], STEP_RULE.undo_ratio * min(norms), STEP_RULE.undo_share * at_zero) if norms else np.inf
     return bool(norm > limit) and not ended.summary.diverged
 
 

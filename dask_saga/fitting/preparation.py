@@ -71,7 +71,7 @@ class Handover:
     def take(self) -> tuple[list[Reference[np.ndarray]], Reference[Subsample | PreconditionedProblem] | None]:
         """Return the limits and the sample, and forget them. This is possible once."""
         if self._is_taken:
-            raise RuntimeError("one preparing pass is for one fit; call prepare again")
+            raise RuntimeError("this preparing pass was already used by a fit; call prepare again for another one")
         limits, sample = self._limits, self._sample
         self._limits, self._sample, self._is_taken = [], None, True
         return limits, sample
@@ -282,9 +282,15 @@ def _check_shapes(shapes: list[_Shape]) -> None:
     """Raise a ValueError if chunks differ in their numbers of columns or outputs."""
     for k, shape in enumerate(shapes):
         if shape.columns != shapes[0].columns:
-            raise ValueError(f"chunk {k}: X has {shape.columns} features, but chunk 0 has {shapes[0].columns}")
+            raise ValueError(
+                f"chunk {k}: X has {shape.columns} features, but chunk 0 has {shapes[0].columns}; give all chunks the "
+                "same columns"
+            )
         if shape.outputs != shapes[0].outputs:
-            raise ValueError(f"chunk {k}: y has {shape.outputs} columns, but chunk 0 has {shapes[0].outputs}")
+            raise ValueError(
+                f"chunk {k}: y has {shape.outputs} columns, but chunk 0 has {shapes[0].outputs}; give all chunks the "
+                "same outputs"
+            )
 
 
 def _join_small(source: Source, shapes: list[_Shape]) -> list[list[int]]:

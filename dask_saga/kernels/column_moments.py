@@ -45,12 +45,12 @@ U = np.uint64
 
 
 @compiled(writes="out")
-def dense_moments(A, weights, pulls, origin, out):
+def dense_moments(A, weights, factors, origin, out):
     """Accumulate the moments of each column in ``out``, of shape (4 + c, p).
 
     Rows 0 and 1 get sum_i w_i (a_i - origin) and sum_i w_i (a_i - origin)^2. Rows 2 and 3 get the minimum and the
-    maximum of the entries, without ``origin`` subtracted. The last c rows get sum_i pulls_i (a_i - origin), where
-    ``pulls`` is (n, c).
+    maximum of the entries, without ``origin`` subtracted. The last c rows get sum_i factors_i (a_i - origin), where
+    ``factors`` is (n, c).
     """
     A, out = borrowed(A), borrowed(out)
     n, p, rest = A.shape[0], origin.size, 4 * (A.shape[0] // 4)
@@ -68,8 +68,9 @@ def dense_moments(A, weights, pulls, origin, out):
             b0, b1, b2, b3 = w0 * a0, w1 * a1, w2 * a2, w3 * a3
             sums[j] += (b0 + b1) + (b2 + b3)
             squares[j] += (b0 * a0 + b1 * a1) + (b2 * a2 + b3 * a3)
-        for c in range(pulls.shape[1]):
-            f0, f1, f2, f3, products = pulls[i, c], pulls[i + 1, c], pulls[i + 2, c], pulls[i + 3, c], out[4 + c]
+        for c in range(factors.shape[1]):
+            f0, f1, f2, f3 = factors[i, c], factors[i + 1, c], factors[i + 2, c], factors[i + 3, c]
+            products = out[4 + c]
             for j in range(p):
                 o = origin[j]
                 even = f0 * (A[i, j] - o) + f1 * (A[i + 1, j] - o)
@@ -80,8 +81,8 @@ def dense_moments(A, weights, pulls, origin, out):
             sums[j] += weights[i] * a
             squares[j] += weights[i] * a * a
             low[j], high[j] = min(A[i, j], low[j]), max(A[i, j], high[j])
-            for c in range(pulls.shape[1]):
-                out[4 + c, j] += pulls[i, c] * a
+            for c in range(factors.shape[1]):
+                out[4 + c, j] += factors[i, c] * a
 
 
 @compiled(writes="out")

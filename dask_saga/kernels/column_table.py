@@ -21,7 +21,7 @@ import numpy as np
 from .intrinsics import DOUBLES, borrowed, empty_on_lines, whole_lines
 from .jit import compiled
 
-__all__ = ["fill_table", "read_table", "room_of_tables"]
+__all__ = ["empty_tables", "fill_table", "read_table"]
 
 
 # Width of the table of a plain problem of one output, in doubles: two columns share a cache line.
@@ -33,7 +33,7 @@ LONGEST_STEP = 1e200
 U = np.uint64
 
 
-def room_of_tables(count: int, p: int, outputs: int, plain: bool) -> tuple[np.ndarray, np.ndarray]:
+def empty_tables(count: int, p: int, outputs: int, plain: bool) -> tuple[np.ndarray, np.ndarray]:
     """Allocate the tables and ends of `count` threads. No cache line is shared by two threads."""
     width = HALF_LINE if plain and outputs == 1 else whole_lines(3 * outputs + 3)
     return empty_on_lines(count, p + p % 2, width), empty_on_lines(count, 3, whole_lines(outputs))

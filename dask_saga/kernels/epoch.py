@@ -5,8 +5,9 @@ The module also has the proximal steps and the coordinate descent, which depend 
 **Arrays.** ``x`` and ``gradient_sum`` are (k, p + 1) for k outputs, the intercept last. They are in the solver's
 coordinates, where a row is ``a_i - shift`` and column j takes steps ``step * scale_j``. ``gradients`` is (n, k), ``b``
 is (n, 1) or (n, k). ``weights`` has one entry per row, or is empty if all weights are 1. ``lengths`` has the squared
-norm of each row, or is empty. ``room`` is the scratch space of one row. ``middle`` receives x at visit number ``half``.
-For sparse rows, x and gradient_sum are in a ``table`` of the columns and in ``ends`` (column_table.py).
+norm of each row, or is empty. ``scratch`` is the scratch space of one row, and ``params`` is a ``Pass``. ``middle``
+receives x at visit number ``half_visit``. For sparse rows, x and gradient_sum are in a ``table`` of the columns and in
+``ends`` (column_table.py).
 
 **Without replacement.** Rows of an epoch are visited in a random order and not drawn independently. The step therefore
 weights two changes of a row's gradient. The change from its memory estimates the change of the rows still to come,
@@ -15,8 +16,8 @@ change of the rows in chunks visited before, whose share is ``past``. Rows just 
 gradients are recent (docs/algorithm/without_replacement.md).
 
 **Derivatives.** With ``lengths``, derivatives are implicit. They are taken near the prediction u after the step and not
-at the prediction z before it: u = z - h (f'(u) - m) with h = step * pull * length, as in Point-SAGA (Defazio 2016,
-section 2). No row can then overshoot, and at the optimum u = z. Without ``lengths``, the steps are those of SAGA
+at the prediction z before it: u = z - h (f'(u) - m) with h = step * change_scale * length, as in Point-SAGA (Defazio
+2016, section 2). No row can then overshoot, and at the optimum u = z. Without ``lengths``, the steps are those of SAGA
 (Defazio, Bach, Lacoste-Julien 2014, equations 1 and 2). The sparse loop is Sparse SAGA (Leblond, Pedregosa,
 Lacoste-Julien 2017, section 2.2). There, ``shift`` is nonzero only for columns that every row stores.
 
@@ -45,12 +46,12 @@ from .intrinsics import (
     DOUBLES,
     GROUP,
     NEAR_BYTES,
+    array_of,
     borrowed,
     numbers_of,
     on_lines,
     outputs_of,
     prefetch,
-    scratch,
     whole_lines,
 )
 from .jit import compiled
@@ -92,15 +93,16 @@ class Pass(NamedTuple):
     left, less, past : float
         Shares of all rows: still to come at the first visit, taken off by each visit, and in chunks visited before. See
         the module docstring.
-    pull, often, most : float
-        Weighting of a row's gradient change. The change is multiplied by `pull` and divided by the number of visits of
-        the row, which `often` and `most` determine (``visits_of``). The visits are then an unbiased sample of the mean.
+    change_scale, length_threshold, max_visits : float
+        Weighting of a row's gradient change. The change is multiplied by `change_scale` and divided by the number of
+        visits of the row, which `length_threshold` and `max_visits` determine (``visits_of``). The visits are then an
+        unbiased sample of the mean.
     bound : float
         Upper bound of the second derivative of the loss, or 0 if the loss has none.
-    together : int
+    group_size : int
         Number of rows that take their derivatives at the same x, at most GROUP. They make one step from the sum of
         their steps.
-    half : int
+    half_visit : int
         Number of the visit at which x is copied to ``middle``, or -1.
     """
 
@@ -110,12 +112,12 @@ class Pass(NamedTuple):
     left: float
     less: float
     past: float
-    pull: float
-    often: float
-    most: float
+    change_scale: float
+    length_threshold: float
+    max_visits: float
     bound: float
-    together: int
-    half: int
+    group_size: int
+    half_visit: int
 
 
 class Kernels(NamedTuple):
@@ -138,25 +140,25 @@ def _build(sources: int, cache: bool) -> Kernels:
     # numba invalidates its on-disk cache only when this file is edited. The loops close over `sources`, a digest of the
     # other modules, so that an edited loss or penalty is a cache miss as well.
 
-    @kernel(writes="x middle gradient_sum gradients room")
+    @kernel(writes="x middle gradient_sum gradients scratch")
     def dense_pass(A, gathered, b, weights, order, lengths, x, middle, anchor, gradient_sum, gradients, shift, scale,
-                   do, room, loss, penalty):  # fmt: skip
+                   params, scratch, loss, penalty):  # fmt: skip
         """Run an epoch over dense rows; update x, middle, gradient_sum and gradients in place.
 
         If ``gathered`` is True, A holds the rows in the order of their visits.
         """
         sources  # noqa: B018
         A, b, weights, order, lengths = borrowed(A), borrowed(b), borrowed(weights), borrowed(order), borrowed(lengths)
-        anchor, gradients, p, outputs = borrowed(anchor), borrowed(gradients), A.shape[1], outputs_of(room)
-        numbers, deltas, pulls = numbers_of(room), scratch(room, 5), scratch(room, 6)
-        z, u, zs, us = numbers[0], numbers[1], scratch(room, 7), scratch(room, 8)
+        anchor, gradients, p, outputs = borrowed(anchor), borrowed(gradients), A.shape[1], outputs_of(scratch)
+        numbers, deltas, factors = numbers_of(scratch), array_of(scratch, 5), array_of(scratch, 6)
+        z, u, zs, us = numbers[0], numbers[1], array_of(scratch, 7), array_of(scratch, 8)
         width = whole_lines(p + 1)
         owner = np.empty((2 * outputs + 4) * width + DOUBLES)
         table = on_lines(owner)[: (2 * outputs + 4) * width].reshape(2 * outputs + 4, width)
         columns = shifts, steps, alone, grouped = table[0], table[1], table[2], table[3]
         xs, sums = table[4 : 4 + outputs], table[4 + outputs :]
         for j in range(p):
-            shifts[j], steps[j] = shift[j], do.step * scale[j]
+            shifts[j], steps[j] = shift[j], params.step * scale[j]
             alone[j], grouped[j] = shrink(penalty, steps[j]), shrink(penalty, GROUP * steps[j])
         for k in range(outputs):
             xs[k, : p + 1], sums[k, : p + 1] = x[k], gradient_sum[k]
@@ -164,9 +166,9 @@ def _build(sources: int, cache: bool) -> Kernels:
         entries, targets, memory, wide = A.reshape(-1), b.reshape(-1), gradients.reshape(-1), U(p)
         ahead, line = U(min(AHEAD, 2 + AHEAD_BYTES // (p * A.itemsize))), U(CACHE_LINE // A.itemsize)
         third = U(max(1, (p * A.itemsize // CACHE_LINE + 2) // 3)) * line
-        visits, together, halfway = U(order.size), U(do.together), U(do.half)
-        for first in range(U(0), visits, together):
-            last = min(first + together, visits)
+        visits, group_size, halfway = U(order.size), U(params.group_size), U(params.half_visit)
+        for first in range(U(0), visits, group_size):
+            last = min(first + group_size, visits)
             if first <= halfway < last:
                 for k in range(outputs):
                     middle[k] = xs[k, : p + 1]
@@ -183,14 +185,14 @@ def _build(sources: int, cache: bool) -> Kernels:
                 rows = four_rows(A, order, gathered, first)
                 for k in range(outputs):
                     predict_four(rows, shifts, xs[k], p, zs, k, outputs)
-                    if do.past > 0.0:
+                    if params.past > 0.0:
                         predict_four(rows, shifts, anchor[k], p, us, k, outputs)
             else:
                 for t in range(first, last):
                     row, at = A[t] if gathered else A[U(order[t])], (t - first) * U(outputs)
                     for k in range(outputs):
                         zs[at + U(k)] = predicted(row, shifts, xs[k], p)
-                        if do.past > 0.0:
+                        if params.past > 0.0:
                             us[at + U(k)] = predicted(row, shifts, anchor[k], p)
             for t in range(first, last):
                 i, coming, end = U(order[t]), U(0), U(0)
@@ -199,35 +201,35 @@ def _build(sources: int, cache: bool) -> Kernels:
                     end = coming + wide
                 ask(entries, coming + third, min(end, coming + third + third), line)
                 w, length = weights[i] if weights.size else 1.0, lengths[i] if lengths.size else 0.0
-                own, at = do.left - t * do.less, (t - first) * U(outputs)
+                own, at = params.left - t * params.less, (t - first) * U(outputs)
                 for k in range(outputs):
                     z[k], u[k] = zs[at + U(k)], us[at + U(k)]
-                renew(loss, numbers, gradients, i, b[i], w, length, own, do, at, deltas, pulls)
+                renew(loss, numbers, gradients, i, b[i], w, length, own, params, at, deltas, factors)
                 ask(entries, coming + third + third, end, line)
             if last - first == U(GROUP):
                 rows = four_rows(A, order, gathered, first)
                 for k in range(outputs):
-                    pull, delta = four(pulls, k, outputs), four(deltas, k, outputs)
-                    step_of_four(rows, pull, delta, p, xs[k], sums[k], columns, do, penalty)
+                    factor, delta = four(factors, k, outputs), four(deltas, k, outputs)
+                    step_of_four(rows, factor, delta, p, xs[k], sums[k], columns, params, penalty)
             else:
                 for t in range(first, last):
                     row, at = A[t] if gathered else A[U(order[t])], (t - first) * U(outputs)
                     for k in range(outputs):
-                        pull, delta = pulls[at + U(k)], deltas[at + U(k)]
-                        step_of_one(row, pull, delta, p, xs[k], sums[k], columns, do, penalty)
+                        factor, delta = factors[at + U(k)], deltas[at + U(k)]
+                        step_of_one(row, factor, delta, p, xs[k], sums[k], columns, params, penalty)
         for k in range(outputs):
             x[k], gradient_sum[k] = xs[k, : p + 1], sums[k, : p + 1]
         owner[0] = 0.0  # keeps the owner alive until here, since `table` only borrows its memory
 
-    @kernel(writes="gradients table ends room")
-    def sparse_pass(data, indices, indptr, b, weights, order, lengths, gradients, table, shifted, ends, do, room, loss,
-                    penalty):  # fmt: skip
+    @kernel(writes="gradients table ends scratch")
+    def sparse_pass(data, indices, indptr, b, weights, order, lengths, gradients, table, shifted, ends, params, scratch,
+                    loss, penalty):  # fmt: skip
         """Run an epoch over CSR rows; update table, ends and gradients in place. Each row steps on its support only."""
         sources  # noqa: B018
         data, indices, indptr, b = borrowed(data), borrowed(indices), borrowed(indptr), borrowed(b)
         weights, order, lengths, gradients = borrowed(weights), borrowed(order), borrowed(lengths), borrowed(gradients)
-        outputs, visits, ends = outputs_of(room), U(order.size), borrowed(ends)
-        numbers, deltas, pulls = numbers_of(room), scratch(room, 5), scratch(room, 6)
+        outputs, visits, ends = outputs_of(scratch), U(order.size), borrowed(ends)
+        numbers, deltas, factors = numbers_of(scratch), array_of(scratch, 5), array_of(scratch, 6)
         z, u, x, sums, anchor = numbers[0], numbers[1], ends[0], ends[1], ends[2]
         at_sum, at_step, at_rare, at_shift = U(outputs), U(2 * outputs), U(2 * outputs + 1), U(2 * outputs + 2)
         at_anchor, columns, near = U(2 * outputs + 3), borrowed(table).reshape(-1), table.nbytes <= NEAR_BYTES
@@ -252,11 +254,12 @@ def _build(sources: int, cache: bool) -> Kernels:
             row = data, indices, start, end
             for k in range(U(outputs)):
                 z[k] = x[k] + stored(row, columns, width, k, shifted, at_shift)
-                if do.past > 0.0:
+                if params.past > 0.0:
                     u[k] = anchor[k] + stored(row, columns, width, at_anchor + k, shifted, at_shift)
-            renew(loss, numbers, gradients, i, b[i], w, length, do.left - t * do.less, do, U(0), deltas, pulls)
+            own = params.left - t * params.less
+            renew(loss, numbers, gradients, i, b[i], w, length, own, params, U(0), deltas, factors)
             for k in range(U(outputs)):
-                pulled, delta = pulls[k], deltas[k]
+                factor, delta = factors[k], deltas[k]
                 for r in range(start, end):
                     if coming < last:
                         prefetch(columns, U(indices[coming]) * width)
@@ -264,16 +267,16 @@ def _build(sources: int, cache: bool) -> Kernels:
                     c = U(indices[r]) * width
                     a, total = data[r] - columns[c + at_shift] if shifted else data[r], columns[c + at_sum + k]
                     step, rare = columns[c + at_step], columns[c + at_rare]
-                    move = step * pulled * a + rare * do.inverse_weight * total
+                    move = step * factor * a + rare * params.inverse_weight * total
                     columns[c + k] = prox_of_move(penalty, columns[c + k], move, rare)
                     columns[c + at_sum + k] = total + delta * a
-                x[k] -= do.intercept_step * (pulled + do.inverse_weight * sums[k])
+                x[k] -= params.intercept_step * (factor + params.inverse_weight * sums[k])
                 sums[k] += delta
             for r in range(coming, last):
                 prefetch(columns, U(indices[r]) * width)
 
-    @kernel(writes="gradient gradients room")
-    def dense_gradient(A, b, weights, x, gradient, gradients, total, room, loss):
+    @kernel(writes="gradient gradients scratch")
+    def dense_gradient(A, b, weights, x, gradient, gradients, total, scratch, loss):
         """Add sum_i w_i f'(z_i) a_i to ``gradient``; return ``total`` plus the sum of w_i f(z_i).
 
         The intercept's column of a_i is 1. Unless it is empty, ``gradients`` gets the factors w_i f'(z_i). The sum then
@@ -281,8 +284,8 @@ def _build(sources: int, cache: bool) -> Kernels:
         """
         sources  # noqa: B018
         A, b, weights, x, gradient = borrowed(A), borrowed(b), borrowed(weights), borrowed(x), borrowed(gradient)
-        p, outputs, n = A.shape[1], outputs_of(room), U(A.shape[0])
-        z, m, factors = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs], scratch(room, 2)
+        p, outputs, n = A.shape[1], outputs_of(scratch), U(A.shape[0])
+        z, m, factors = array_of(scratch, 0)[:outputs], array_of(scratch, 1)[:outputs], array_of(scratch, 2)
         for first in range(U(0), n, U(GROUP)):
             last = min(first + U(GROUP), n)
             for i in range(first, last):
@@ -310,14 +313,14 @@ def _build(sources: int, cache: bool) -> Kernels:
                         gradient[k, p] += factor
         return total
 
-    @kernel(writes="gradient gradients room")
-    def sparse_gradient(data, indices, indptr, b, weights, x, gradient, gradients, total, room, loss):
+    @kernel(writes="gradient gradients scratch")
+    def sparse_gradient(data, indices, indptr, b, weights, x, gradient, gradients, total, scratch, loss):
         """Same as ``dense_gradient``, for CSR rows."""
         sources  # noqa: B018
         data, indices, b, weights = borrowed(data), borrowed(indices), borrowed(b), borrowed(weights)
         x, gradient = borrowed(x), borrowed(gradient)
-        p, outputs = x.shape[1] - 1, outputs_of(room)
-        z, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
+        p, outputs = x.shape[1] - 1, outputs_of(scratch)
+        z, m = array_of(scratch, 0)[:outputs], array_of(scratch, 1)[:outputs]
         for i in range(U(indptr.size - 1)):
             w, start, end = weights[i] if weights.size else 1.0, U(indptr[i]), U(indptr[i + U(1)])
             for k in range(outputs):
@@ -350,15 +353,15 @@ def _build(sources: int, cache: bool) -> Kernels:
             total += move * move / scale[j]
         return total
 
-    @kernel(writes="slopes curvatures room")
-    def derivatives(z, b, weights, slopes, curvatures, room, loss):
+    @kernel(writes="slopes curvatures scratch")
+    def derivatives(z, b, weights, slopes, curvatures, scratch, loss):
         """Write the weighted first and second derivatives of each row's loss at the predictions z, of shape (n, k).
 
         If the loss defines no second derivative, it is the central difference of the first.
         """
         sources  # noqa: B018
-        outputs = outputs_of(room)
-        u, m, c = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs], scratch(room, 2)[:outputs]
+        outputs = outputs_of(scratch)
+        u, m, c = array_of(scratch, 0)[:outputs], array_of(scratch, 1)[:outputs], array_of(scratch, 2)[:outputs]
         for i in range(z.shape[0]):
             w = weights[i] if weights.size else 1.0
             for k in range(outputs):
@@ -379,24 +382,24 @@ def _build(sources: int, cache: bool) -> Kernels:
             for k in range(outputs):
                 curvatures[i, k] = w * c[k]
 
-    @kernel(writes="values room")
-    def row_values(z, b, weights, values, room, loss):
+    @kernel(writes="values scratch")
+    def row_values(z, b, weights, values, scratch, loss):
         """Write the weighted loss of each row at its predictions z, of shape (n, k)."""
         sources  # noqa: B018
-        outputs = outputs_of(room)
-        u, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
+        outputs = outputs_of(scratch)
+        u, m = array_of(scratch, 0)[:outputs], array_of(scratch, 1)[:outputs]
         for i in range(z.shape[0]):
             for k in range(outputs):
                 u[k] = z[i, k]
             w = weights[i] if weights.size else 1.0
             values[i] = w * row_value_and_derivative(loss, u, b[i], m) if w > 0.0 else 0.0
 
-    @kernel(writes="values room")
-    def values_on_line(z, dz, b, weights, steps, values, room, loss):
+    @kernel(writes="values scratch")
+    def values_on_line(z, dz, b, weights, steps, values, scratch, loss):
         """Evaluate the loss along a line: for each step, add the sum of w_i f(z_i + step dz_i) to ``values``."""
         sources  # noqa: B018
-        outputs = outputs_of(room)
-        u, m = scratch(room, 0)[:outputs], scratch(room, 1)[:outputs]
+        outputs = outputs_of(scratch)
+        u, m = array_of(scratch, 0)[:outputs], array_of(scratch, 1)[:outputs]
         for i in range(z.shape[0]):
             w = weights[i] if weights.size else 1.0
             if w > 0.0:

@@ -24,6 +24,7 @@ __all__ = [
     "GROUP",
     "NEAR_BYTES",
     "add_at_once",
+    "array_of",
     "borrowed",
     "empty_on_lines",
     "give_way",
@@ -32,8 +33,7 @@ __all__ = [
     "on_lines",
     "outputs_of",
     "prefetch",
-    "room_for",
-    "scratch",
+    "scratch_for",
     "store",
     "whole_lines",
 ]
@@ -52,11 +52,11 @@ AHEAD, NEAR_BYTES = 8, 2**21
 # Number of dense rows in a group, which take their derivatives at the same x.
 GROUP = 4
 
-# Largest number of ``scratch`` arrays that a kernel uses.
+# Largest number of scratch arrays that a kernel uses.
 ARRAYS = 9
 
-# Argument of ``scratch``: a tuple for one output, an array for several.
-Room: TypeAlias = "tuple[float] | np.ndarray"
+# Scratch space of one row: a tuple for one output, an array for several.
+Scratch: TypeAlias = "tuple[float] | np.ndarray"
 
 
 @intrinsic
@@ -158,46 +158,47 @@ def _apart(module: Any) -> Any:
 # at compile time. The arrays then are on the stack, and LLVM can keep them in registers.
 
 
-def room_for(outputs: int) -> Room:
-    """Return the argument for ``scratch``: a tuple for one output, an array for several."""
+def scratch_for(outputs: int) -> Scratch:
+    """Return the scratch space of one row: a tuple for one output, an array for several."""
     return (0.0,) if outputs == 1 else np.empty((ARRAYS, GROUP * outputs))
 
 
-def outputs_of(room: Room) -> int:
+def outputs_of(scratch: Scratch) -> int:
     """Return the number of outputs that the scratch space is made for."""
-    return 1 if isinstance(room, tuple) else room.shape[1] // GROUP
+    return 1 if isinstance(scratch, tuple) else scratch.shape[1] // GROUP
 
 
 @overload(outputs_of)
-def _outputs_of(room):
-    if isinstance(room, types.BaseTuple):
-        return lambda room: 1
-    return lambda room: room.shape[1] // GROUP
+def _outputs_of(scratch):
+    if isinstance(scratch, types.BaseTuple):
+        return lambda scratch: 1
+    return lambda scratch: scratch.shape[1] // GROUP
 
 
-def scratch(room: Room, k: int) -> np.ndarray:
+def array_of(scratch: Scratch, k: int) -> np.ndarray:
     """Return the k-th scratch array, with GROUP numbers per output."""
-    return np.empty(GROUP) if isinstance(room, tuple) else room[k]
+    return np.empty(GROUP) if isinstance(scratch, tuple) else scratch[k]
 
 
-@overload(scratch, inline="always")  # inlined, because a stack array must not outlive its function
-def _scratch(room, k):
-    if isinstance(room, types.BaseTuple):
-        return lambda room, k: _on_the_stack()
-    return lambda room, k: borrowed(room)[k]
+@overload(array_of, inline="always")  # inlined, because a stack array must not outlive its function
+def _array_of(scratch, k):
+    if isinstance(scratch, types.BaseTuple):
+        return lambda scratch, k: _on_the_stack()
+    return lambda scratch, k: borrowed(scratch)[k]
 
 
-def numbers_of(room: Room) -> tuple:
+def numbers_of(scratch: Scratch) -> tuple:
     """Return the first five scratch arrays, cut to one number per output."""
-    return tuple(scratch(room, k)[: outputs_of(room)] for k in range(5))
+    return tuple(array_of(scratch, k)[: outputs_of(scratch)] for k in range(5))
 
 
 @overload(numbers_of, inline="always")
-def _numbers_of(room):
-    def numbers(room):
-        n = outputs_of(room)
+def _numbers_of(scratch):
+    def numbers(scratch):
+        n = outputs_of(scratch)
         return (
-            scratch(room, 0)[:n], scratch(room, 1)[:n], scratch(room, 2)[:n], scratch(room, 3)[:n], scratch(room, 4)[:n]
+            array_of(scratch, 0)[:n], array_of(scratch, 1)[:n], array_of(scratch, 2)[:n], array_of(scratch, 3)[:n],
+            array_of(scratch, 4)[:n],
         )  # fmt: skip
 
     return numbers
@@ -223,15 +224,15 @@ def whole_lines(count):
 
 
 @register_jitable
-def on_lines(room):
+def on_lines(array):
     """Return a borrowed view of an array of doubles that starts at a cache line and is DOUBLES shorter."""
-    start = (-room.ctypes.data % CACHE_LINE) // 8
-    return borrowed(room)[start : start + room.size - DOUBLES]
+    start = (-array.ctypes.data % CACHE_LINE) // 8
+    return borrowed(array)[start : start + array.size - DOUBLES]
 
 
 def empty_on_lines(*shape: int) -> np.ndarray:
     """Return an uninitialized array of doubles that starts at a cache line."""
     size = math.prod(shape)
-    room = np.empty(size + DOUBLES)
-    start = (-room.ctypes.data % CACHE_LINE) // room.itemsize
-    return room[start : start + size].reshape(shape)
+    padded = np.empty(size + DOUBLES)
+    start = (-padded.ctypes.data % CACHE_LINE) // padded.itemsize
+    return padded[start : start + size].reshape(shape)

@@ -57,7 +57,7 @@ def compiled(*, writes: str = "", cache: bool = True) -> Callable[[Callable], Ca
     def decorate(function: Callable) -> Callable:
         names, written = list(inspect.signature(function).parameters), writes.split()
         if unknown := set(written).difference(names):
-            raise TypeError(f"{function.__name__} has no arguments {sorted(unknown)}")
+            raise TypeError(f"{function.__name__} has no arguments {sorted(unknown)}; give its own in writes=")
         kernel = _dispatcher(function, cache)
         inputs = [place for place, name in enumerate(names) if name not in written]
 

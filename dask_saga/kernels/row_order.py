@@ -13,13 +13,13 @@ U = np.uint64
 
 
 @njit(nogil=True)  # without fastmath, so that every caller gets the same count
-def visits_of(length, w, often, most):
-    """Return the number of visits of a row: ceil(length * w / often), at least 1 and at most `most`."""
-    return min(np.ceil(length * w / often), most) if length * w > often else 1.0
+def visits_of(length, w, length_threshold, max_visits):
+    """Return the number of visits of a row: ceil(length * w / length_threshold), from 1 to `max_visits`."""
+    return min(np.ceil(length * w / length_threshold), max_visits) if length * w > length_threshold else 1.0
 
 
 @compiled(writes="out")
-def repeated(rows, lengths, weights, often, out):
+def repeated(rows, lengths, weights, length_threshold, out):
     """Write each row once, then the further visits of rows with large bounds; return the total number of visits.
 
     With an empty ``out`` the visits are only counted.
@@ -27,7 +27,7 @@ def repeated(rows, lengths, weights, often, out):
     count = U(rows.size)
     for t in range(U(rows.size)):
         i = rows[t]
-        visits = U(visits_of(lengths[i], weights[i] if weights.size else 1.0, often, float(rows.size)))
+        visits = U(visits_of(lengths[i], weights[i] if weights.size else 1.0, length_threshold, float(rows.size)))
         if out.size:
             out[t] = i
             for k in range(count, count + visits - U(1)):

@@ -1,6 +1,6 @@
 """Building blocks of the epoch loops, for one row or a group of four: predictions, derivatives and the step.
 
-Arrays are those of ``epoch.py``, and ``do`` is its ``Pass``. ``numbers`` are five scratch arrays with one entry per
+Arrays are those of ``epoch.py``, and ``params`` is its ``Pass``. ``numbers`` are five scratch arrays with one entry per
 output.
 """
 
@@ -92,10 +92,10 @@ def row_gradients(loss, z, u, y, w, h, old, m, bound):
 
 
 @inlined
-def renew(loss, numbers, gradients, i, y, w, length, own, do, at, deltas, pulls):
+def renew(loss, numbers, gradients, i, y, w, length, own, params, at, deltas, factors):
     """Compute a row's new gradients m and store them in the gradient memory.
 
-    ``deltas`` gets the change of gradient_sum, m - old. ``pulls`` gets the weighted change that moves x. With the
+    ``deltas`` gets the change of gradient_sum, m - old. ``factors`` gets the weighted change that moves x. With the
     shares own and past, and the factor f of a visit, it is f (own (m - old) + past (m - w f'(u))), where u are the
     predictions at the anchor. The first two of ``numbers`` are the predictions at x and at the anchor; the others are
     scratch.
@@ -104,18 +104,19 @@ def renew(loss, numbers, gradients, i, y, w, length, own, do, at, deltas, pulls)
     for k in range(z.size):
         old[k] = gradients[i, k]
         base[k] = old[k]
-    if do.past > 0.0:
+    if params.past > 0.0:
         row_derivative(loss, u, y, m)
         for k in range(z.size):
-            base[k] = (own * old[k] + do.past * w * m[k]) / (own + do.past)
-    pulled_by = do.pull / visits_of(length, w, do.often, do.most) * (own + do.past)
-    row_gradients(loss, z, u, y, w, do.step * pulled_by * length, base, m, do.bound)
+            base[k] = (own * old[k] + params.past * w * m[k]) / (own + params.past)
+    visits = visits_of(length, w, params.length_threshold, params.max_visits)
+    change_scale = params.change_scale / visits * (own + params.past)
+    row_gradients(loss, z, u, y, w, params.step * change_scale * length, base, m, params.bound)
     for k in range(z.size):
         # gradient_sum must get the change of the stored value, which may be rounded to float32. np.float64 makes the
         # difference exact: numba's float() would keep float32 and round the difference as well.
         gradients[i, k] = m[k]
         deltas[at + U(k)] = np.float64(gradients[i, k]) - old[k]
-        pulls[at + U(k)] = pulled_by * (np.float64(gradients[i, k]) - base[k])
+        factors[at + U(k)] = change_scale * (np.float64(gradients[i, k]) - base[k])
 
 
 @inlined
@@ -125,32 +126,32 @@ def proximal_point(penalty, x, direction, step):
 
 
 @inlined
-def step_of_one(row, pulled, delta, p, x, gradient_sum, columns, do, penalty):
+def step_of_one(row, factor, delta, p, x, gradient_sum, columns, params, penalty):
     """Take the SAGA step of one dense row, for one output; update x and gradient_sum in place."""
     shifts, steps, shrinks, _ = columns
     for j in range(p):
         a, step, total = load(row, j) - load(shifts, j), load(steps, j), gradient_sum[j]
-        store(x, j, prox(penalty, x[j] - step * (pulled * a + do.inverse_weight * total), step, load(shrinks, j)))
+        store(x, j, prox(penalty, x[j] - step * (factor * a + params.inverse_weight * total), step, load(shrinks, j)))
         store(gradient_sum, j, total + delta * a)
-    x[p] -= do.intercept_step * (pulled + do.inverse_weight * gradient_sum[p])
+    x[p] -= params.intercept_step * (factor + params.inverse_weight * gradient_sum[p])
     gradient_sum[p] += delta
 
 
 @inlined
-def step_of_four(rows, pulls, deltas, p, x, gradient_sum, columns, do, penalty):
+def step_of_four(rows, factors, deltas, p, x, gradient_sum, columns, params, penalty):
     """Take one SAGA step from the sum of the steps of four dense rows, for one output.
 
     Each coefficient is then loaded and stored once for four rows.
     """
-    (row0, row1, row2, row3), (f0, f1, f2, f3), (d0, d1, d2, d3) = rows, pulls, deltas
-    (shifts, steps, _, shrinks), share = columns, 4.0 * do.inverse_weight
+    (row0, row1, row2, row3), (f0, f1, f2, f3), (d0, d1, d2, d3) = rows, factors, deltas
+    (shifts, steps, _, shrinks), share = columns, 4.0 * params.inverse_weight
     for j in range(p):
         shift, step, total = load(shifts, j), load(steps, j), gradient_sum[j]
         a0, a1, a2, a3 = load(row0, j) - shift, load(row1, j) - shift, load(row2, j) - shift, load(row3, j) - shift
         v = x[j] - step * ((f0 * a0 + f1 * a1) + (f2 * a2 + f3 * a3) + share * total)
         store(x, j, prox(penalty, v, 4.0 * step, load(shrinks, j)))
         store(gradient_sum, j, total + ((d0 * a0 + d1 * a1) + (d2 * a2 + d3 * a3)))
-    x[p] -= do.intercept_step * ((f0 + f1) + (f2 + f3) + share * gradient_sum[p])
+    x[p] -= params.intercept_step * ((f0 + f1) + (f2 + f3) + share * gradient_sum[p])
     gradient_sum[p] += (d0 + d1) + (d2 + d3)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..kernels.vectors import scaled_products
 from .preconditioned_problem import PreconditionedProblem
-from .step_control import LEAST_MULTIPLIER, next_step_multiplier
+from .step_control import next_step_multiplier
+from .step_rule import STEP_RULE
 
 if TYPE_CHECKING:
     from .problem import Problem
@@ -29,11 +30,6 @@ __all__ = [
     "window_is_complete",
     "window_is_due",
 ]
-
-
-# x circles rather than drifts if the cosine between mean - start and last x - mean of the window is below this
-# (docs/algorithm/averaging.md).
-CIRCLES_BELOW = 0.6
 
 
 def window_is_complete(window_ids: Collection, known: int, count: int) -> bool:
@@ -109,7 +105,7 @@ def averaged_iterate(head: SolverState, preconditioned: PreconditionedProblem) -
     mean = head.window_sum / head.window_count
     start, middle, last = map(preconditioned.x_to_solver, (head.window_start, mean, head.x))
     uu, ud, dd = scaled_products(middle - start, last - middle, preconditioned.preconditioner.scale)
-    if ud >= CIRCLES_BELOW * math.sqrt(uu) * math.sqrt(dd):
+    if ud >= STEP_RULE.circling_cosine * math.sqrt(uu) * math.sqrt(dd):
         return head.x, False
     return preconditioned.proximal_gradient_step(mean, head.gradient_average, head.step_multiplier), True
 
@@ -119,7 +115,7 @@ def open_window(head: SolverState, preconditioned: PreconditionedProblem) -> Sol
     (x, circles), move = averaged_iterate(head, preconditioned), head.x - head.window_start
     return head._replace(
         x=x,
-        step_multiplier=max(next_step_multiplier(head, move, preconditioned, circles), LEAST_MULTIPLIER),
+        step_multiplier=max(next_step_multiplier(head, move, preconditioned, circles), STEP_RULE.min_multiplier),
         last_move=move,
         last_energy=head.window_energy,
         last_step_multiplier=head.step_multiplier,

@@ -18,6 +18,7 @@ from .preconditioned_problem import PreconditionedProblem
 from .preconditioner import Preconditioner
 from .preconditioner_choice import STALE, axis_limits, choose_preconditioner, staleness
 from .state import SAGAState
+from .step_rule import STEP_RULE
 from .visit import chunk_saga, visit_digest
 
 if TYPE_CHECKING:
@@ -158,11 +159,6 @@ def anonymous_id(state: SAGAState, content: str) -> Hashable:
     return min(same, key=lambda key: state.chunks[key].visits) if same else (content, 0)
 
 
-# In a stream, the step factor of a chunk at its first visit is at most its share of all rows. Each further visit raises
-# this limit by the factor TRUSTED.
-TRUSTED = 3.0
-
-
 def _stats_pay(memory: ChunkMemory) -> bool:
     """Whether the column statistics (49 bytes per column) and ``total`` are small compared with the gradients."""
     return memory.total is not None and memory.total.nbytes + 49 * memory.total.shape[1] <= memory.gradients.nbytes / 4
@@ -283,7 +279,7 @@ def _visit_with_steps(
     if problem.average:
         # A new chunk may differ much from the others, so limit its step by its share of the rows at first.
         share = len(chunk.targets) / max(state.stats.rows, 1)
-        factor = min(preconditioner.step_factor, share * TRUSTED ** min(visits, 99))
+        factor = min(preconditioner.step_factor, share * STEP_RULE.trust_growth ** min(visits, 99))
         preconditioner = preconditioner._replace(step_factor=factor)
     preconditioned = PreconditionedProblem(problem, preconditioner)
     returns = window_is_due(chunk_id, window_ids, known, head.window_count)

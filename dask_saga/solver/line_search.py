@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..kernels.epoch import kernels_for
-from ..kernels.intrinsics import room_for
+from ..kernels.intrinsics import scratch_for
 from ..penalties import ElasticNet, penalty_values
 from .local_model import predictions, take_extremes
 
@@ -61,7 +61,7 @@ def row_values(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) -> np.n
     """Compute the weighted loss of each row at its predictions z of shape (n, k)."""
     kernel, values = kernels_for(problem.loss, problem.penalty).row_values, np.empty(len(z))
     with np.errstate(all="ignore"):
-        kernel(z, chunk.targets, chunk.weights, values, room_for(z.shape[1]), problem.loss)
+        kernel(z, chunk.targets, chunk.weights, values, scratch_for(z.shape[1]), problem.loss)
     return values
 
 
@@ -72,7 +72,7 @@ def line_values(
     values, kernel = np.zeros(len(steps)), kernels_for(problem.loss, problem.penalty).values_on_line
     arrays = (np.ascontiguousarray(part) for part in (z, dz, chunk.targets, chunk.weights))
     with np.errstate(all="ignore"):
-        kernel(*arrays, steps, values, room_for(z.shape[1]), problem.loss)
+        kernel(*arrays, steps, values, scratch_for(z.shape[1]), problem.loss)
     return values
 
 

@@ -15,7 +15,7 @@ from ..data.immutable import immutable
 from ..data.statistics import MOMENTS, column_stats, gram
 from ..kernels.column_moments import LARGEST_ENTRY, dense_leverages, sparse_leverages
 from ..kernels.epoch import kernels_for
-from ..kernels.intrinsics import room_for
+from ..kernels.intrinsics import scratch_for
 from ..kernels.vectors import dense_predictions, sparse_predictions
 from .optimality import chunk_gradient
 
@@ -289,9 +289,9 @@ def row_derivatives(chunk: Chunk | Extremes, z: np.ndarray, problem: Problem) ->
     z and both results have shape (n, k).
     """
     slopes, curvatures = np.empty_like(z), np.empty_like(z)
-    kernel, room = kernels_for(problem.loss, problem.penalty).derivatives, room_for(z.shape[1])
+    kernel, scratch = kernels_for(problem.loss, problem.penalty).derivatives, scratch_for(z.shape[1])
     with np.errstate(all="ignore"):
-        kernel(z, chunk.targets, chunk.weights, slopes, curvatures, room, problem.loss)
+        kernel(z, chunk.targets, chunk.weights, slopes, curvatures, scratch, problem.loss)
     curvatures[~np.isfinite(curvatures)] = 0.0  # for example |z|^1.5 at zero
     return slopes, curvatures
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from ..data.chunk import Chunk, row_blocks
 from ..execution.threads import even_slices, thread_count, threads
 from ..kernels.epoch import kernels_for
-from ..kernels.intrinsics import room_for
+from ..kernels.intrinsics import scratch_for
 from ..kernels.vectors import dense_sum
 from ..penalties import penalty_values
 
@@ -90,10 +90,10 @@ def chunk_gradient(
     add = kernels.sparse_gradient if sp.issparse(chunk.rows) else kernels.dense_gradient
 
     def part(rows: slice) -> tuple[float, np.ndarray]:
-        total, gradient, room = 0.0, np.zeros_like(x), room_for(len(x))
+        total, gradient, scratch = 0.0, np.zeros_like(x), scratch_for(len(x))
         for block, arrays in row_blocks(chunk.rows, rows):
             targets, weights = chunk.targets[block], chunk.weights[block]
-            total = add(*arrays, targets, weights, x, gradient, gradients[block], total, room, problem.loss)
+            total = add(*arrays, targets, weights, x, gradient, gradients[block], total, scratch, problem.loss)
         return total, gradient
 
     count = thread_count(problem.n_threads, chunk.entries)

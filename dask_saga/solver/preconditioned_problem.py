@@ -18,6 +18,7 @@ from ..kernels.epoch import kernels_for
 from ..kernels.jit import frozen
 from .preconditioner import Preconditioner
 from .problem import Problem
+from .step_rule import STEP_RULE
 
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
@@ -85,7 +86,7 @@ class PreconditionedProblem(NamedTuple):
         """
         problem, preconditioner = self
         x, gradient = self.x_to_solver(x), self.sum_to_solver(gradient)
-        step = min(self.step_size(step_multiplier), 0.3 / preconditioner.L)
+        step = min(self.step_size(step_multiplier), STEP_RULE.default_scale / preconditioner.L)
         proximal_step = kernels_for(problem.loss, problem.penalty).proximal_step
         out = np.empty_like(x)
         for row, direction, result in zip(x, gradient, out, strict=True):

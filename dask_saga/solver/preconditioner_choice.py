@@ -16,6 +16,7 @@ from ..kernels.column_moments import LARGEST_ENTRY, LEAST_SQUARE, overshoot_limi
 from ..penalties import ElasticNet
 from .preconditioned_problem import PreconditionedProblem
 from .preconditioner import Preconditioner
+from .step_rule import STEP_RULE
 
 if TYPE_CHECKING:
     from ..data.statistics import ColumnStats
@@ -28,29 +29,15 @@ __all__ = ["STALE", "axis_limits", "choose_preconditioner", "limit_axes", "stale
 # (benchmarks/rotation.py).
 ROTATES_FREELY = 40.0
 
-# Number of passes that a fit takes even with ideal columns; relative suboptimality to which passes are predicted.
-FEWEST_PASSES, ACCURACY = 5.0, 1e-6
+# Number of passes that a fit takes even with ideal columns.
+FEWEST_PASSES = 5.0
 
-# Assumed curvature in units of its bound: its mean, to predict the passes without rotation; and a low value, to choose
-# shorter steps, because a step that is too short costs more than one that is too long.
-MEAN_CURVATURE, LEAST_CURVATURE = 0.4, 0.03
-
-# Suboptimality that noise leaves after a pass with step s / L: FIRST_NOISE * s of the initial one after the first pass,
-# NOISE * s of the previous one after each further pass (benchmarks/step.py).
-FIRST_NOISE, NOISE = 0.7, 1.0 / 3.0
-
-# Candidate factors by which steps are shortened.
-SHARES = (1.0, 0.5, 0.25, 0.125)
-
-# Slack factor on the limits per axis, since the curvature bound overestimates the mean curvature.
-ACTUAL = 5.0
+# Assumed mean curvature in units of its bound, to predict the passes without rotation.
+MEAN_CURVATURE = 0.4
 
 # The preconditioner is chosen anew when the chunks added or removed since the last choice exceed this fraction of the
 # rows or of the weight.
 STALE = 0.1
-
-# Largest assumed condition, L over the smallest curvature, for losses whose curvature may fall far below its bound.
-ILL_CONDITION = 4500.0
 
 
 def choose_preconditioner(stats: ColumnStats, problem: Problem, sampled: float | None = None) -> Preconditioner:
@@ -88,13 +75,11 @@ def choose_preconditioner(stats: ColumnStats, problem: Problem, sampled: float |
     scale_columns(moments, stats.rows, float(weight), stats.sparse, centres, scales, out, varies)
     shift, scale, inverse_density, spread = out
     mean_square = _above_least(float((spread * scale).sum()) + problem.fit_intercept)
+    step_factor = _step_factor(stats.rows, mean_square, problem) if scales else 1.0
+    max_step = STEP_RULE.max_step_per_row * stats.rows
+    scaled = Preconditioner(shift, scale, None, inverse_density, spread, mean_square, curvature, step_factor, max_step)
     if not scales:
-        return Preconditioner(shift, scale, None, inverse_density, spread, mean_square, curvature, 1.0, stats.rows / 2)
-
-    step_factor = _step_factor(stats.rows, mean_square, problem)
-    scaled = Preconditioner(
-        shift, scale, None, inverse_density, spread, mean_square, curvature, step_factor, stats.rows / 2
-    )
+        return scaled
     if stats.products is None or not varies.any() or not wants_products(p, problem):
         return scaled
     products = stats.products / weight + np.outer(stats.mean - shift, stats.mean - shift)
@@ -144,11 +129,12 @@ def staleness(before: ColumnStats, now: ColumnStats, problem: Problem) -> float:
 def _step_factor(rows: int, mean_square: float, problem: Problem) -> float:
     """Return the factor by which steps are longer if there are few rows for the condition of the problem.
 
-    It is sqrt(condition / rows) / 0.3 where that is above 1, else 1. Implicit steps converge best at about
-    sqrt(condition / rows) / L (Defazio 2016, theorem 1), and 0.3 / L is the default step for many rows.
+    It is sqrt(condition / rows) / default_scale where that is above 1, else 1. Implicit steps converge best at about
+    sqrt(condition / rows) / L (Defazio 2016, theorem 1), and default_scale / L is the step for many rows.
     """
-    condition = mean_square if getattr(problem.loss, "quadratic", False) else min(100 * mean_square, ILL_CONDITION)
-    return max(1.0, float(np.sqrt(condition / max(rows, 1))) / 0.3)
+    rule, quadratic = STEP_RULE, getattr(problem.loss, "quadratic", False)
+    condition = mean_square if quadratic else min(rule.condition_ratio * mean_square, rule.max_condition)
+    return max(1.0, float(np.sqrt(condition / max(rows, 1))) / rule.default_scale)
 
 
 def _rotated(
@@ -179,7 +165,8 @@ def _rotated(
         curvatures, axes = np.linalg.eigh(correlation * np.outer(units, units))
         curvatures = np.maximum(curvatures, 1e-12)
         gains = (axes.T @ (stats.cross * np.sqrt(scaled.scale))) ** 2 / curvatures
-        visited = MEAN_CURVATURE * 0.3 * scaled.step_factor * (sampled or stats.rows) / scaled.mean_square
+        step = MEAN_CURVATURE * STEP_RULE.default_scale * scaled.step_factor
+        visited = step * (sampled or stats.rows) / scaled.mean_square
         passes, turning = _drift_passes(curvatures, gains, visited), p / ROTATES_FREELY
         # Newton's step needs the rotation. A subsample is rotated once, while other rows are rotated in each visit.
         newton = sampled is not None and problem.automatic and getattr(problem.loss, "quadratic", False)
@@ -211,13 +198,13 @@ def _rotated(
 
 
 def _drift_passes(curvatures: np.ndarray, gains: np.ndarray, step_factor: float) -> float:
-    """Predict the number of passes until the remaining suboptimality, summed over axes, is ACCURACY of the initial.
+    """Predict the number of passes until the remaining suboptimality, summed over axes, is ``accuracy`` of the initial.
 
     An axis of curvature c keeps exp(-2 step_factor passes c) of its initial suboptimality `gains`.
     """
     passes = 2.0 ** np.arange(0, 15, 0.5)
     left = (np.exp(-2.0 * step_factor * np.outer(passes, curvatures)) * gains).sum(axis=1)
-    return float(passes[min(int((left > ACCURACY * gains.sum()).sum()), len(passes) - 1)])
+    return float(passes[min(int((left > STEP_RULE.accuracy * gains.sum()).sum()), len(passes) - 1)])
 
 
 def _shortened(longest: Preconditioner, curvatures: np.ndarray, gains: np.ndarray, rows: int) -> Preconditioner:
@@ -228,13 +215,14 @@ def _shortened(longest: Preconditioner, curvatures: np.ndarray, gains: np.ndarra
     """
     if longest.step_factor > 1.0:
         return longest
+    rule = STEP_RULE
 
-    def passes(share: float) -> float:
-        step = 0.3 * share
-        noisy = 1.0 + np.log(ACCURACY / (FIRST_NOISE * step)) / np.log(NOISE * step)
-        return max(noisy, _drift_passes(curvatures, gains, LEAST_CURVATURE * step * rows / longest.mean_square))
+    def passes(factor: float) -> float:
+        step = rule.default_scale * factor
+        noisy = 1.0 + np.log(rule.accuracy / (rule.first_noise * step)) / np.log(rule.noise * step)
+        return max(noisy, _drift_passes(curvatures, gains, rule.low_curvature * step * rows / longest.mean_square))
 
-    return longest._replace(step_factor=min(SHARES, key=passes))
+    return longest._replace(step_factor=min(rule.shorter_factors, key=passes))
 
 
 def axis_limits(stats: ColumnStats, preconditioned: PreconditionedProblem) -> np.ndarray:
@@ -294,13 +282,13 @@ def limit_axes(
     Returns
     -------
     PreconditionedProblem
-        With the preconditioner's scale reduced to at most ``ACTUAL * limits / step``.
+        With the preconditioner's scale reduced to at most ``axis_slack * limits / step``.
     """
     problem, preconditioner = preconditioned
     if not (problem.automatic and problem.average):
         return preconditioned
     step = preconditioned.step_size(step_multiplier)
     with np.errstate(divide="ignore"):
-        shares = np.minimum(1.0, ACTUAL * limits / (step * preconditioner.scale))
+        shares = np.minimum(1.0, STEP_RULE.axis_slack * limits / (step * preconditioner.scale))
     scale = preconditioner.scale * np.exp2(np.round(np.log2(shares), 2))  # rounded as in ``_rotated``
     return preconditioned._replace(preconditioner=preconditioner._replace(scale=scale))

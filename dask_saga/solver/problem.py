@@ -11,6 +11,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from ..losses import LOSSES, LogLoss, Loss, MultinomialLogLoss
 from ..penalties import Penalty
 from .identity import _hash, _parts
+from .step_rule import STEP_RULE
 
 __all__ = ["CONSTRAINTS", "Problem", "problem_for", "to_float"]
 
@@ -70,7 +71,7 @@ class Problem(NamedTuple):
     penalty: Penalty
     fit_intercept: bool = False
     step_size: str | float = "auto"
-    step_size_scale: float = 0.3
+    step_size_scale: float = STEP_RULE.default_scale
     average: bool = True
     precondition: bool = True
     memory_dtype: str = "float32"
@@ -111,7 +112,9 @@ def problem_for(problem: Problem, classes: np.ndarray | None) -> Problem:
         problem = problem._replace(loss=MultinomialLogLoss(count))
     outputs = getattr(problem.loss, "outputs", count if count > 2 else 1)
     if hasattr(problem.loss, "outputs") and outputs != count:
-        raise ValueError(f"loss={problem.loss} is for {outputs} classes, but y has {count}")
+        raise ValueError(
+            f"loss={problem.loss} is for {outputs} classes, but y has {count}; create the loss for the classes of y"
+        )
     return problem._replace(outputs=outputs)
 
 
@@ -120,4 +123,4 @@ def to_float(name: str, value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{name} is an integer too large for a float") from None
+        raise ValueError(f"{name} is an integer too large for a float; give a smaller number") from None

@@ -9,41 +9,14 @@ import numpy as np
 
 from ..kernels.vectors import scaled_products
 from .state import new_solver_state
+from .step_rule import STEP_RULE
 
 if TYPE_CHECKING:
     from .preconditioned_problem import PreconditionedProblem
     from .preconditioner import Preconditioner
     from .state import SolverState
 
-__all__ = ["LEAST_MULTIPLIER", "next_step_multiplier", "restarted", "shortened"]
-
-
-# Bounds of r, the mean over the visits of a window of log(d_1^2 / d_2^2), where d_1 and d_2 are the distances that x
-# moves in the first and the second half of a visit. The ratio is exp(step x rows x curvature) in the direction of the
-# move, so it is large if visits settle. The step is kept for r from LEAST_RATIO to MOST_RATIO, and reduced above, such
-# that r becomes about AIM.
-LEAST_RATIO, AIM, MOST_RATIO = 0.3, 0.5, 1.0
-
-# Assumed largest curvature of a chunk, in units of the mean square of all rows. It caps r.
-SETTLES = 2.0
-
-# Factor by which a multiplier below 1 is raised; largest divisor of one reduction because of r.
-RAISE_BY, CUT_BY = 2.0, 10.0
-
-# Ratios of the squared moves of two consecutive windows. The step is divided by UNSTICK_BY if the ratio is above
-# STUCK_ABOVE while x circles or turns back, or above GROWS_ABOVE in any case.
-STUCK_ABOVE, GROWS_ABOVE, UNSTICK_BY = 0.5, 2.0, 3.0
-
-# Cosines between the moves of two consecutive windows: above ALONG they have the same direction, below ACROSS opposite
-# ones. Then a multiplier of at least 1 is multiplied or divided by FASTER, up to FASTEST and down to 1.
-ALONG, ACROSS, FASTER, FASTEST = 0.5, 0.0, 1.5, 30.0
-
-# Cosine between the moves of two windows above which x drifts and the step is too short, even if x turns at every
-# visit.
-STRAIGHT = 0.9
-
-# Lower bound of the step multiplier.
-LEAST_MULTIPLIER = 1e-200
+__all__ = ["next_step_multiplier", "restarted", "shortened"]
 
 
 def next_step_multiplier(
@@ -69,32 +42,34 @@ def next_step_multiplier(
     -------
     float
     """
-    problem, preconditioner = preconditioned
+    (problem, preconditioner), rule = preconditioned, STEP_RULE
     if not (problem.average and problem.automatic) or head.diverged:
         return head.step_multiplier
     ratio, fell = head.window_ratio / max(head.window_count, 1), head.window_energy / (head.last_energy or 1.0)
     along = _cosine(move, head.last_move, preconditioner)
     if head.window_count < 2:
-        ratio, circles = 0.0, along < ACROSS  # a single chunk may settle, since no other must agree
+        ratio, circles = 0.0, along < rule.opposite_direction  # a single chunk may settle, since no other must agree
     # Cap r at its theoretical maximum, step x rows x curvature. A column stored in one or two rows yields a random
     # ratio, and the step would keep shrinking.
     rows = head.rows / max(head.window_count, 1)
-    ratio = min(ratio, SETTLES * preconditioned.step_size(head.step_multiplier) * preconditioner.L * rows)
-    if ratio > MOST_RATIO:
-        return head.step_multiplier * max(1.0 / CUT_BY, AIM / ratio)
+    ratio = min(ratio, rule.chunk_curvature * preconditioned.step_size(head.step_multiplier) * preconditioner.L * rows)
+    if ratio > rule.cut_above_ratio:
+        return head.step_multiplier * max(1.0 / rule.max_cut, rule.target_ratio / ratio)
     # After a raise of the step, moves count as growing only beyond the square of that raise.
-    grows = min(fell, fell * (head.last_step_multiplier / head.step_multiplier) ** 2) > GROWS_ABOVE
-    straight = along > STRAIGHT
-    stuck = (circles and not straight) or (along < ACROSS and head.step_multiplier <= 1.0)
-    if grows or (fell > STUCK_ABOVE and stuck):
-        return head.step_multiplier / UNSTICK_BY
-    if not straight and (ratio > LEAST_RATIO or (circles and fell > LEAST_RATIO)):
+    grows = min(fell, fell * (head.last_step_multiplier / head.step_multiplier) ** 2) > rule.growing_ratio
+    straight = along > rule.straight
+    stuck = (circles and not straight) or (along < rule.opposite_direction and head.step_multiplier <= 1.0)
+    if grows or (fell > rule.stuck_ratio and stuck):
+        return head.step_multiplier / rule.stuck_cut
+    if not straight and (ratio > rule.raise_below_ratio or (circles and fell > rule.kept_ratio)):
         return head.step_multiplier
     if head.step_multiplier < 1.0:
-        return min(1.0, head.step_multiplier * RAISE_BY)
-    if along > ALONG and not circles:
-        return min(head.step_multiplier * FASTER, FASTEST)
-    return max(head.step_multiplier / FASTER, 1.0) if along < ACROSS else head.step_multiplier
+        return min(1.0, head.step_multiplier * rule.raise_factor)
+    if along > rule.same_direction and not circles:
+        return min(head.step_multiplier * rule.long_step_factor, rule.max_multiplier)
+    if along < rule.opposite_direction:
+        return max(head.step_multiplier / rule.long_step_factor, 1.0)
+    return head.step_multiplier
 
 
 def restarted(head: SolverState, x: np.ndarray, step_multiplier: float) -> SolverState:
@@ -112,7 +87,7 @@ def restarted(head: SolverState, x: np.ndarray, step_multiplier: float) -> Solve
 
 def shortened(head: SolverState, x: np.ndarray) -> SolverState:
     """Return a state that starts anew at x with a shorter step, after a pass from x was undone."""
-    return restarted(head, x, max(head.step_multiplier / UNSTICK_BY, LEAST_MULTIPLIER))
+    return restarted(head, x, max(head.step_multiplier / STEP_RULE.stuck_cut, STEP_RULE.min_multiplier))
 
 
 def _cosine(u: np.ndarray, v: np.ndarray, preconditioner: Preconditioner) -> float:

@@ -14,9 +14,9 @@ import numpy as np
 
 from ..data.chunk import row_arrays
 from ..execution.threads import even_slices, run_together, threads
-from ..kernels.column_table import fill_table, read_table, room_of_tables
+from ..kernels.column_table import empty_tables, fill_table, read_table
 from ..kernels.epoch import Pass, kernels_for
-from ..kernels.intrinsics import GROUP, room_for
+from ..kernels.intrinsics import GROUP, scratch_for
 from ..kernels.table_merge import TableMerge, merge_tables
 from ..penalties import ElasticNet
 
@@ -59,7 +59,7 @@ SPARSE_ROUND_ENTRIES, ENTRIES_A_COLUMN = 2**15, 8
 def share_dense_steps(
     orders: list[np.ndarray],
     start: np.ndarray,
-    before: np.ndarray,
+    start_sum: np.ndarray,
     left: tuple[float, float],
     *,
     plan: RowSchedule,
@@ -76,7 +76,7 @@ def share_dense_steps(
     ----------
     orders : list of ndarray of int
         Row numbers in the order of their visits, one array per thread.
-    start, before : ndarray of shape (k, p + 1)
+    start, start_sum : ndarray of shape (k, p + 1)
         x and gradient sum at the start of the visit, in the solver's coordinates.
     left : tuple of float
         Fraction of the total weight that the pass has not visited, at the start and at the end of the visit.
@@ -90,7 +90,7 @@ def share_dense_steps(
     x, middle, gradient_sum : ndarray of shape (k, p + 1)
         x at the end of the visit, x halfway, and the gradient sum at the end.
     """
-    x, middle, gradient_sum = start.copy(), start.copy(), before.copy()
+    x, middle, gradient_sum = start.copy(), start.copy(), start_sum.copy()
     if len(orders) == 1:
         _run_steps(orders[0], x, middle, gradient_sum, left, plan=plan, chunk=chunk, **how)
         return x, middle, gradient_sum
@@ -117,7 +117,7 @@ def share_dense_steps(
 def share_sparse_steps(
     orders: list[np.ndarray],
     start: np.ndarray,
-    before: np.ndarray,
+    start_sum: np.ndarray,
     left: tuple[float, float],
     *,
     anchor: np.ndarray,
@@ -135,7 +135,7 @@ def share_sparse_steps(
 
     Parameters
     ----------
-    orders, start, before, left, plan, chunk
+    orders, start, start_sum, left, plan, chunk
         As in ``share_dense_steps``.
     anchor : ndarray of shape (k, p + 1)
         Mean x of the visits of other chunks in this pass.
@@ -153,28 +153,30 @@ def share_sparse_steps(
     """
     problem, preconditioner = preconditioned
     (outputs, p), count = (len(start), start.shape[1] - 1), len(orders)
-    x, middle, gradient_sum = np.empty_like(start), np.empty_like(start), np.empty_like(before)
+    x, middle, gradient_sum = np.empty_like(start), np.empty_like(start), np.empty_like(start_sum)
     plan, shift = _lengthened(plan, count, problem), preconditioner.kernel_shift
     step, shifted = _step(plan, head, preconditioned), bool(np.count_nonzero(shift))
     merge = _plan_merge(orders, chunk, step, preconditioned) if count > 1 else None
     lefts, parts = _split_rounds(orders, left, merge.rounds if merge else 2)
 
     sparse_pass = kernels_for(problem.loss, problem.penalty).sparse_pass
-    rows = (*row_arrays(chunk.rows, slice(0, len(chunk.targets))), chunk.targets, chunk.weights)
+    rows = row_arrays(chunk.rows, slice(0, len(chunk.targets)))
     l2 = problem.penalty.l2 if isinstance(problem.penalty, ElasticNet) else 0.0
-    coordinates = (anchor, shift, preconditioner.scale, preconditioner.inverse_density, step, l2)
-    tables, ends = room_of_tables(count, p, outputs, past == 0.0 and not shifted)
+    scale, inverse_density = preconditioner.scale, preconditioner.inverse_density
+    tables, ends = empty_tables(count, p, outputs, past == 0.0 and not shifted)
 
     def run(t: int, *counters: np.ndarray) -> bool:
-        table, own = tables[t], ends[t]
-        fill_table(start, before, *coordinates, table, own)
+        table, own, scratch = tables[t], ends[t], scratch_for(outputs)
+        fill_table(start, start_sum, anchor, shift, scale, inverse_density, step, l2, table, own)
         if count > 1:
             mine = even_slices(p + 1, count)[t]
-            x[:, mine], gradient_sum[:, mine] = start[:, mine], before[:, mine]
+            x[:, mine], gradient_sum[:, mine] = start[:, mine], start_sum[:, mine]
         for k, pair in enumerate(lefts):
             params = _pass_of(len(parts[k][t]), pair, past, plan, head, preconditioned)
-            memory = (plan.lengths, gradients, table, shifted, own)
-            sparse_pass(*rows, parts[k][t], *memory, params, room_for(outputs), problem.loss, problem.penalty)
+            sparse_pass(
+                *rows, chunk.targets, chunk.weights, parts[k][t], plan.lengths, gradients, table, shifted, own, params,
+                scratch, problem.loss, problem.penalty,
+            )  # fmt: skip
             if count == 1:
                 read_table(table, own, *((middle, gradient_sum[:0]) if k == 0 else (x, gradient_sum)))
             elif not merge_tables(t, k, *counters, merge, tables, ends, x, middle, gradient_sum):
@@ -243,10 +245,10 @@ def _pass_of(
     """Collect the parameters of a kernel call with this number of row visits."""
     problem = preconditioned.problem
     bound, step, less = float(problem.loss.curvature or 0.0), _step(plan, head, preconditioned), left[0] - left[1]
-    short = problem.automatic and bound and step * plan.pull * plan.often * bound <= SHORT
+    short = problem.automatic and bound and step * plan.change_scale * plan.length_threshold * bound <= SHORT
     return Pass(
         step, step if problem.fit_intercept else 0.0, 1.0 / head.weight, left[0], less / max(visits, 1), past,
-        plan.pull, plan.often, plan.most, bound, GROUP if short else 1, 0,
+        plan.change_scale, plan.length_threshold, plan.max_visits, bound, GROUP if short else 1, 0,
     )  # fmt: skip
 
 
@@ -267,11 +269,12 @@ def _run_steps(
 ) -> None:
     """Run the dense kernel over the rows of `order`. It updates x, middle, gradient_sum and gradients in place."""
     problem, preconditioner = preconditioned
-    dense_pass, vectors = kernels_for(problem.loss, problem.penalty).dense_pass, (x, middle, anchor, gradient_sum)
-    params = _pass_of(len(order), left, past, plan, head, preconditioned)
-    coordinates = (preconditioner.kernel_shift, preconditioner.scale)
-    rest = (room_for(len(x)), problem.loss, problem.penalty)
+    dense_pass, shift = kernels_for(problem.loss, problem.penalty).dense_pass, preconditioner.kernel_shift
+    params, scratch = _pass_of(len(order), left, past, plan, head, preconditioned), scratch_for(len(x))
     for block, rows, gathered in preconditioner.rows_to_solver(chunk.rows, order):
-        own = params._replace(left=params.left - block.start * params.less, half=max(len(order) // 2 - block.start, -1))
-        before = (chunk.targets, chunk.weights, order[block], plan.lengths)
-        dense_pass(rows, gathered, *before, *vectors, gradients, *coordinates, own, *rest)
+        still_left, half_visit = params.left - block.start * params.less, max(len(order) // 2 - block.start, -1)
+        dense_pass(
+            rows, gathered, chunk.targets, chunk.weights, order[block], plan.lengths, x, middle, anchor, gradient_sum,
+            gradients, shift, preconditioner.scale, params._replace(left=still_left, half_visit=half_visit), scratch,
+            problem.loss, problem.penalty,
+        )  # fmt: skip

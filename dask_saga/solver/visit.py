@@ -17,6 +17,7 @@ from .optimality import count_outputs, weighted_sum
 from .preconditioned_problem import PreconditionedProblem
 from .preconditioner_choice import limit_axes
 from .state import LARGEST_COEFFICIENT, ChunkMemory, adapt
+from .step_rule import STEP_RULE
 from .threaded_visit import share_dense_steps, share_sparse_steps
 from .visit_plan import plan_visit
 
@@ -101,10 +102,6 @@ def _shares(head: SolverState, memory: ChunkMemory, problem: Problem) -> tuple[f
     own = memory.weight / head.weight
     past = max(0.0, min(head.visited_weight / head.weight, 1.0 - own))  # rounding may make it negative
     return past, 1.0 - past, max(0.0, 1.0 - past - own)
-
-
-# Number of attempts of a visit with an "auto" step; factor of the step after each attempt that diverged.
-RETRIES, RETRY_CUT = 5, 0.1
 
 
 def fresh_memory(chunk: Chunk, problem: Problem) -> ChunkMemory:
@@ -204,11 +201,11 @@ def chunk_saga(
     preconditioned = PreconditionedProblem(problem, preconditioner)
     if memory.weight < head.weight:
         preconditioned = limit_axes(preconditioned, head.limits, min(head.step_multiplier, 1.0))
-    for _ in range(RETRIES if problem.automatic else 1):
+    for _ in range(STEP_RULE.attempts if problem.automatic else 1):
         moved = take_steps(plan, chunk, head, memory, preconditioned)
         if moved is not None:
             return moved
-        head = head._replace(step_multiplier=head.step_multiplier * RETRY_CUT)
+        head = head._replace(step_multiplier=head.step_multiplier * STEP_RULE.retry_factor)
     return head._replace(diverged=True), memory
 
 
@@ -230,7 +227,10 @@ def counted(
             rows=head.rows + memory.rows,
         )
     elif memory.content != chunk.content:
-        raise ValueError("memory belongs to a chunk of other content")
+        raise ValueError(
+            "memory belongs to a chunk of other content; pass the memory that the last visit of this chunk returned, "
+            "or None for a new chunk"
+        )
     elif memory.weights_content != chunk.weights_content:
         now = fresh_memory(chunk, problem)
         head = head._replace(weight=head.weight + now.weight - memory.weight, rows=head.rows + now.rows - memory.rows)

@@ -12,6 +12,7 @@ import numpy as np
 from ..execution.threads import thread_count
 from ..kernels.row_order import repeated, rows_of, shuffle_rows
 from .preconditioned_problem import row_norms
+from .step_rule import STEP_RULE
 from .threaded_visit import ENTRIES_A_COEFFICIENT
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RowSchedule", "plan_visit", "row_order"]
 
-
-# Largest Lipschitz constant of a single visit of a row, in units of the mean constant L. A row with a larger constant
-# L_i is visited ceil(L_i / (ROW_BOUND * L)) times in a pass.
-ROW_BOUND = 2.0
 
 # Number of neighbouring rows in a block, which are visited at about the same time because they share cache lines;
 # number of blocks, from all over the chunk, whose rows are shuffled together. Larger blocks are faster, but in rows
@@ -71,12 +68,12 @@ class RowSchedule(NamedTuple):
         Row numbers in the order of their visits, one array per thread.
     lengths : ndarray of shape (n,) or (0,)
         ``row_norms`` of the chunk. Empty for a float ``step_size``.
-    pull : float
+    change_scale : float
         Factor of the change of a row's gradient in a step: number of rows over their weight, times the mean number
         of visits of a row.
-    often : float
-        Length threshold. A row is visited ceil(weight * squared length / often) times. inf for a float ``step_size``.
-    most : float
+    length_threshold : float
+        A row is visited ceil(weight * squared length / length_threshold) times. inf for a float ``step_size``.
+    max_visits : float
         Maximum number of visits of a row.
     step : float
         Factor of the problem's step, the inverse of the mean number of visits of a row.
@@ -84,9 +81,9 @@ class RowSchedule(NamedTuple):
 
     orders: list[np.ndarray]
     lengths: np.ndarray
-    pull: float
-    often: float
-    most: float
+    change_scale: float
+    length_threshold: float
+    max_visits: float
     step: float
 
 
@@ -115,27 +112,27 @@ def plan_visit(
     RowSchedule
     """
     problem, preconditioner = preconditioned
-    n, pull, step = len(chunk.targets), head.rows / head.weight, 1.0
+    n, change_scale, step = len(chunk.targets), head.rows / head.weight, 1.0
     taken = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)  # int32 keeps schedules small even for short rows
     if chunk.weights.size:
         # Skip rows with zero weight, except if their memory still holds a gradient of an earlier weight to be removed.
         taken = taken[(chunk.weights > 0) | memory.gradients.any(axis=1)]
-    firsts, lengths, often, most = len(taken), np.empty(0, np.float32), np.inf, float(len(taken))
+    firsts, lengths, length_threshold = len(taken), np.empty(0, np.float32), np.inf
     if problem.automatic:
         lengths = row_norms(chunk, preconditioned) if norms is None else norms
         # Sample rows by their bounds (Schmidt et al. 2015, section 3), so that the largest row does not determine
         # the step.
-        often = ROW_BOUND * (preconditioner.mean_square or 1.0) / pull
-        rest = (lengths, chunk.weights, often)
-        visits = repeated(taken, *rest, taken[:0])
+        length_threshold = STEP_RULE.row_bound * (preconditioner.mean_square or 1.0) / change_scale
+        visits = repeated(taken, lengths, chunk.weights, length_threshold, taken[:0])
         if visits > len(taken):
             step = len(taken) / visits
             every = np.empty(visits, taken.dtype)
-            repeated(taken, *rest, every)
-            taken, pull = every, pull / step
+            repeated(taken, lengths, chunk.weights, length_threshold, every)
+            taken, change_scale = every, change_scale / step
     count = thread_count(problem.n_threads, chunk.entries)
     count = count if chunk.entries >= count * ENTRIES_A_COEFFICIENT * head.x.size else 1
-    return RowSchedule(_orders(seed, taken, firsts, n, count), lengths, pull, often, most, step)
+    orders = _orders(seed, taken, firsts, n, count)
+    return RowSchedule(orders, lengths, change_scale, length_threshold, float(firsts), step)
 
 
 def _orders(seed: int, taken: np.ndarray, firsts: int, n: int, count: int) -> list[np.ndarray]:
