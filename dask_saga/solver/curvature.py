@@ -56,6 +56,9 @@ ALL_ROWS, LEAST_ROWS = 320, 256
 # Largest size of a Hessian that is kept for a chunk. Unit: size of its memory gradients.
 KEPT = 8
 
+# Number of rows from which the medians of columns are estimated.
+MEDIAN_ROWS = 1000
+
 # A total weight below this fraction of the former one is a rounding error.
 ROUNDED_WEIGHT = 1e-9
 
@@ -83,8 +86,8 @@ class Curvature(NamedTuple):
     key : str
         ``Problem.loss_key`` of the models.
     origin : ndarray of shape (p,)
-        Subtracted from the rows, so that columns far from zero lose no digits. Zero without an intercept, and for
-        columns that not every sparse row stores.
+        Subtracted from the rows, so that columns far from zero lose no digits: the medians of the first chunk. Zero
+        without an intercept, and for columns that not every sparse row stores.
     hessian : ndarray of shape (blocks, d, d)
         Sum of H_k.
     product : ndarray of shape (blocks, d)
@@ -194,11 +197,14 @@ def _shape(problem: Problem, p: int, outputs: int) -> tuple[int, int]:
     return (1, outputs * (p + 1)) if isinstance(problem.loss, MultinomialLogLoss) else (outputs, p + 1)
 
 
-def new_curvature(problem: Problem, outputs: int, stats: ColumnStats) -> Curvature:
-    """Return the sums of no models."""
-    p = len(stats.mean)
+def new_curvature(problem: Problem, outputs: int, chunk: Chunk, stats: ColumnStats) -> Curvature:
+    """Return the sums of no models, with the origin at the medians of a chunk's columns."""
+    (n, p), origin = chunk.rows.shape, np.zeros(len(stats.mean))
     blocks, d = _shape(problem, p, outputs)
-    origin = np.where(stats.full, stats.mean, 0.0) if problem.fit_intercept else np.zeros(p)
+    if problem.fit_intercept:
+        few = chunk.rows[:: max(1, n // MEDIAN_ROWS)]
+        few = few.toarray() if sp.issparse(few) else few
+        origin = np.where(stats.full, np.median(few, axis=0), 0.0)
     return Curvature(problem.loss_key, origin, np.zeros((blocks, d, d)), np.zeros((blocks, d)), 0.0)
 
 
@@ -219,18 +225,17 @@ def without_model(
         The chunk with the weights that it had. Needed if its Hessian was not kept.
     problem : Problem
     others : callable
-        Returns the models of all other chunks. It is called if next to nothing is left of a diagonal entry or of the
-        weight.
+        Returns the models of all other chunks. It is called if next to nothing is left of a diagonal entry.
 
     Returns
     -------
     Curvature or None
-        None if the model cannot be subtracted: its Hessian is not known, or the digits of the others are lost.
+        None if no model is left, or if the model cannot be subtracted: its Hessian is not known, or the digits of the
+        others are lost.
     """
     weight = whole.weight - own.weight
     if not weight > ROUNDED_WEIGHT * whole.weight:
-        none = np.zeros_like(whole.hessian), np.zeros_like(whole.product)
-        return None if others() else whole._replace(hessian=none[0], product=none[1], weight=0.0)
+        return None
     hessian = own.hessian
     if hessian is None:
         if chunk is None or whole.key != problem.loss_key:

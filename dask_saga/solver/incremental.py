@@ -262,7 +262,7 @@ def _visit_with_curvature(
 ) -> tuple[SAGAState, ChunkMemory] | None:
     if state.curvature is not None and state.curvature.key != problem.loss_key:
         state = _without_models(state)
-    others = state.curvature or new_curvature(problem, len(state.head.x), state.stats)
+    others = state.curvature or new_curvature(problem, len(state.head.x), chunk, state.stats)
     visited = curvature_visit(chunk, state.head, memory, others, problem, is_first)
     if visited is None:
         return None
