@@ -84,9 +84,11 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
     curvature : "auto" or bool, default="auto"
         Whether `partial_fit` uses curvature: it then stores second derivatives next to the gradient memory, and a visit
         minimises the chunk's own loss plus quadratic models of all other chunks. This comes close to the optimum in one
-        or two passes, in any order of the chunks. "auto" does so if the step parameters have their defaults, the
-        columns are at most some hundreds, and the chunk is long enough to pay. Set False for SAGA steps in any case,
-        True for curvature in any case. `fit` does not depend on it.
+        or two passes, unless the rows are sorted by label. "auto" does so if the step parameters have their defaults, a
+        Hessian has at most 640 coordinates (columns + 1, times the classes of the multinomial loss), and the chunk has
+        more rows than columns. Set False for SAGA steps in any case, for example to save memory: models take up to nine
+        times the gradient memory and 8 k (p + 1)^2 bytes. True skips these conditions, but not that the loss must have
+        second derivatives and most rows a model. `fit` does not depend on it.
     max_iter : int, default=100
         Maximum number of passes of `fit`. Raise it if `fit` warns that it has not converged.
     tol : float, default=1e-4

@@ -1,13 +1,14 @@
 """Quadratic models of the chunks' losses, whose sums are part of the state.
 
-A chunk with gradient g_k and Hessian H_k at the x of its last visit, x_k, has the model
+A chunk has a gradient g_k at x_k, where its last visit ended, and a Hessian H_k from there or shortly before. Its model
+is
 
     g_k'(x - x_k) + (x - x_k)'H_k (x - x_k) / 2.
 
 The sum of g_k is the gradient sum of SAGA. The sums of H_k and of H_k x_k are kept in a ``Curvature``. For each chunk
-a ``ChunkCurvature`` has what is needed to subtract its model. Any symmetric matrices H_k give the right optimum,
-because the models have the exact gradients there. Therefore H_k may come from some of the rows. See
-docs/algorithm/curvature.md.
+a ``ChunkCurvature`` has what is needed to subtract its model. The optimum is a fixed point whatever the H_k are,
+because all x_k agree there, and the gradients are exact. The H_k only decide how fast visits get there. Therefore they
+may come from some of the rows. See docs/algorithm/curvature.md.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ __all__ = [
 # Largest size d of a Hessian with curvature="auto".
 MOST_COEFFICIENTS = 640
 
-# Assumed times in seconds: of a multiplication in BLAS, of the visit of one entry, and of a visit in any case. A visit
-# with curvature may take up to SLOWER times as long as one of SAGA steps.
+# Assumed times in seconds: of a multiplication in BLAS, of the visit of one entry, and of a visit in any case. The
+# solution of the linear system may take up to SLOWER times as long as a visit of SAGA steps.
 BLAS_SECONDS, ENTRY_SECONDS, VISIT_SECONDS, SLOWER = 1e-10, 2e-9, 3e-4, 6.0
 
 # The Hessian of a chunk of n dense rows comes from all rows if d is at most ALL_ROWS, and from n ALL_ROWS / d rows
@@ -62,14 +63,14 @@ MEDIAN_ROWS = 1000
 # A total weight below this fraction of the former one is a rounding error.
 ROUNDED_WEIGHT = 1e-9
 
-# Digits may be lost if a subtraction leaves less than the fraction CANCELLED of a diagonal entry. They are if the rest
-# differs from that of the other chunks by more than the fraction LOST.
+# Digits may be lost if a subtraction leaves less than the fraction CANCELLED of a diagonal entry. They are if what is
+# left differs from the sum over the other chunks by more than the fraction LOST.
 CANCELLED, LOST = 1e-11, 1e-3
 
 # In the model of a first visit, a row has at least the fraction FLOOR of the curvature of the secant from prediction 0.
 # A saturated row has no curvature, and later chunks could undo what was learned from it. If the second derivative of
-# the loss is zero in places (hinge losses, Huber), each row has at least the fraction FLOOR of its largest value at
-# every visit, because models without curvature have no minimum.
+# the loss may be zero (hinge losses, Huber, a user's own), each row has at least the fraction FLOOR of its bound at
+# every visit, because models without curvature have no minimum. Classes of the multinomial loss have no such floor.
 FLOOR = 0.05
 
 
@@ -151,7 +152,7 @@ class ChunkCurvature(NamedTuple):
     Parameters
     ----------
     x : ndarray of shape (outputs, p + 1)
-        Coefficients at which H_k was computed.
+        Coefficients at which H_k was computed. The visit may have ended elsewhere.
     product : ndarray of shape (blocks, d)
         H_k x_k.
     hessian : ndarray of shape (blocks, d, d) or None
@@ -173,8 +174,8 @@ class ChunkCurvature(NamedTuple):
 def uses_curvature(problem: Problem, chunk: Chunk, outputs: int) -> bool:
     """Return whether a visit of ``partial_fit`` uses curvature instead of SAGA steps.
 
-    With ``curvature="auto"`` it does unless the user has chosen a step, the Hessian is large, the chunk has fewer rows
-    than a block has coefficients, or the visit would take too long for so few rows.
+    With ``curvature="auto"`` it does unless the user has chosen a step, the Hessian is large, the chunk does not have
+    more rows than columns, or the visit would take too long for so few rows.
     """
     loss, names = problem.loss, ("second_derivative", "curvature_at")
     # A user's own loss of coupled outputs gives only the diagonal of its second derivatives.
@@ -198,7 +199,7 @@ def _shape(problem: Problem, p: int, outputs: int) -> tuple[int, int]:
 
 
 def new_curvature(problem: Problem, outputs: int, chunk: Chunk, stats: ColumnStats) -> Curvature:
-    """Return the sums of no models, with the origin at the medians of a chunk's columns."""
+    """Return sums that are zero, with the origin at the medians of a chunk's columns."""
     (n, p), origin = chunk.rows.shape, np.zeros(len(stats.mean))
     blocks, d = _shape(problem, p, outputs)
     if problem.fit_intercept:
@@ -230,8 +231,8 @@ def without_model(
     Returns
     -------
     Curvature or None
-        None if no model is left, or if the model cannot be subtracted: its Hessian is not known, or the digits of the
-        others are lost.
+        None if no model is left, or if the model cannot be subtracted: its Hessian was not kept and the chunk is not
+        given or the loss has changed, or the digits of the others are lost.
     """
     weight = whole.weight - own.weight
     if not weight > ROUNDED_WEIGHT * whole.weight:
@@ -274,7 +275,7 @@ def chunk_hessian(chunk: Chunk, z: np.ndarray, whole: Curvature, problem: Proble
         Defines the coordinates.
     problem : Problem
     is_first : bool
-        Whether each row has a least curvature.
+        Whether each row has at least the fraction FLOOR of its secant's curvature.
 
     Returns
     -------
@@ -304,7 +305,7 @@ def _some_rows(chunk: Chunk, z: np.ndarray, d: int) -> tuple[Chunk, np.ndarray]:
 
 
 def _floored(chunk: Chunk, z: np.ndarray, problem: Problem, is_first: bool) -> np.ndarray:
-    """Return the curvatures of the rows, but at least the fraction FLOOR of others that do not vanish."""
+    """Return the second derivative of each row, but at least the fraction FLOOR of the secant's or of the bound."""
     (slopes, curvatures), loss = row_derivatives(chunk, z, problem), problem.loss
     if is_first:
         rise = slopes - row_derivatives(chunk, np.zeros_like(z), problem)[0]

@@ -28,14 +28,16 @@ __all__ = ["curvature_visit"]
 
 
 # A visit takes at most INNER_STEPS Newton steps. They end if a step promises at most the fraction LEFT of what the
-# visit has gained and LEFT_OF_LOSS of the chunk's mean loss, or at most ROUNDED_LOSS of it.
+# visit has gained and LEFT_OF_LOSS of the objective, or at most ROUNDED_LOSS of it. The objective is that at the start,
+# scaled to the weight of the chunk.
 INNER_STEPS, LEFT, LEFT_OF_LOSS, ROUNDED_LOSS = 20, 1e-3, 1e-5, 1e-13
 
 # A full step is the last one if the curvatures of the rows have then changed by at most this fraction, because the next
-# step would gain little.
+# step would gain little. This applies if the other models weigh more than the chunk.
 SETTLED = 0.02
 
-# The Hessian of the chunk is computed again if the curvatures of its rows have changed by more than this fraction.
+# The Hessian of the chunk is computed again if the curvatures of its rows have changed by more than this fraction, or
+# after a step that was shortened.
 CHANGED = 0.1
 
 # A full step is taken if it achieves the fraction ACHIEVED of its promise. Otherwise the best of SHORTER lengths is.
@@ -61,10 +63,10 @@ def curvature_visit(
     memory : ChunkMemory or None
         Memory of the chunk after its last visit. None for a new chunk.
     others : Curvature
-        Models of all other chunks.
+        Sums of the models of all other chunks.
     problem : Problem
     is_first : bool
-        Whether the chunk had no model before.
+        Whether the chunk had no model before, or no other model is left.
 
     Returns
     -------
@@ -112,14 +114,15 @@ class _InnerProblem:
     x : ndarray of shape (k, p + 1)
         Current coefficients.
     gradient_sum : ndarray of shape (k, p + 1)
-        Sum of the gradients of the other chunks' models at their x_k.
+        Sum of the memory gradients of all other chunks times their rows.
     slopes : ndarray of shape (n, k)
         Derivatives of the rows' losses at `x`.
     hessian : ndarray of shape (blocks, d, d)
         Hessian of the chunk at `x_of_hessian`, where the predictions are `z_of_hessian`.
     is_floored : bool
-        Whether `hessian` has the least curvature of rows of a first visit. If the other chunks have most of the
-        curvature, this hardly changes the steps.
+        Whether `hessian` has the least curvature of rows of a first visit. It has if the other models weigh more than
+        the chunk, because the steps then hardly change. Otherwise it gets it after the last step. Classes of the
+        multinomial loss have no least curvature.
     """
 
     def __init__(
@@ -137,7 +140,7 @@ class _InnerProblem:
         if total is None:
             total = weighted_sum(chunk.rows, memory.gradients.astype(float), problem)
         self.gradient_sum = head.gradient_sum - total
-        self.is_floored = is_first and others.weight > memory.weight
+        self.is_floored = is_first and (others.is_coupled or others.weight > memory.weight)
         self.slopes = self.z_of_hessian = np.empty((0, len(self.x)))
         self.hessian, self.x_of_hessian = others.hessian, self.x
         self.curvatures: np.ndarray | None = None  # of the rows, where the Hessian was computed
@@ -186,7 +189,7 @@ class _InnerProblem:
         if self.curvatures is not None:
             change = np.abs(curvatures - self.curvatures).sum() / max(self.curvatures.sum(), np.finfo(float).tiny)
         if change > CHANGED or renew:
-            if self.curvatures is not None:  # without the rounding errors of steps, as when it is subtracted
+            if self.curvatures is not None:  # from x, so that ``without_model`` computes the same Hessian later
                 z = predictions(self.chunk.rows, self.x)
                 self.slopes, curvatures = row_derivatives(self.chunk, z, self.problem)
             self.hessian = chunk_hessian(self.chunk, z, self.others, self.problem, self.is_floored)
@@ -196,8 +199,8 @@ class _InnerProblem:
     def _models(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the Hessian and the linear part of the other chunks' models.
 
-        Chunks without a model, for example those of a ``fit``, are assumed to have the mean curvature of the others
-        about the present x.
+        Chunks without a model, for example those of a ``fit``, are assumed to have the mean curvature of the chunks
+        with one about the present x, or that of the visited chunk if there is none.
         """
         others = self.others
         model, linear = others.hessian, others.sum_to_centred(self.gradient_sum) - others.product

@@ -186,9 +186,9 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     """
     memory, (preconditioner_key, stale) = state.chunks.get(chunk_id), state.preconditioner_for
     stats, own, is_first = state.stats, None, True
-    takes_curvature = uses_curvature(problem, chunk, len(state.head.x))
+    takes_curvature = uses_curvature(problem, chunk, len(state.head.x)) and not _lacks_models(state, memory, chunk)
     if memory is not None and memory.curvature is not None:
-        known = memory.weights_content == chunk.weights_content  # else the former weights are not known
+        known = memory.weights_content == chunk.weights_content  # a Hessian is recomputed with the former weights
         state = _without_own_model(state, memory, chunk if known else None, problem)
         is_first, memory = state.curvature is None, memory._replace(curvature=None)
         state = state._replace(chunks=state.chunks.set(chunk_id, memory))
@@ -207,7 +207,7 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
         head=head, stats=stats, metric=axes, preconditioner_for=(problem.preconditioner_key, stale),
     )  # fmt: skip
     visited = None
-    if takes_curvature and not _lacks_models(state, memory, chunk):
+    if takes_curvature:
         visited = _visit_with_curvature(state, memory, chunk, problem, is_first)
     state, after = visited or _visit_with_steps(state, chunk_id, memory, chunk, problem)
     if own is not None:
@@ -219,25 +219,31 @@ def visit(state: SAGAState, chunk_id: Hashable, chunk: Chunk, problem: Problem) 
     )
 
 
-# A visit uses curvature only if the weight of other chunks without a model is at most NEW times the weight with models,
-# the chunk's own included. For a chunk that comes back, this factor is KNOWN.
-NEW, KNOWN = 1.0, 8.0
+# A visit uses curvature only if the weight of other chunks without a model is at most LACKING_FOR_NEW times the weight
+# with models, the chunk's own included. For a chunk that comes back the factor is LACKING_FOR_KNOWN. It has no limit if
+# the chunk has ROWS_TO_GUESS rows per column, because its Hessian is then a good guess for those of the others.
+LACKING_FOR_NEW, LACKING_FOR_KNOWN, ROWS_TO_GUESS = 1.0, 8.0, 20
 
 
 def _lacks_models(state: SAGAState, memory: ChunkMemory | None, chunk: Chunk) -> bool:
-    """Return whether so many chunks have no model that a visit with curvature would go too far.
+    """Return whether so many chunks have no model that a visit would rest on guessed curvature.
 
-    These are the chunks of a ``fit``, or chunks of few rows. Their curvature would have to be guessed.
+    These are chunks of a ``fit``, chunks of few rows, or all chunks after models were dropped.
     """
-    with_models = 0.0 if state.curvature is None else state.curvature.weight
-    lacking = state.head.weight - (0.0 if memory is None else memory.weight) - with_models
-    return lacking > (NEW if memory is None else KNOWN) * (with_models + chunk.weight)
+    if memory is not None and len(chunk.targets) >= ROWS_TO_GUESS * (chunk.rows.shape[1] + 1):
+        return False
+    own, whole = 0.0 if memory is None else memory.weight, state.curvature
+    with_models = 0.0 if whole is None else whole.weight
+    if whole is not None and memory is not None and memory.curvature is not None:
+        with_models -= own
+    lacking = state.head.weight - own - with_models
+    return lacking > (LACKING_FOR_NEW if memory is None else LACKING_FOR_KNOWN) * (with_models + chunk.weight)
 
 
 def _without_own_model(state: SAGAState, memory: ChunkMemory, chunk: Chunk | None, problem: Problem) -> SAGAState:
     """Subtract the model of a chunk. If this is impossible, drop all models.
 
-    `chunk` is None if its rows are not known, or not the weights that it had.
+    Pass None for `chunk` unless its rows and the weights that it had are known.
     """
     if state.curvature is None or memory.curvature is None:
         return state
@@ -252,7 +258,7 @@ def _without_own_model(state: SAGAState, memory: ChunkMemory, chunk: Chunk | Non
 
 
 def _without_models(state: SAGAState) -> SAGAState:
-    """Return the state without the quadratic models. The next visits create new ones."""
+    """Return the state without the quadratic models. Later visits create new ones (``_lacks_models``)."""
     chunks = ImmutableMap((key, memory._replace(curvature=None)) for key, memory in state.chunks.items())
     return state._replace(chunks=chunks, curvature=None)
 
@@ -260,6 +266,7 @@ def _without_models(state: SAGAState) -> SAGAState:
 def _visit_with_curvature(
     state: SAGAState, memory: ChunkMemory | None, chunk: Chunk, problem: Problem, is_first: bool
 ) -> tuple[SAGAState, ChunkMemory] | None:
+    """Make the visit with curvature. Return None if a number was not finite: the visit then takes SAGA steps."""
     if state.curvature is not None and state.curvature.key != problem.loss_key:
         state = _without_models(state)
     others = state.curvature or new_curvature(problem, len(state.head.x), chunk, state.stats)
@@ -273,6 +280,7 @@ def _visit_with_curvature(
 def _visit_with_steps(
     state: SAGAState, chunk_id: Hashable, memory: ChunkMemory | None, chunk: Chunk, problem: Problem
 ) -> tuple[SAGAState, ChunkMemory]:
+    """Make the visit by SAGA steps."""
     head, window_ids = state.head, state.window_ids
     visits, known = memory.visits if memory else 0, len(state.chunks)
     preconditioner = cast(Preconditioner, state.metric)  # ``visit`` has chosen one

@@ -124,7 +124,8 @@ class ChunkMemory(NamedTuple):
         Column statistics at the first visit, without the product matrix. None if they would be large, or
         if the chunk was read by ``fit``.
     curvature : ChunkCurvature or None
-        Quadratic model of the chunk in ``SAGAState.curvature``. None if its last visit took SAGA steps.
+        Quadratic model of the chunk in ``SAGAState.curvature``. None if its last visit took SAGA steps, or if all
+        models were dropped.
     """
 
     gradients: np.ndarray
@@ -161,7 +162,7 @@ class SAGAState(NamedTuple):
     seed : int
         Seed of all row and chunk orders.
     curvature : Curvature or None
-        Sums of the chunks' quadratic models. None if no visit has used curvature.
+        Sums of the chunks' quadratic models. None if there are none.
     """
 
     head: SolverState
