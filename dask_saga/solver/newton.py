@@ -261,7 +261,7 @@ class _Near:
                 return step, promised
             # Newton steps may gain a little each for a long time, where another kind of step gains much.
             kinds, most = self._candidates(), int(np.clip(INNER_WORK // self.work, *INNER_STEPS))
-            move, decrease = self._best_first(kinds)
+            move, decrease = self._best_of_steps([(step, promised), *(kind(move) for kind in kinds[1:])])
         for _ in range(most + len(kinds) - 1):
             step, promise = kinds[stalled](move)
             gained, length = self._best_length(move, step, promise)
@@ -277,11 +277,10 @@ class _Near:
         # The decrease may be as large as promised, even if no step has achieved it.
         return move, max(decrease, promised)
 
-    def _best_first(self, kinds: list[Callable]) -> tuple[np.ndarray, float]:
-        """Return the best step from x over all kinds, at its best length, and the decrease that it achieves."""
+    def _best_of_steps(self, steps: list[tuple[np.ndarray, float]]) -> tuple[np.ndarray, float]:
+        """Return the best of several steps from x with their promises, at its best length, and what it achieves."""
         best, most = np.zeros_like(self.x), 0.0
-        for kind in kinds:
-            step, promise = kind(np.zeros_like(self.x))
+        for step, promise in steps:
             gained, length = self._best_length(np.zeros_like(self.x), step, promise)
             if gained > most:
                 best, most = length * step, gained
