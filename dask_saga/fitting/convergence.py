@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data.immutable import immutable
 from ..penalties import ElasticNet
+from ..solver.curvature import BLAS_SECONDS, ENTRY_SECONDS
 from ..solver.line_search import STEPS, best_on_line, chunk_values, rising_rows, within
 from ..solver.local_model import (
     has_extreme_columns,
@@ -61,10 +62,9 @@ SLOW_PASSES, SLOW, SLOW_COUPLED = 3, 1 / 3, 0.7
 # slow passes may take as long as all passes made, its overhead included.
 EXTREME_SECONDS, SAFEGUARD_PASSES = 0.5, 5
 
-# Assumed times in seconds: a multiplication in BLAS, a multiplication of sparse rows, the visit of one entry, and the
-# overhead of a pass. OVERHEAD_SECONDS: overhead of a Newton step for each output and one more, without and with extreme
-# columns.
-BLAS_SECONDS, SPARSE_SECONDS, VISIT_SECONDS, PASS_SECONDS = 1e-10, 3e-9, 2e-9, 3e-4
+# Assumed times in seconds: a multiplication of sparse rows, and the overhead of a pass. OVERHEAD_SECONDS: overhead of a
+# Newton step for each output and one more, without and with extreme columns.
+SPARSE_SECONDS, PASS_SECONDS = 3e-9, 3e-4
 OVERHEAD_SECONDS = (1e-3, 4e-3)
 
 # The step of the usual rows is tried if the promised decrease is at most this fraction of the gain.
@@ -104,10 +104,12 @@ class Examined(NamedTuple):
     better: np.ndarray | None
 
 
-def is_converged(fit: FitSetup, examined: Examined, at_zero: float, tol: float) -> bool:
+def is_converged(fit: FitSetup, examined: Examined, tol: float) -> bool:
     """Return whether both measures are at most `tol`."""
     is_finite = np.isfinite(examined.norm) and np.isfinite(examined.decrease)
-    return bool(is_finite and examined.norm <= tol * at_zero and examined.decrease <= tol * _gain(fit, examined))
+    return bool(
+        is_finite and examined.norm <= tol * fit.norm_at_zero and examined.decrease <= tol * _gain(fit, examined)
+    )
 
 
 def _gain(fit: FitSetup, examined: Examined) -> float:
@@ -126,7 +128,7 @@ def _at_zero(fit: FitSetup) -> float:
     return fit.prepared.value / fit.weight + penalty_value(zero, fit.problem)
 
 
-def confirm(fit: FitSetup, state: FitState, at_zero: float, tol: float, is_exact: bool) -> FitState:
+def confirm(fit: FitSetup, state: FitState, tol: float, is_exact: bool) -> FitState:
     """Test for convergence, and return the state with the outcome.
 
     One exact pass evaluates both measures and writes the exact norm and objective to the history. If the test fails,
@@ -137,10 +139,10 @@ def confirm(fit: FitSetup, state: FitState, at_zero: float, tol: float, is_exact
     """
     if is_exact and _holds_by_sample(fit, state, tol):
         return state._replace(converged=True)
-    seconds = _safeguard_seconds(fit)
+    seconds, at_zero = _safeguard_seconds(fit), fit.norm_at_zero
     examined = _examine(fit, state.summary.x, seconds, tol)
     exact = {"objective": examined.value, "gradient_norm": examined.norm / at_zero, "bytes_read": fit.source.bytes_read}
-    converged = is_converged(fit, examined, at_zero, tol)
+    converged = is_converged(fit, examined, tol)
     # With a diagonal H, Newton steps follow only if the norm is at most `tol`. Otherwise passes of steps gain more.
     # They also gain more near the optimum if the loss couples the outputs, which H ignores.
     pays = examined.norm <= tol * at_zero or _plan(fit, seconds).full
@@ -184,18 +186,17 @@ def affordable_seconds(fit: FitSetup, state: FitState) -> float:
 
     A step may take as long as all passes so far, so that it costs at most as much as they did if it gains nothing.
     """
-    norms = [row["gradient_norm"] for row in state.history]
-    # Each output has its own H, which ignores the coupling of outputs. Newton steps then gain less.
-    slow = SLOW_COUPLED if hasattr(fit.problem.loss, "outputs") else SLOW
+    norms, coupled = [row["gradient_norm"] for row in state.history], hasattr(fit.problem.loss, "outputs")
     if len(norms) < max(state.newton_check, SLOW_PASSES + 1) or not may_step(fit.problem):
         return 0.0
-    stats, coupled = fit.prepared.stats, hasattr(fit.problem.loss, "outputs")
-    passes, extreme = len(norms) * _pass_seconds(fit), has_extreme_columns(stats)
+    # Each output has its own H, which ignores the coupling of outputs. Newton steps then gain less.
+    if not norms[-1] > (SLOW_COUPLED if coupled else SLOW) * norms[-1 - SLOW_PASSES]:
+        return 0.0
+    passes, extreme = len(norms) * _pass_seconds(fit), has_extreme_columns(fit.prepared.stats)
     left = passes - (1 + len(fit.prepared.zero)) * OVERHEAD_SECONDS[extreme]
     # Passes of steps may not reach the optimum with extreme columns, so the step may then cost more than they do.
     seconds = max(passes, EXTREME_SECONDS if extreme and not coupled else 0.0)
-    tries = norms[-1] > slow * norms[-1 - SLOW_PASSES] and left > 0.0 and _plan(fit, seconds - passes + left).full
-    return seconds if tries else 0.0
+    return seconds if left > 0.0 and _plan(fit, seconds - passes + left).full else 0.0
 
 
 def newton_pass(fit: FitSetup, state: FitState) -> FitState:
@@ -228,7 +229,7 @@ def _waits(state: FitState) -> FitState:
 
 def _pass_seconds(fit: FitSetup) -> float:
     """Return the assumed time of a pass of steps."""
-    return VISIT_SECONDS * float(fit.prepared.stats.counts.sum()) * len(fit.prepared.zero) + PASS_SECONDS
+    return ENTRY_SECONDS * float(fit.prepared.stats.counts.sum()) * len(fit.prepared.zero) + PASS_SECONDS
 
 
 def _safeguard_seconds(fit: FitSetup) -> float:

@@ -301,7 +301,7 @@ def _tested(fit: FitSetup, state: FitState, tol: float, is_exact: bool, is_last:
     if state.summary.diverged:
         return state
     if norm <= tol and (epoch >= state.next_check or is_last):
-        return confirm(fit, state, fit.norm_at_zero, tol, is_exact and _memory_suffices(fit, tol))
+        return confirm(fit, state, tol, is_exact and _memory_suffices(fit, tol))
     return state if is_exact else state._replace(newton=affordable_seconds(fit, state))
 
 

@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from ..data.chunk import BLOCK_BYTES
 from ..data.immutable import immutable
 from ..losses import LogLoss, MultinomialLogLoss
-from .local_model import predictions, row_derivatives
+from .local_model import predictions, row_derivatives, shifted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from .problem import Problem
 
 __all__ = [
-    "KEPT",
+    "BLAS_SECONDS",
+    "ENTRY_SECONDS",
+    "KEPT_SIZE",
     "ROUNDED_WEIGHT",
     "ChunkCurvature",
     "Curvature",
@@ -46,16 +48,16 @@ __all__ = [
 # Largest size d of a Hessian with curvature="auto".
 MOST_COEFFICIENTS = 640
 
-# Assumed times in seconds: of a multiplication in BLAS, of the visit of one entry, and of a visit in any case. The
-# solution of the linear system may take up to SLOWER times as long as a visit of SAGA steps.
-BLAS_SECONDS, ENTRY_SECONDS, VISIT_SECONDS, SLOWER = 1e-10, 2e-9, 3e-4, 6.0
+# Assumed times in seconds: a multiplication in BLAS, the visit of one entry, and the overhead of a visit in a stream.
+# The solution of the linear system may take up to SLOWER times as long as a visit of SAGA steps.
+BLAS_SECONDS, ENTRY_SECONDS, STREAM_VISIT_SECONDS, SLOWER = 1e-10, 2e-9, 3e-4, 6.0
 
 # The Hessian of a chunk of n dense rows comes from all rows if d is at most ALL_ROWS, and from n ALL_ROWS / d rows
 # otherwise, so that the visit costs about as much as one of SAGA steps. At least LEAST_ROWS rows are used.
 ALL_ROWS, LEAST_ROWS = 320, 256
 
 # Largest size of a Hessian that is kept for a chunk. Unit: size of its memory gradients.
-KEPT = 8
+KEPT_SIZE = 8
 
 # Number of rows from which the medians of columns are estimated.
 MEDIAN_ROWS = 1000
@@ -63,9 +65,9 @@ MEDIAN_ROWS = 1000
 # A total weight below this fraction of the former one is a rounding error.
 ROUNDED_WEIGHT = 1e-9
 
-# Digits may be lost if a subtraction leaves less than the fraction CANCELLED of a diagonal entry. They are if what is
-# left differs from the sum over the other chunks by more than the fraction LOST.
-CANCELLED, LOST = 1e-11, 1e-3
+# Digits may be lost if a subtraction leaves less than the fraction CANCELLED_SHARE of a diagonal entry. They are if
+# what is left differs from the sum over the other chunks by more than the fraction LOST.
+CANCELLED_SHARE, LOST = 1e-11, 1e-3
 
 # In the model of a first visit, a row has at least the fraction FLOOR of the curvature of the secant from prediction 0.
 # A saturated row has no curvature, and later chunks could undo what was learned from it. If the second derivative of
@@ -156,8 +158,8 @@ class ChunkCurvature(NamedTuple):
     product : ndarray of shape (blocks, d)
         H_k x_k.
     hessian : ndarray of shape (blocks, d, d) or None
-        H_k. None if it is more than KEPT times as large as the memory gradients. It is then computed again from the
-        rows at `x`.
+        H_k. None if it is more than KEPT_SIZE times as large as the memory gradients. It is then computed again from
+        the rows at `x`.
     weight : float
         Weight of the chunk.
     is_first : bool
@@ -188,7 +190,7 @@ def uses_curvature(problem: Problem, chunk: Chunk, outputs: int) -> bool:
     p = chunk.rows.shape[1]
     blocks, d = _shape(problem, p, outputs)
     solution = BLAS_SECONDS * blocks * d**3
-    steps = VISIT_SECONDS + ENTRY_SECONDS * chunk.entries * outputs
+    steps = STREAM_VISIT_SECONDS + ENTRY_SECONDS * chunk.entries * outputs
     is_long = len(chunk.targets) > p
     return problem.takes_default_steps and is_long and d <= MOST_COEFFICIENTS and solution <= SLOWER * steps
 
@@ -244,7 +246,7 @@ def without_model(
         hessian = chunk_hessian(chunk, predictions(chunk.rows, own.x), whole, problem, own.is_first)
     left = whole.hessian - hessian
     before, after = _diagonal(whole.hessian), _diagonal(left)
-    if (after < CANCELLED * before).any():
+    if (after < CANCELLED_SHARE * before).any():
         # Other chunks may have nothing to tell of a column, such as a rare level. Otherwise their digits are lost. This
         # is seen only if their Hessians are known.
         rest = [one.hessian for one in others()]
@@ -318,8 +320,8 @@ def _floored(chunk: Chunk, z: np.ndarray, problem: Problem, is_first: bool) -> n
 
 def _add_blocks(hessian: np.ndarray, chunk: Chunk, curvatures: np.ndarray, whole: Curvature) -> None:
     """Add the Hessian of each output to `hessian` of shape (k, p + 1, p + 1)."""
-    if sp.issparse(chunk.rows) and (shifted := _shifted(chunk.rows, whole.origin)) is not None:
-        rows = sp.csr_array(sp.hstack([shifted, np.ones((len(curvatures), 1))]))
+    if sp.issparse(chunk.rows) and _stores_origin(chunk.rows, whole.origin):
+        rows = sp.csr_array(sp.hstack([shifted(chunk.rows, whole.origin), np.ones((len(curvatures), 1))]))
         for own, curvature in zip(hessian, curvatures.T, strict=True):
             scaled = sp.diags_array(np.sqrt(curvature)) @ rows
             own += (scaled.T @ scaled).toarray()
@@ -330,12 +332,10 @@ def _add_blocks(hessian: np.ndarray, chunk: Chunk, curvatures: np.ndarray, whole
             own += scaled.T @ scaled  # BLAS computes only half of a matrix times its own transpose
 
 
-def _shifted(rows: Any, origin: np.ndarray) -> Any:
-    """Subtract the origin from sparse rows. Return None if a row does not store a column with an origin."""
-    shifted = np.flatnonzero(origin)
-    if len(shifted) and (np.bincount(rows.indices, minlength=len(origin))[shifted] < rows.shape[0]).any():
-        return None
-    return sp.csr_array((rows.data - origin[rows.indices], rows.indices, rows.indptr), shape=rows.shape)
+def _stores_origin(rows: Any, origin: np.ndarray) -> bool:
+    """Return whether every sparse row stores all columns whose origin is not zero."""
+    centred = np.flatnonzero(origin)
+    return not len(centred) or bool((np.bincount(rows.indices, minlength=len(origin))[centred] == rows.shape[0]).all())
 
 
 def _add_coupled(hessian: np.ndarray, chunk: Chunk, probabilities: np.ndarray, whole: Curvature) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..execution.threads import one_blas_thread
-from .curvature import KEPT, ROUNDED_WEIGHT, ChunkCurvature, Curvature, chunk_hessian, times
+from .curvature import KEPT_SIZE, ROUNDED_WEIGHT, ChunkCurvature, Curvature, chunk_hessian, times
 from .line_search import line_values, penalties_within, points_on_line
 from .local_model import predictions, row_derivatives
 from .optimality import weighted_sum
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["curvature_visit"]
 
 
-# A visit takes at most INNER_STEPS Newton steps. They end if a step promises at most the fraction LEFT of what the
-# visit has gained and LEFT_OF_LOSS of the objective, or at most ROUNDED_LOSS of it. The objective is that at the start,
-# scaled to the weight of the chunk.
-INNER_STEPS, LEFT, LEFT_OF_LOSS, ROUNDED_LOSS = 20, 1e-3, 1e-5, 1e-13
+# A visit takes at most MOST_STEPS Newton steps. They end if a step promises at most the fraction LEFT_OF_GAIN of what
+# the visit has gained and LEFT_OF_LOSS of the objective, or at most ROUNDED_LOSS of it. The objective is that at the
+# start, scaled to the weight of the chunk.
+MOST_STEPS, LEFT_OF_GAIN, LEFT_OF_LOSS, ROUNDED_LOSS = 20, 1e-3, 1e-5, 1e-13
 
 # A full step is the last one if the curvatures of the rows have then changed by at most this fraction, because the next
 # step would gain little. This applies if the other models weigh more than the chunk.
@@ -40,8 +40,8 @@ SETTLED = 0.02
 # after a step that was shortened.
 CHANGED = 0.1
 
-# A full step is taken if it achieves the fraction ACHIEVED of its promise. Otherwise the best of SHORTER lengths is.
-ACHIEVED, SHORTER = 0.25, np.array([*4.0 ** np.arange(-12.0, 0.0), 0.5, 1.0])
+# A full step is taken if it achieves the fraction KEPT_FULL of its promise. Otherwise the best of SHORTER lengths is.
+KEPT_FULL, SHORTER = 0.25, np.array([*4.0 ** np.arange(-12.0, 0.0), 0.5, 1.0])
 
 
 def curvature_visit(
@@ -88,7 +88,7 @@ def curvature_visit(
     largest = np.abs(inner.x).max()  # NaN propagates
     if not (largest < LARGEST_COEFFICIENT and np.isfinite(total.sum()) and np.isfinite(hessian.sum())):
         return None
-    kept = hessian if hessian.nbytes <= KEPT * gradients.nbytes else None
+    kept = hessian if hessian.nbytes <= KEPT_SIZE * gradients.nbytes else None
     own = ChunkCurvature(inner.x_of_hessian, product, kept, memory.weight, is_first)
     head = head._replace(
         x=inner.x,
@@ -149,10 +149,10 @@ class _InnerProblem:
         """Take Newton steps on the inner problem, until a step promises little."""
         others, problem, z = self.others, self.problem, predictions(self.chunk.rows, self.x)
         gained, loss, length, value = 0.0, 0.0, 0.0, None
-        for count in range(INNER_STEPS + 1):
+        for count in range(MOST_STEPS + 1):
             z, change = self._differentiate(z, renew=0.0 < length < 1.0)
             settled = length == 1.0 and change <= SETTLED and others.weight > self.chunk.weight
-            if settled or count == INNER_STEPS:
+            if settled or count == MOST_STEPS:
                 break
             u = others.to_centred(self.x)
             if count == 0:
@@ -165,7 +165,7 @@ class _InnerProblem:
                 break
             step, promise = step_with_intercepts(hessian, slope, self.x, others.intercepts, problem)
             step = others.without_common(step, is_smooth(problem.penalty))
-            least = max(min(LEFT * gained, LEFT_OF_LOSS * loss), ROUNDED_LOSS * loss)
+            least = max(min(LEFT_OF_GAIN * gained, LEFT_OF_LOSS * loss), ROUNDED_LOSS * loss)
             if not (np.isfinite(step).all() and promise > least):
                 break
             line = _Line(self, z, step, (slope_of_models * step).sum(), (times(model, step) * step).sum())
@@ -239,6 +239,6 @@ class _Line:
         for lengths in (np.ones(1), SHORTER):
             values = self.values(lengths)
             best = int(np.argmin(values))
-            if value - values[best] >= ACHIEVED * promise:
+            if value - values[best] >= KEPT_FULL * promise:
                 break
         return lengths[best], values[best]

@@ -36,6 +36,7 @@ __all__ = [
     "plan_model",
     "predictions",
     "row_derivatives",
+    "shifted",
     "take_extremes",
     "usual_model",
 ]
@@ -424,9 +425,9 @@ def _centred_moments(
     mean = np.zeros_like(centre)
     if intercept:
         stored = centre != 0
-        apart = _shifted(rows, centre)
+        apart = shifted(rows, centre)
         centre = np.where(stored, centre + (apart.T @ weights) / total, 0.0)
-        rows = _shifted(rows, centre)
+        rows = shifted(rows, centre)
         mean = (rows.T @ weights) / total
     scaled = sp.diags_array(np.sqrt(weights)) @ rows
     moments = (scaled.T @ scaled).toarray() - total * np.outer(mean, mean)
@@ -442,7 +443,7 @@ def _extent(rows: Any, centre: np.ndarray) -> np.ndarray:
     return np.maximum(high - centre, centre - low)
 
 
-def _shifted(rows: Any, centre: np.ndarray) -> Any:
+def shifted(rows: Any, centre: np.ndarray) -> Any:
     """Subtract a centre from sparse rows. The centre must be zero in columns that not every row stores."""
     return sp.csr_array((rows.data - centre[rows.indices], rows.indices, rows.indptr), shape=rows.shape)
 
