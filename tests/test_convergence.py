@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from dask_saga import SAGAClassifier, SAGARegressor
 from dask_saga.data.statistics import column_stats
 from dask_saga.data.validation import read_chunk
-from dask_saga.fitting import convergence
+from dask_saga.fitting import convergence, newton_passes
 from dask_saga.losses import LOSSES, LogLoss, MultinomialLogLoss, SquaredError, SquaredHinge
 from dask_saga.penalties import ElasticNet, penalty_values
 from dask_saga.solver.line_search import STEPS, best_on_line, chunk_values, rising_rows
@@ -60,13 +60,14 @@ def test_one_bad_cell_hides_nothing(kind, tol):
 
 
 def test_the_norm_alone_would_stop_too_early(monkeypatch):
-    """What the test above would find if the decrease were not looked at."""
+    """What the test above would find if neither the decrease were looked at nor Newton steps taken from the start."""
     X, y = one_bad_cell()
 
     def by_norm(fit, examined, tol):
         return examined.norm <= tol * fit.norm_at_zero
 
     monkeypatch.setattr(convergence, "is_converged", by_norm)
+    monkeypatch.setattr(newton_passes, "CHEAP", 0.0)
     model = SAGAClassifier(random_state=0).fit(X, y)
     best = objective(newton_cholesky(X, y), X, y)
     assert model.converged_
@@ -160,8 +161,8 @@ def test_bits_of_newton_steps_are_the_same_everywhere(client, tmp_path):
 # The local model, beside plain NumPy.
 
 
-def problem_and_chunk(loss, fit_intercept=True, sparse=False, weighted=False, penalty=None, n=400):
-    A, y = make_rows(n, 5)
+def problem_and_chunk(loss, fit_intercept=True, sparse=False, weighted=False, penalty=None, n=400, p=5):
+    A, y = make_rows(n, p)
     rng = np.random.default_rng(0)
     if isinstance(loss, MultinomialLogLoss):
         y = rng.integers(loss.n_classes, size=n).astype(float)
@@ -235,8 +236,8 @@ def test_models_of_chunks_merge_to_that_of_all(sparse):
 
 
 def test_few_rows_stand_for_all():
-    problem, chunk = problem_and_chunk(LogLoss(), n=60_000)
-    x, stats = np.full((1, 6), 0.1), column_stats(chunk, problem)
+    problem, chunk = problem_and_chunk(LogLoss(), n=60_000, p=50)
+    x, stats = np.full((1, 51), 0.1), column_stats(chunk, problem)
     preconditioned = PreconditionedProblem(problem, choose_preconditioner(stats, problem))
     plan = plan_model(stats, 1, 1)
     assert plan.rows < 10_000

@@ -193,8 +193,8 @@ def test_an_optimum_of_the_sample_at_zero_is_no_convergence():
 def test_a_tolerance_that_float32_does_not_tell_is_confirmed(monkeypatch):
     A, y = make_rows(ROWS, 6)
     asked = []
-    true = convergence._examine
-    monkeypatch.setattr(convergence, "_examine", lambda *call, **how: asked.append(1) or true(*call, **how))
+    true = convergence.examine
+    monkeypatch.setattr(convergence, "examine", lambda *call, **how: asked.append(1) or true(*call, **how))
     SAGAClassifier(alpha=1e-3, tol=1e-4, random_state=0).fit(A, y)
     SAGAClassifier(alpha=1e-3, tol=1e-7, memory_dtype="float64", random_state=0).fit(A, y)
     assert not asked

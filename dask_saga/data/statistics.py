@@ -352,7 +352,7 @@ def gram(rows: np.ndarray, weights: np.ndarray, mean: np.ndarray, n_threads: int
         # BLAS computes only half of a matrix times its own transpose.
         return np.einsum("ij,ik->jk", apart, apart) if few else apart.T @ apart
 
-    count = thread_count(n_threads, rows.size)
+    count = min(thread_count(n_threads, rows.size), len(blocks))
     with one_blas_thread(0 if few else np.inf), threads(count) as each:
         return sum(each(multiply, blocks))
 

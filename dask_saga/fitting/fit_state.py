@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..solver.state import ChunkMemory, SolverState
     from ..solver.subsample import Subsample
     from .chunk_source import Source
-    from .convergence import Examined
+    from .models import Examined
     from .preparation import ChunkGradients, Prepared
     from .rounds import EpochSummary, HasMemory
 
@@ -177,6 +177,8 @@ class FitState(NamedTuple):
         Decrease that the last Newton step promised. inf if the last pass was none.
     step : Examined or None
         Value. The next Newton step, if it is already known.
+    tested : bool
+        Whether the next Newton step is that of a test for convergence. A fit that resumes computes it again.
     """
 
     head: SolverState | None
@@ -198,6 +200,7 @@ class FitState(NamedTuple):
     newton_wait: int = 1
     newton_decrease: float = math.inf
     step: Examined | None = None
+    tested: bool = False
 
     @property
     def refines(self) -> bool:
@@ -252,6 +255,7 @@ SENT_SHARE, SENT_BYTES = 0.05, 2**25
 # Fields of a FitState that a checkpoint saves under their names.
 SAVED_FIELDS = (
     "history", "next_check", "wait", "converged", "in_vain", "newton", "newton_check", "newton_wait", "newton_decrease",
+    "tested",
 )  # fmt: skip
 
 
@@ -343,7 +347,7 @@ def moved(fit: FitSetup, state: FitState, x: np.ndarray) -> FitState:
 
 def _restart(fit: FitSetup, state: FitState, head: SolverState) -> FitState:
     """Return the state at the x of a solver state, with the exact gradient there and an empty averaging window."""
-    arrival = at_point(fit, VisitResult(head, None), head.x, len(state.history) + 1)
+    arrival = at_point(fit, VisitResult(head, None), head.x, len(state.history) + 1 - state.in_vain)
     return state._replace(**arrival._asdict(), visits=[], window=frozenset(), window_visits=0)
 
 

@@ -19,7 +19,7 @@ from ..solver.step_rule import STEP_RULE
 from ..solver.subsample import subsample_step
 from ..solver.visit import visit_digest
 from .chunk_source import lanes
-from .convergence import affordable_seconds, confirm, may_step, memory_is_exact, newton_pass, norm_at_zero
+from .convergence import confirm, memory_is_exact, norm_at_zero
 from .fit_state import (
     FitSetup,
     PendingPass,
@@ -31,6 +31,7 @@ from .fit_state import (
     to_checkpoint,
     without_lineage,
 )
+from .newton_passes import affordable_seconds, may_step, newton_pass
 from .rounds import VisitSpec, draw_rounds, round_summary, visit_chunk
 
 if TYPE_CHECKING:
@@ -229,7 +230,10 @@ def _open(
             f"checkpoint: the gradient memory, {fit.all_memory_bytes / 1e9:.1f} GB, is too large for this process to "
             "write; fit without a checkpoint, or in a process with more memory"
         )
-    return fit, resume(fit, saved, tol) if saved else initial_state(fit, start), identity
+    if saved:
+        return fit, resume(fit, saved, tol), identity
+    state = initial_state(fit, start)
+    return fit, state._replace(newton=affordable_seconds(fit, state, is_exact=True)), identity
 
 
 class _Passes:
@@ -302,7 +306,7 @@ def _tested(fit: FitSetup, state: FitState, tol: float, is_exact: bool, is_last:
         return state
     if norm <= tol and (epoch >= state.next_check or is_last):
         return confirm(fit, state, tol, is_exact and _memory_suffices(fit, tol))
-    return state if is_exact else state._replace(newton=affordable_seconds(fit, state))
+    return state if state.newton else state._replace(newton=affordable_seconds(fit, state, is_exact))
 
 
 def _subsample_pass(fit: FitSetup, state: FitState) -> FitState:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from ..data.chunk import BLOCK_BYTES
 from ..data.immutable import immutable
 from ..losses import LogLoss, MultinomialLogLoss
-from .local_model import predictions, row_derivatives, shifted
+from .hessian import block_hessians, coupled_hessian
+from .local_model import predictions, row_derivatives
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from ..data.chunk import Chunk
     from ..data.statistics import ColumnStats
@@ -38,6 +38,7 @@ __all__ = [
     "ChunkCurvature",
     "Curvature",
     "chunk_hessian",
+    "empty_curvature",
     "new_curvature",
     "times",
     "uses_curvature",
@@ -124,7 +125,7 @@ class Curvature(NamedTuple):
     def without_common(self, u: np.ndarray, coefficients: bool = True) -> np.ndarray:
         """Subtract from the classes of the multinomial loss what they have in common, which changes no probability.
 
-        Without `coefficients`, do so only for the intercepts.
+        Without `coefficients`, do so only for the intercepts, as a penalty decides what coefficients have in common.
         """
         if not self.is_coupled:
             return u
@@ -202,12 +203,17 @@ def _shape(problem: Problem, p: int, outputs: int) -> tuple[int, int]:
 
 def new_curvature(problem: Problem, outputs: int, chunk: Chunk, stats: ColumnStats) -> Curvature:
     """Return sums that are zero, with the origin at the medians of a chunk's columns."""
-    (n, p), origin = chunk.rows.shape, np.zeros(len(stats.mean))
-    blocks, d = _shape(problem, p, outputs)
+    n, origin = len(chunk.targets), np.zeros(len(stats.mean))
     if problem.fit_intercept:
         few = chunk.rows[:: max(1, n // MEDIAN_ROWS)]
         few = few.toarray() if sp.issparse(few) else few
         origin = np.where(stats.full, np.median(few, axis=0), 0.0)
+    return empty_curvature(problem, outputs, origin)
+
+
+def empty_curvature(problem: Problem, outputs: int, origin: np.ndarray) -> Curvature:
+    """Return sums that are zero, with the given origin."""
+    blocks, d = _shape(problem, len(origin), outputs)
     return Curvature(problem.loss_key, origin, np.zeros((blocks, d, d)), np.zeros((blocks, d)), 0.0)
 
 
@@ -284,12 +290,11 @@ def chunk_hessian(chunk: Chunk, z: np.ndarray, whole: Curvature, problem: Proble
     ndarray of shape (blocks, d, d)
     """
     chunk, z = _some_rows(chunk, z, whole.hessian.shape[1])
-    hessian = np.zeros_like(whole.hessian)
     if whole.is_coupled:
         loss: Any = problem.loss
-        _add_coupled(hessian[0], chunk, loss.probability(z), whole)
+        hessian = coupled_hessian(chunk, loss.probability(z), whole.origin)[None]
     else:
-        _add_blocks(hessian, chunk, np.maximum(_floored(chunk, z, problem, is_first), 0.0), whole)
+        hessian = block_hessians(chunk, np.maximum(_floored(chunk, z, problem, is_first), 0.0), whole.origin)
     if not problem.fit_intercept:
         hessian[:, whole.intercepts, :] = hessian[:, :, whole.intercepts] = 0.0
     return hessian
@@ -316,48 +321,3 @@ def _floored(chunk: Chunk, z: np.ndarray, problem: Problem, is_first: bool) -> n
     if loss.curvature is not None and not isinstance(loss, LogLoss) and not getattr(loss, "quadratic", False):
         curvatures = np.maximum(curvatures, FLOOR * loss.curvature * chunk.row_weights[:, None])
     return curvatures
-
-
-def _add_blocks(hessian: np.ndarray, chunk: Chunk, curvatures: np.ndarray, whole: Curvature) -> None:
-    """Add the Hessian of each output to `hessian` of shape (k, p + 1, p + 1)."""
-    if sp.issparse(chunk.rows) and _stores_origin(chunk.rows, whole.origin):
-        rows = sp.csr_array(sp.hstack([shifted(chunk.rows, whole.origin), np.ones((len(curvatures), 1))]))
-        for own, curvature in zip(hessian, curvatures.T, strict=True):
-            scaled = sp.diags_array(np.sqrt(curvature)) @ rows
-            own += (scaled.T @ scaled).toarray()
-        return
-    for block, rows, scaled in _centred_rows(chunk, whole):
-        for own, root in zip(hessian, np.sqrt(curvatures[block]).T, strict=True):
-            np.multiply(rows, root[:, None], out=scaled)
-            own += scaled.T @ scaled  # BLAS computes only half of a matrix times its own transpose
-
-
-def _stores_origin(rows: Any, origin: np.ndarray) -> bool:
-    """Return whether every sparse row stores all columns whose origin is not zero."""
-    centred = np.flatnonzero(origin)
-    return not len(centred) or bool((np.bincount(rows.indices, minlength=len(origin))[centred] == rows.shape[0]).all())
-
-
-def _add_coupled(hessian: np.ndarray, chunk: Chunk, probabilities: np.ndarray, whole: Curvature) -> None:
-    """Add the Hessian of the multinomial loss, sum_i w_i (diag(p_i) - p_i p_i') x a_i a_i', to a matrix."""
-    roots, k, p = np.sqrt(chunk.row_weights), probabilities.shape[1], len(whole.origin)
-    for block, rows, scaled in _centred_rows(chunk, whole):
-        weighted = probabilities[block] * roots[block, None]
-        joined = (weighted[:, :, None] * rows[:, None, :]).reshape(len(rows), -1)
-        hessian -= joined.T @ joined
-        for c in range(k):
-            own = slice(c * (p + 1), (c + 1) * (p + 1))
-            np.multiply(rows, (np.sqrt(probabilities[block, c]) * roots[block])[:, None], out=scaled)
-            hessian[own, own] += scaled.T @ scaled
-
-
-def _centred_rows(chunk: Chunk, whole: Curvature) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Yield blocks of the rows ``(a - origin, 1)``, and room for as many rows. The next block overwrites both."""
-    n, p = chunk.rows.shape
-    size = min(max(1, BLOCK_BYTES // (8 * (p + 1))), n)
-    rows, scaled = np.ones((size, p + 1)), np.empty((size, p + 1))
-    for start in range(0, n, size):
-        block = slice(start, min(start + size, n))
-        some, count = chunk.rows[block], block.stop - start
-        np.subtract(some.toarray() if sp.issparse(some) else some, whole.origin, out=rows[:count, :-1])
-        yield block, rows[:count], scaled[:count]

@@ -12,10 +12,10 @@ import numpy as np
 
 from ..execution.threads import one_blas_thread
 from .curvature import KEPT_SIZE, ROUNDED_WEIGHT, ChunkCurvature, Curvature, chunk_hessian, times
-from .line_search import line_values, penalties_within, points_on_line
+from .line_search import EXCEEDED, LONGER, line_values, penalties_within, points_on_line
 from .local_model import predictions, row_derivatives
 from .optimality import weighted_sum
-from .quadratic_step import is_smooth, step_with_intercepts
+from .quadratic_step import is_free, step_with_intercepts
 from .state import LARGEST_COEFFICIENT
 from .visit import counted
 
@@ -40,8 +40,9 @@ SETTLED = 0.02
 # after a step that was shortened.
 CHANGED = 0.1
 
-# A full step is taken if it achieves the fraction KEPT_FULL of its promise. Otherwise the best of SHORTER lengths is.
-KEPT_FULL, SHORTER = 0.25, np.array([*4.0 ** np.arange(-12.0, 0.0), 0.5, 1.0])
+# A full step is taken if it achieves between the fractions KEPT_FULL and EXCEEDED of its promise. Otherwise the best of
+# SHORTER or LONGER lengths is.
+KEPT_FULL, SHORTER = 0.25, (*4.0 ** np.arange(-12.0, 0.0), 0.5, 1.0)
 
 
 def curvature_visit(
@@ -164,7 +165,7 @@ class _InnerProblem:
             if not np.isfinite(slope.sum() + hessian.sum()):
                 break
             step, promise = step_with_intercepts(hessian, slope, self.x, others.intercepts, problem)
-            step = others.without_common(step, is_smooth(problem.penalty))
+            step = others.without_common(step, is_free(problem.penalty))
             least = max(min(LEFT_OF_GAIN * gained, LEFT_OF_LOSS * loss), ROUNDED_LOSS * loss)
             if not (np.isfinite(step).all() and promise > least):
                 break
@@ -236,9 +237,11 @@ class _Line:
 
     def best_length(self, value: float, promise: float) -> tuple[float, float]:
         """Return the length of the step, and the objective there. `value` is the objective at length zero."""
-        for lengths in (np.ones(1), SHORTER):
-            values = self.values(lengths)
-            best = int(np.argmin(values))
-            if value - values[best] >= KEPT_FULL * promise:
-                break
+        after = float(self.values(np.ones(1))[0])
+        gained = value - after
+        if KEPT_FULL * promise <= gained <= EXCEEDED * promise:
+            return 1.0, after
+        lengths = np.array((1.0, *LONGER) if gained > EXCEEDED * promise else SHORTER)
+        values = self.values(lengths)
+        best = int(np.argmin(values))
         return lengths[best], values[best]

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .problem import Problem
 
 __all__ = [
+    "EXCEEDED",
+    "LONGER",
     "STEPS",
     "best_on_line",
     "chunk_values",
@@ -37,6 +39,10 @@ __all__ = [
 BOUND_ROUNDING = 1e-12
 # Lengths at which F is evaluated where the quadratic model may be wrong. Unit: length of the full step.
 STEPS = (*4.0 ** np.arange(-6.0, 0.0), 0.5, 1.0, 2.0, *4.0 ** np.arange(1.0, 7.0))
+
+# A step that achieves more than the fraction EXCEEDED of its promise is tried at the lengths LONGER. The curvature
+# falls along such a step, for example if classes are nearly separable.
+EXCEEDED, LONGER = 1.05, (2.0, 4.0, 8.0)
 
 
 def chunk_values(chunk: Chunk, x: np.ndarray, move: np.ndarray, lengths: np.ndarray, problem: Problem) -> np.ndarray:

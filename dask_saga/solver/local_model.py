@@ -13,10 +13,12 @@ import scipy.sparse as sp
 from ..data.chunk import row_blocks
 from ..data.immutable import immutable
 from ..data.statistics import MOMENTS, column_stats, gram
+from ..execution.threads import one_blas_thread
 from ..kernels.column_moments import LARGEST_ENTRY, dense_leverages, sparse_leverages
 from ..kernels.epoch import kernels_for
 from ..kernels.intrinsics import scratch_for
 from ..kernels.vectors import dense_predictions, sparse_predictions
+from .hessian import coupled_hessian, shifted
 from .optimality import chunk_gradient
 
 if TYPE_CHECKING:
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
     from .problem import Problem
 
 __all__ = [
+    "MOST_ENTRIES",
     "Extremes",
     "LocalModel",
     "ModelPlan",
+    "curvature_model",
     "has_extreme_columns",
     "join_extremes",
     "local_model",
@@ -36,7 +40,6 @@ __all__ = [
     "plan_model",
     "predictions",
     "row_derivatives",
-    "shifted",
     "take_extremes",
     "usual_model",
 ]
@@ -46,8 +49,8 @@ __all__ = [
 MOST_ENTRIES = 2**22
 
 # Number of rows from which the Hessian is computed: ROWS_PER_COLUMN for each column, but at least LEAST_HESSIAN_ROWS.
-# They have at most MOST_USED entries.
-ROWS_PER_COLUMN, LEAST_HESSIAN_ROWS, MOST_USED = 50, 2**13, 2**25
+# They have at most MOST_USED entries. With up to FEW_COLUMNS columns, drawing fewer rows would save no time.
+ROWS_PER_COLUMN, LEAST_HESSIAN_ROWS, MOST_USED, FEW_COLUMNS = 50, 2**13, 2**25, 40
 
 # Least number of these rows that each chunk contributes.
 LEAST_CHUNK_ROWS = 2**10
@@ -89,6 +92,8 @@ class ModelPlan(NamedTuple):
         Number of rows of the chunk that are used for a matrix.
     full : bool
         Whether the Hessian is a matrix. Otherwise it is the diagonal, computed from all rows.
+    coupled : bool
+        Whether the Hessian of the multinomial loss is one matrix for all classes. Otherwise each class has its own.
     extreme : bool
         Whether to search for rows with a large share of a column's curvature.
     apart : int
@@ -97,6 +102,7 @@ class ModelPlan(NamedTuple):
 
     rows: int
     full: bool
+    coupled: bool
     extreme: bool
     apart: int
 
@@ -134,9 +140,10 @@ class LocalModel(NamedTuple):
         Sum of the weighted second derivatives.
     mean : ndarray of shape (k, p)
         Mean of the rows, weighted by the second derivatives. It is zero without an intercept.
-    hessian : ndarray of shape (k, p, p) or (k, p)
+    hessian : ndarray of shape (k, p, p), (k, p) or (1, k (p + 1), k (p + 1))
         Second moments of the rows about this mean with the same weights. This is the Hessian of each output if the
-        intercept is always at its optimum, or the diagonal of this Hessian.
+        intercept is always at its optimum, or the diagonal of this Hessian. If ``is_coupled``, it is that of
+        ``coupled_hessian`` with `mean` as origin, which is then the same for all classes and models.
     extremes : Extremes
         Rows that `curvature`, `mean` and `hessian` leave out. Their exact losses are used instead of a quadratic.
     far : int
@@ -154,6 +161,11 @@ class LocalModel(NamedTuple):
     far: int
     extent: np.ndarray
 
+    @property
+    def is_coupled(self) -> bool:
+        """Whether the Hessian is one matrix for all classes."""
+        return self.hessian.shape[-1] > self.mean.shape[1]
+
     def without_rounding(self) -> LocalModel:
         """Set H to zero for columns that are constant in all rows with curvature, up to rounding of their mean.
 
@@ -162,6 +174,8 @@ class LocalModel(NamedTuple):
         if self.hessian.ndim == 2:
             return self
         least = (ROUNDED_MEAN * self.extent) ** 2 * self.curvature[:, None]
+        if self.is_coupled:
+            least = np.column_stack([least, np.zeros(len(least))]).reshape(1, -1)
         varies = np.diagonal(self.hessian, axis1=1, axis2=2) > least
         return self._replace(hessian=np.where(varies[:, :, None] & varies[:, None, :], self.hessian, 0.0))
 
@@ -189,10 +203,10 @@ def has_extreme_columns(stats: ColumnStats) -> bool:
 def plan_model(stats: ColumnStats, outputs: int, chunks: int) -> ModelPlan:
     """Return the plan for each of `chunks` chunks."""
     p = len(stats.mean)
-    rows = min(max(LEAST_HESSIAN_ROWS, ROWS_PER_COLUMN * p), MOST_USED // p)
+    rows = MOST_USED // p if p <= FEW_COLUMNS else min(max(LEAST_HESSIAN_ROWS, ROWS_PER_COLUMN * p), MOST_USED // p)
     full = outputs * p**2 <= MOST_ENTRIES
     apart = max(MOST_APART // chunks, LEAST_APART)
-    return ModelPlan(max(rows // chunks, LEAST_CHUNK_ROWS), full, has_extreme_columns(stats), apart)
+    return ModelPlan(max(rows // chunks, LEAST_CHUNK_ROWS), full, False, has_extreme_columns(stats), apart)
 
 
 def local_model(
@@ -203,6 +217,11 @@ def local_model(
     If `gradient` is False, the value and the gradient are zero, and a matrix needs only some of the rows.
     """
     return _model_of(chunk, x, preconditioned, plan, int(far_rows(chunk).sum()), gradient)
+
+
+def curvature_model(chunk: Chunk, x: np.ndarray, preconditioned: PreconditionedProblem, plan: ModelPlan) -> LocalModel:
+    """Return the model of one chunk with the value and the gradient zero, and without a search for far rows."""
+    return _model_of(chunk, x, preconditioned, plan, 0, gradient=False)
 
 
 def _model_of(
@@ -220,7 +239,14 @@ def _model_of(
         none = take_extremes(chunk, np.empty(0, int))
         return LocalModel(value, sums, *_diagonals(chunk, x, problem), none, far, np.zeros_like(centre))
     some, extremes = _drawn_rows(chunk, x, problem, plan)
-    curvatures = row_derivatives(some, predictions(some.rows, x), problem)[1]
+    z = predictions(some.rows, x)
+    curvatures = row_derivatives(some, z, problem)[1]
+    if plan.coupled:
+        loss: Any = problem.loss
+        with one_blas_thread():
+            hessian = coupled_hessian(some, loss.probability(z), centre)[None]
+        mean = np.repeat(centre[None], len(x), axis=0)
+        return LocalModel(value, sums, curvatures.sum(axis=0), mean, hessian, extremes, far, _extent(some.rows, centre))
     parts = [_centred_moments(some.rows, own, centre, problem) for own in np.ascontiguousarray(curvatures.T)]
     curvature, mean, hessian = (np.array(part) for part in zip(*parts, strict=True))
     return LocalModel(value, sums, curvature, mean, hessian, extremes, far, _extent(some.rows, centre))
@@ -267,7 +293,9 @@ def merge_models(*models: LocalModel) -> LocalModel:
         safe = np.where(curvature > 0, curvature, 1.0)
         apart, share = other.mean - whole.mean, (other.curvature / safe)[:, None]
         factor = whole.curvature[:, None] * share
-        if whole.hessian.ndim == 3:
+        if whole.is_coupled:
+            between = 0.0
+        elif whole.hessian.ndim == 3:
             between = factor[:, :, None] * apart[:, :, None] * apart[:, None, :]
         else:
             between = factor * apart**2
@@ -401,7 +429,10 @@ def take_extremes(chunk: Chunk, some: np.ndarray) -> Extremes:
 
 def join_extremes(*parts: Extremes) -> Extremes:
     """Join the rows of all parts, and drop duplicates."""
-    joined = Extremes(*map(np.concatenate, zip(*parts, strict=True)))
+    some = [part for part in parts if len(part.weights)]
+    if len(some) < 2:
+        return some[0] if some else parts[0]
+    joined = Extremes(*map(np.concatenate, zip(*some, strict=True)))
     _, first = np.unique(joined.numbers, axis=0, return_index=True)
     return Extremes(*(part[np.sort(first)] for part in joined))
 
@@ -441,11 +472,6 @@ def _extent(rows: Any, centre: np.ndarray) -> np.ndarray:
     low, high = rows.min(axis=0), rows.max(axis=0)
     low, high = (one.toarray().ravel() if sp.issparse(one) else one for one in (low, high))
     return np.maximum(high - centre, centre - low)
-
-
-def shifted(rows: Any, centre: np.ndarray) -> Any:
-    """Subtract a centre from sparse rows. The centre must be zero in columns that not every row stores."""
-    return sp.csr_array((rows.data - centre[rows.indices], rows.indices, rows.indptr), shape=rows.shape)
 
 
 def _diagonals(chunk: Chunk, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

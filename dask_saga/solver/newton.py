@@ -17,18 +17,19 @@ import numpy as np
 from ..data.immutable import immutable
 from ..execution.threads import one_blas_thread
 from ..losses import MultinomialLogLoss
+from .curvature import empty_curvature
 from .line_search import STEPS, line_values, penalties_within, points_on_line, row_values
 from .local_model import join_extremes, local_model, row_derivatives
 from .optimality import penalty_value
 from .preconditioned_problem import PreconditionedProblem
-from .quadratic_step import is_smooth, proximal_step, smooth_step
+from .quadratic_step import is_free, is_smooth, proximal_step, smooth_step, step_with_intercepts
 
 if TYPE_CHECKING:
     from .local_model import Extremes, LocalModel, ModelPlan
     from .problem import Problem
     from .subsample import Subsample
 
-__all__ = ["Direction", "newton_direction", "sample_decrease"]
+__all__ = ["Direction", "direction_of", "newton_direction", "sample_decrease"]
 
 
 # Maximum number of rounds of a free step. In each round, rows whose losses rise get their curvature back.
@@ -115,12 +116,33 @@ def newton_direction(
     if more is not None:
         model = model._replace(extremes=join_extremes(model.extremes, more))
     with np.errstate(all="ignore"), one_blas_thread():
-        near = _Near(model.without_rounding(), x, weight, problem)
-        move, decrease = near.minimum(thorough) if len(near.z) else near.step(np.zeros_like(x))
-        move = near.in_user_coordinates(move)
+        model = model.without_rounding()
+        if model.is_coupled:
+            move, decrease = _coupled_step(model, x, weight, problem)
+        else:
+            near = _Near(model, x, weight, problem)
+            move, decrease = near.minimum(thorough) if len(near.z) else near.step(np.zeros_like(x))
+            move = near.in_user_coordinates(move)
     if not (np.isfinite(move).all() and np.isfinite(decrease)):
         move, decrease = np.zeros_like(x), math.inf
     return Direction(move, float(decrease), float(value), model.gradient / weight, model.far)
+
+
+def _coupled_step(model: LocalModel, x: np.ndarray, weight: float, problem: Problem) -> tuple[np.ndarray, float]:
+    """Return the Newton step of all classes together, and the decrease that it promises."""
+    whole = empty_curvature(problem, len(x), model.mean[0])
+    slope = whole.without_common(whole.sum_to_centred(model.gradient)) / weight
+    hessian = model.hessian / weight
+    if not problem.fit_intercept:
+        slope[:, whole.intercepts] = 0.0
+        hessian[:, whole.intercepts, :] = hessian[:, :, whole.intercepts] = 0.0
+    step, decrease = step_with_intercepts(hessian, slope, x, whole.intercepts, problem)
+    return whole.to_user(whole.without_common(step, is_free(problem.penalty))), decrease
+
+
+def direction_of(model: LocalModel, x: np.ndarray, weight: float, problem: Problem, gradient: np.ndarray) -> Direction:
+    """Return the Newton step of a model that has no gradient of its own, from the gradient sum of all rows."""
+    return newton_direction(model._replace(gradient=gradient), x, weight, problem, thorough=False)
 
 
 class _Near:

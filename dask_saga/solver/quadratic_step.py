@@ -16,7 +16,7 @@ from ..penalties import ElasticNet, Penalty, penalty_values
 if TYPE_CHECKING:
     from .problem import Problem
 
-__all__ = ["is_smooth", "proximal_step", "smooth_step", "step_with_intercepts"]
+__all__ = ["is_free", "is_smooth", "proximal_step", "smooth_step", "step_with_intercepts"]
 
 
 # Ridge that keeps the Cholesky factors of dependent columns positive. Unit: diagonal of the matrix.
@@ -35,6 +35,11 @@ LEFT = 1e-6
 def is_smooth(penalty: Penalty) -> bool:
     """Return whether the penalty is smooth: L2 or none, without bounds."""
     return isinstance(penalty, ElasticNet) and penalty.rotates
+
+
+def is_free(penalty: Penalty) -> bool:
+    """Return whether the coefficients have neither a penalty nor bounds."""
+    return isinstance(penalty, ElasticNet) and penalty.rotates and penalty.l2 == 0
 
 
 def smooth_step(hessian: np.ndarray, slope: np.ndarray, x: np.ndarray, problem: Problem) -> tuple[np.ndarray, float]:
@@ -94,9 +99,10 @@ def step_with_intercepts(
 
 
 def _inverse(matrix: np.ndarray) -> np.ndarray:
-    """Return the inverse of a small positive semidefinite matrix. Directions without curvature get a small ridge."""
-    scale = np.trace(matrix) / len(matrix)
-    return np.linalg.inv(matrix + RIDGE * scale * np.eye(len(matrix))) if scale > 0 else np.zeros_like(matrix)
+    """Return the inverse of a small positive semidefinite matrix. It is zero in directions without curvature."""
+    if len(matrix) > 1:
+        return np.linalg.pinv(matrix, rcond=RIDGE, hermitian=True)
+    return np.divide(1.0, matrix, out=np.zeros_like(matrix), where=matrix > 0)
 
 
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

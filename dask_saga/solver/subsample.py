@@ -12,7 +12,10 @@ import scipy.sparse as sp
 
 from ..data.chunk import Chunk
 from ..data.immutable import immutable
+from ..losses import MultinomialLogLoss
 from .averaging import begin_pass, open_window
+from .curvature import empty_curvature
+from .curvature_visit import curvature_visit
 from .optimality import chunk_gradient
 from .preconditioned_problem import PreconditionedProblem, row_norms
 from .state import new_solver_state
@@ -21,7 +24,7 @@ from .visit import chunk_saga, fresh_memory
 if TYPE_CHECKING:
     from .preconditioner import Preconditioner
     from .problem import Problem
-    from .state import SolverState
+    from .state import ChunkMemory, SolverState
 
 __all__ = ["Subsample", "effective_rows", "make_sample", "sample_rows", "subsample_step"]
 
@@ -35,8 +38,9 @@ LEAST_SAMPLE_ROWS, ROWS_A_COLUMN = 2000, 20
 
 # Visits of the subsample end when the gradient norm is below SOLVED * sqrt(p / n_s) times the first one, or above
 # STALLED times the previous one. n_s is the number of its rows. There are at least LEAST_VISITS and at most MOST_VISITS
-# visits.
-SOLVED, LEAST_VISITS, MOST_VISITS, STALLED = 0.2, 2, 8, 0.9
+# visits. If LEAST_VISITS are not enough and the size of the Hessian is at most NEWTON_SIZE, Newton steps follow.
+# The curvature of the rows is then far below its bound, for example because the classes are nearly separable.
+SOLVED, LEAST_VISITS, MOST_VISITS, STALLED, NEWTON_SIZE = 0.2, 2, 8, 0.9, 64
 
 
 @immutable
@@ -203,11 +207,36 @@ def subsample_step(
             head = begin_pass(open_window(head, preconditioned))
         head, memory = chunk_saga(chunk, head, memory, *preconditioned, MOST_VISITS * number + visit, norms)
         before, left = left, _left(head, preconditioned)
-        if visit + 1 >= LEAST_VISITS and not enough < left < STALLED * before:
+        if visit + 1 < LEAST_VISITS:
+            continue
+        if not enough < left < STALLED * before:
+            break
+        if _takes_newton_steps(chunk, x, problem):
+            head = _solved_by_newton_steps(chunk, head, memory, preconditioned)
             break
     if head.diverged:
         return x
     return axes.x_to_user(head.x) if rotated else head.x
+
+
+def _takes_newton_steps(chunk: Chunk, x: np.ndarray, problem: Problem) -> bool:
+    size = x.size if isinstance(problem.loss, MultinomialLogLoss) else x.shape[1]
+    return size <= NEWTON_SIZE and not sp.issparse(chunk.rows)
+
+
+def _solved_by_newton_steps(
+    chunk: Chunk, head: SolverState, memory: ChunkMemory, preconditioned: PreconditionedProblem
+) -> SolverState:
+    """Minimise the corrected objective of the subsample by Newton steps.
+
+    It is the inner problem of ``curvature_visit`` without any other chunk: the linear term is the part of the gradient
+    sum that the memory of the subsample does not explain.
+    """
+    problem, preconditioner = preconditioned
+    origin = preconditioner.kernel_shift if problem.fit_intercept else np.zeros_like(preconditioner.shift)
+    none = empty_curvature(problem, len(head.x), origin)
+    visited = curvature_visit(chunk, head, memory, none, problem, is_first=False)
+    return head if visited is None else visited[0]
 
 
 def _left(head: SolverState, preconditioned: PreconditionedProblem) -> float:
