@@ -243,7 +243,7 @@ def _documented(search: T) -> T:
         kind, meaning = _PARAMETERS[name]
         default = "" if parameter.default is parameter.empty else f", default={parameter.default!r}"
         lines += [f"{name} : {kind}{default}", indent(fill(meaning, 116), "    ")]
-    title = f"dask-ml's ``{search.__name__}`` for current versions of Dask and for frames."
+    title = f"The ``{search.__name__}`` of dask-ml, for current versions of Dask and for frames."
     parameters = "\n".join(["Parameters", "----------", *lines])
     search.__doc__ = "\n\n".join([title, search.__doc__ or "", _SHARED, parameters]) + "\n"
     return search

@@ -80,13 +80,13 @@ html_sidebars = {page: [] for page in ("index", "install", "quickstart", "change
 
 # A number with its exponent or unit, or a date.
 NUMBER = re.compile(r"(-?\d[\d,.]*e[-+]?\d+|\d{4}-\d\d-\d\d|\d[\d,.]* (?:ns|ms|s|MB|GB|%)(?!\w))")
-# Where a long name in a table may break: after one of _ . / ( =, before a letter.
-BREAK = re.compile(r"(?<=[\w)][_./(=])(?=[^\W\d])")
+# Where a long name may break: after one of _ . / ( =, before a letter, and before a capital.
+BREAK = re.compile(r"(?<=[\w)][_./(=])(?=[^\W\d])|(?<=[a-z])(?=[A-Z])")
 PROSE = (nodes.paragraph, nodes.title, nodes.emphasis, nodes.strong, nodes.reference, nodes.term)
 
 
 def set_line_breaks(app, doctree, docname):
-    """Keep numbers and dates on one line, and break long names in tables between their parts.
+    """Keep numbers and dates on one line, and break long names in tables and titles between their parts.
 
     A browser breaks "1e-6" after the hyphen, and a name at any letter or not at all.
     """
@@ -97,15 +97,15 @@ def set_line_breaks(app, doctree, docname):
             for number in parts[1::2]:
                 number["classes"].append("number")
             text.parent.replace(text, parts)
-    for entry in doctree.findall(nodes.entry):
-        for code in entry.findall(nodes.literal):
-            name = code.astext()
-            if len(name) > 16:
-                first, *rest = BREAK.split(name)
-                code.clear()
-                code += nodes.Text(first)
-                for part in rest:
-                    code += [nodes.raw("", "<wbr>", format="html"), nodes.Text(part)]
+    names = [code for entry in doctree.findall(nodes.entry) for code in entry.findall(nodes.literal)]
+    titles = [title for title in doctree.findall(nodes.title) if " " not in title.astext()]
+    for element in names + titles:
+        if len(name := element.astext()) > 16:
+            first, *rest = BREAK.split(name)
+            element.clear()
+            element += nodes.Text(first)
+            for part in rest:
+                element += [nodes.raw("", "<wbr>", format="html"), nodes.Text(part)]
 
 
 def hide_signature(app, what, name, obj, options, signature, returns):
