@@ -192,17 +192,18 @@ def run(name: str, l1: bool, repeat: int, limit: float, cache: Path | None, peer
         others = {solver: row[k] for solver, row in medians.items() if solver not in OURS and row[k] is not None}
         mine, best = fastest(medians, k), min(others, key=others.get, default=None)
         if mine is not None and best:
-            print(f"\n{level:.0e}: {others[best] / mine:.2f} times as fast as the best other, {best}.", end="")
+            ratio = others[best] / mine
+            print(f"\nTo {level:.0e}: {ratio:.2f} times as fast as the fastest other solver, {best}.", end="")
         elif mine is not None:
-            print(f"\n{level:.0e}: no other is there within {limit:.0f} s.", end="")
+            print(f"\nTo {level:.0e}: no other solver within {limit:.0f} s.", end="")
     one, more = (times[name] for name in OURS)
     pairs = [
         a[LEVELS[-1]] / b[LEVELS[-1]] for a, b in zip(one, more, strict=True) if LEVELS[-1] in a and LEVELS[-1] in b
     ]
     if pairs:
-        print(f"\n\n{CORES} threads: {statistics.median(pairs):.2f} times as fast as one, median of pairs; ", end="")
-        gain = f"{race.at_once(5, repeat):.2f} times as many a second"
-        print(f"{CORES} fits at once, of a thread each: {gain}, which is what the cores give.", end="")
+        print(f"\n\n{CORES} threads: {statistics.median(pairs):.2f} times as fast as one (median of pairs). ", end="")
+        gain = f"{race.at_once(5, repeat):.2f} times as many per second"
+        print(f"Upper limit: {CORES} fits at once, one thread each, finish {gain}.", end="")
     print(flush=True)
     return medians
 
@@ -252,9 +253,8 @@ def main() -> None:
             ratios.append(min(others) / mine)
     if not ratios:
         return
-    print(
-        f"\n{LEVELS[-1]:.0e}: {statistics.geometric_mean(ratios):.2f} times as fast as the best other, geometric mean."
-    )
+    mean = statistics.geometric_mean(ratios)
+    print(f"\nTo {LEVELS[-1]:.0e}: {mean:.2f} times as fast as the fastest other solver (geometric mean).")
     if given.picture:
         draw(results, given.picture)
 

@@ -227,12 +227,8 @@ def promise(data: DataSet, run: Run, saga: Run | None) -> str:
         broken.append("1e-4 not in a second")
     for level in LEVELS if saga else ():
         mine, theirs = run.reached.get(level, never), saga.reached.get(level, never)
-        later = [
-            f"{a:.3g} against {b:.3g}{unit}"
-            for a, b, unit in zip(mine, theirs, (" passes", " s"), strict=True)
-            if a > b
-        ]
-        broken += [f"{level:.0e} {' and '.join(later)}"] if later else []
+        later = [unit for a, b, unit in zip(mine, theirs, ("passes", "seconds"), strict=True) if a > b]
+        broken += [f"{level:.0e} in {' and '.join(later)}"] if later else []
         broken += [f"{level:.0e} by neither"] if mine == theirs == never else []
     if broken:
         return "BROKEN: " + "; ".join(broken)

@@ -32,7 +32,7 @@ __all__ = ["SAGAResult", "saga"]
 
 
 class SAGAResult(NamedTuple):
-    """Result of ``saga``.
+    """What ``saga`` returns: coefficients, history and final state.
 
     Parameters
     ----------
@@ -85,7 +85,10 @@ def saga(
     persist: bool | str = "auto",
     callback: Callable[[Info], Any] | None = None,
 ) -> SAGAResult:
-    """Minimise the mean loss plus a penalty over a list of chunks, like ``full_saga`` of the post.
+    """Minimise the mean loss plus a penalty over a list of chunks.
+
+    It corresponds to ``full_saga`` of the `Dask blog post of 2018
+    <https://blog.dask.org/2018/08/07/incremental-saga>`_, which the parameters below call the post.
 
     Parameters
     ----------
@@ -111,16 +114,17 @@ def saga(
     tol : float, default=0.0
         Relative tolerance. The fit stops once two measures are at most `tol`. The first is the norm of the proximal
         gradient, relative to its value at zero. The second is the decrease of the objective that a Newton step
-        predicts, relative to the decrease so far. The default makes all `max_iter` passes.
+        predicts, relative to the decrease so far. The default makes all `max_iter` passes; set 1e-4 to stop as the
+        estimators do.
     shuffle : bool, default=True
         Whether each pass visits the chunks in a new random order. False keeps the given order, as in the post.
     average : bool, default=True
-        Whether to average the iterates at the ends of visits over a pass if x circles the optimum. It also lowers an
-        "auto" step if differences between chunks keep x circling. Set False to see the iterates themselves; it also
-        switches off step control and Newton steps.
+        Whether to average the coefficients at the ends of visits over a pass if they circle the optimum. An "auto" step
+        is also shortened if differences between chunks keep them circling. Set False for the coefficients after the
+        last visit; this also switches off step control and Newton steps.
     precondition : bool, default=True
-        Whether the solver centres and scales the columns inside its steps, and rotates them where that pays. Set False
-        to see the steps in the coordinates of the data; fits are then slow unless the columns have similar scales.
+        Whether the solver centres and scales the columns inside its steps, and rotates them where that saves time. Set
+        False for steps in the coordinates of the data; fits are then slow unless the columns have similar scales.
     n_parallel : int or "auto", default=1
         Number of chunks visited concurrently from the same coefficients. The results are averaged. Raise it if a
         cluster has idle threads. Each value is reproducible on any scheduler, but values differ from each other. "auto"
@@ -135,10 +139,11 @@ def saga(
         Seed of all random orders. None draws a seed. Set an int for reproducible results.
     persist : bool or "auto", default="auto"
         Whether lazy chunks are held in memory. False loads a chunk again for each visit. "auto" holds the chunks if
-        they take less than 40 % of the memory.
+        they take less than 40 % of the memory of this process, or of all workers of the cluster.
     callback : callable, default=None
-        Function called as ``callback(info)`` after each pass; ``info.x`` are the coefficients and ``info.chunks`` the
-        given chunks. The fit stops if it returns True.
+        Function called as ``callback(info)`` after each pass, where info has epoch, x, intercept, objective
+        (estimated), gradient_norm, step_size, seconds, visits, bytes_read and chunks (as given). The fit stops if it
+        returns True.
 
     Returns
     -------
@@ -157,7 +162,8 @@ def saga(
     >>> from dask_saga.penalties import ElasticNet
     >>> A = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [-1.0, -1.0]])
     >>> b = np.array([1.0, -1.0, 1.0, -1.0])
-    >>> result = saga([(A[:2], b[:2]), (A[2:], b[2:])], penalty=ElasticNet(l2=0.1), tol=1e-6, random_state=0)
+    >>> chunks = [(A[:2], b[:2]), (A[2:], b[2:])]
+    >>> result = saga(chunks, penalty=ElasticNet(l2=0.1), tol=1e-6, random_state=0)
     >>> result.x.round(2), result.converged
     (array([ 1.59, -0.4 ]), True)
     """

@@ -46,7 +46,8 @@ class ConvergenceDisplay:
     ----------
     histories : dict of str to list of dict
         For each curve's name, a list with one row per pass. A row has the key "epoch" or "seconds" (see `against`) and
-        the key named by `quantity`. ``history_`` of an estimator and ``history`` of ``saga`` have this form.
+        the key named by `quantity`. ``history_`` of an estimator and ``history`` of the result of ``saga`` have this
+        form.
     against : {"passes", "seconds"}, default="passes"
         Quantity on the x axis. Use "seconds" to compare solvers whose passes differ in cost.
     quantity : {"gradient_norm", "suboptimality"}, default="gradient_norm"
@@ -60,7 +61,9 @@ class ConvergenceDisplay:
     lines_ : list of matplotlib Line2D
         One line per curve.
     ax_ : matplotlib Axes
+        Axes with the curves.
     figure_ : matplotlib Figure
+        Figure with the axes.
 
     See Also
     --------
@@ -183,9 +186,9 @@ class ConvergenceDisplay:
 def duality_gap(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:
     """Return an upper bound of ``F(coef_) - F*`` without knowing the optimum, in one pass over the data.
 
-    The gap is R(x) + R*(-g) + g'x, where g is the mean gradient of the loss, R is the penalty including `alpha`, and R*
-    is its conjugate. It uses the derivatives of the loss at ``coef_`` as dual point. With many columns in large units,
-    the bound is far above the true difference.
+    The gap is R(x) + R*(-g) + g'x, where x is ``coef_``, g the mean gradient of the loss, R the penalty including
+    `alpha`, and R* its conjugate. The derivatives of the loss at x are the dual point. With many columns in large
+    units, the bound is far above the true difference.
 
     Parameters
     ----------
@@ -219,8 +222,9 @@ def duality_gap(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> fl
     >>> from dask_saga import SAGAClassifier
     >>> from dask_saga.inspection import duality_gap
     >>> X, y = load_breast_cancer(return_X_y=True)
-    >>> model = SAGAClassifier(alpha=0.1, fit_intercept=False, tol=1e-6, random_state=0).fit(X / X.max(axis=0), y)
-    >>> duality_gap(model, X / X.max(axis=0), y) < 1e-4
+    >>> X = X / X.max(axis=0)
+    >>> model = SAGAClassifier(alpha=0.1, fit_intercept=False, tol=1e-6, random_state=0)
+    >>> duality_gap(model.fit(X, y), X, y) < 1e-4
     True
     """
     if not isinstance(estimator, SAGABase):

@@ -35,7 +35,7 @@ __all__ = [
 class Loss(Protocol):
     """The members of a loss, which may be any NamedTuple class that has them.
 
-    Three members are required:
+    z is the linear prediction of a row and y its target. Three members are required:
 
     - ``value(z, y)``: the loss.
     - ``derivative(z, y)``: its derivative with respect to z.
@@ -49,8 +49,8 @@ class Loss(Protocol):
     - ``mean(z)``, the expected target, becomes the prediction of the regressor.
     - ``least_target`` is the smallest valid target.
     - ``quadratic = True`` states that the second derivative is constant.
-    - ``curvature_at(z, y)`` is the second derivative. It is required if ``curvature`` is None. Otherwise it pays if it
-      costs less than a derivative.
+    - ``curvature_at(z, y)`` is the second derivative. It is required if ``curvature`` is None. Otherwise it saves
+      time if it costs less than a derivative.
     - ``second_derivative(z, y)`` is used by Newton steps and the stopping test. Without it they use ``curvature_at``,
       and without both a difference of derivatives. Define it if the derivative has kinks.
 
@@ -74,7 +74,7 @@ class Loss(Protocol):
 class LogLoss(NamedTuple):
     """Logistic loss ``log(1 + exp(-y z))`` for labels y in {-1, 1}.
 
-    This is the loss of logistic regression (SAGA paper, section 5), and the one that the post uses.
+    This is the loss of logistic regression (SAGA paper, section 5).
     """
 
     @property

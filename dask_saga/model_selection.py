@@ -160,7 +160,8 @@ _PARAMETERS = {
     ),
     "parameters": (
         "dict",
-        "The search space: for each parameter's name a list of values, or a distribution with a method ``rvs``.",
+        "The search space: for each parameter's name a list of values, or a distribution with a method ``rvs``, "
+        "such as those of ``scipy.stats``.",
     ),
     "n_initial_parameters": (
         'int or "grid"',
@@ -226,7 +227,8 @@ _PARAMETERS = {
 # What all searches share, for their docstrings.
 _SHARED = """\
 A running ``dask.distributed.Client`` is required. For a classifier, call ``fit(X, y, classes=[...])``. X and y may
-be frames, in memory or on Dask; ``best_estimator_`` then has ``feature_names_in_``."""
+be frames, in memory or on Dask; ``best_estimator_`` then has ``feature_names_in_``. The other attributes after
+``fit``, such as ``best_params_``, ``best_score_`` and ``cv_results_``, are those of dask-ml's class."""
 
 T = TypeVar("T", bound=type)
 
@@ -241,7 +243,7 @@ def _documented(search: T) -> T:
         kind, meaning = _PARAMETERS[name]
         default = "" if parameter.default is parameter.empty else f", default={parameter.default!r}"
         lines += [f"{name} : {kind}{default}", indent(fill(meaning, 116), "    ")]
-    title = f"``dask_ml.model_selection.{search.__name__}``, on every Dask."
+    title = f"The ``{search.__name__}`` of dask-ml, for current versions of Dask and for frames."
     parameters = "\n".join(["Parameters", "----------", *lines])
     search.__doc__ = "\n\n".join([title, search.__doc__ or "", _SHARED, parameters]) + "\n"
     return search

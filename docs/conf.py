@@ -1,11 +1,13 @@
 """Sphinx builds the site from here: ``ci/docs``. Nothing is fetched while it builds."""
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
 
 import matplotlib
+from docutils import nodes
 
 import dask_saga
 
@@ -75,3 +77,42 @@ html_theme_options = {
     "header_links_before_dropdown": 7,
 }
 html_sidebars = {page: [] for page in ("index", "install", "quickstart", "changelog", "tutorial/from_numpy_to_dask")}
+
+# A number with its exponent or unit, or a date.
+NUMBER = re.compile(r"(-?\d[\d,.]*e[-+]?\d+|\d{4}-\d\d-\d\d|\d[\d,.]* (?:ns|ms|s|MB|GB|%)(?!\w))")
+# Where a long name may break: after one of _ . / ( =, before a letter, and before a capital.
+BREAK = re.compile(r"(?<=[\w)][_./(=])(?=[^\W\d])|(?<=[a-z])(?=[A-Z])")
+PROSE = (nodes.paragraph, nodes.title, nodes.emphasis, nodes.strong, nodes.reference, nodes.term)
+
+
+def set_line_breaks(app, doctree, docname):
+    """Keep numbers and dates on one line, and break long names in tables and titles between their parts.
+
+    A browser breaks "1e-6" after the hyphen, and a name at any letter or not at all.
+    """
+    for text in list(doctree.findall(nodes.Text)):
+        if isinstance(text.parent, PROSE) and NUMBER.search(text):
+            # Every other part is a number.
+            parts = [nodes.inline("", part) for part in NUMBER.split(text)]
+            for number in parts[1::2]:
+                number["classes"].append("number")
+            text.parent.replace(text, parts)
+    names = [code for entry in doctree.findall(nodes.entry) for code in entry.findall(nodes.literal)]
+    titles = [title for title in doctree.findall(nodes.title) if " " not in title.astext()]
+    for element in names + titles:
+        if len(name := element.astext()) > 16:
+            first, *rest = BREAK.split(name)
+            element.clear()
+            element += nodes.Text(first)
+            for part in rest:
+                element += [nodes.raw("", "<wbr>", format="html"), nodes.Text(part)]
+
+
+def hide_signature(app, what, name, obj, options, signature, returns):
+    """Leave out the signature of a Protocol, which has no arguments of its own."""
+    return ("", None) if getattr(obj, "_is_protocol", False) else None
+
+
+def setup(app):
+    app.connect("doctree-resolved", set_line_breaks)
+    app.connect("autodoc-process-signature", hide_signature)

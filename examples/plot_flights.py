@@ -33,9 +33,8 @@ numeric.describe().loc[["mean", "std", "min", "max"]].round(1)
 frame = dd.from_pandas(rows.assign(late=late)[month < 12], npartitions=24)
 X, y = frame.drop(columns="late"), frame["late"]
 model = SAGAClassifier(random_state=0).fit(X, y)
-print(
-    f"converged: {model.converged_}, after {model.n_iter_} passes over {len(model.state_.chunks)} chunks"
-)
+print("converged:", model.converged_)
+print(f"{model.n_iter_} passes over {len(model.state_.chunks)} chunks")
 
 # %%
 # Then predict December. Predictions for an array or a pandas dataframe are in memory, those for a dask dataframe are

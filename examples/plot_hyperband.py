@@ -1,6 +1,6 @@
 """
-Hyperparameter search with Hyperband
-====================================
+Search with Hyperband
+=====================
 
 `Hyperband <https://ml.dask.org/hyper-parameter-search.html>`_ trains many candidates on a small part of the data and
 continues with the best of them. It needs an estimator that resumes training, which SAGA does exactly.

@@ -21,8 +21,8 @@ from flights_data import load_flights
 class SmoothPinball(NamedTuple):
     """The pinball loss of a quantile, with a parabola within `width` of its corner.
 
-    ``z`` is the prediction, ``y`` the target, and ``r = y - z``. The slope in r is `quantile` above the
-    corner and `quantile - 1` below it.
+    ``z`` is the prediction, ``y`` the target, and ``r = y - z``. The slope in r is
+    `quantile` above the corner and `quantile - 1` below it.
     """
 
     quantile: float = 0.5

@@ -25,9 +25,8 @@ columns = pd.concat(
 sparse = csr_matrix(columns.to_numpy())
 megabytes = (sparse.data.nbytes + sparse.indices.nbytes + sparse.indptr.nbytes) / 1e6
 dense = 8 * np.prod(sparse.shape) / 1e6
-print(
-    f"{sparse.shape[0]:,} rows, {sparse.shape[1]} columns: {megabytes:.0f} MB, where dense ones take {dense:.0f}"
-)
+print(f"{sparse.shape[0]:,} rows, {sparse.shape[1]} columns")
+print(f"{megabytes:.0f} MB, where dense columns take {dense:.0f} MB")
 
 # %%
 # Blocks of any kind become a dask array with ``map_blocks`` or, as here, one after the other. The 25 blocks are 25

@@ -60,12 +60,12 @@ for k, (X, y) in enumerate(months):
 print(saga.state_)
 
 # %%
-# The months differ, as each has its own weather. SAGA stays near the model that is fitted anew to all months and
-# reaches it in autumn, with only one more visit of each earlier month. SGD keeps no memory of the rows, so in spring
-# it follows the months that it has seen last.
+# The months differ, as each has its own weather. SAGA is as good as the model that is fitted anew to all months, with
+# only one more visit of each earlier month. SGD keeps no memory of the rows, so in spring it follows the months that
+# it has seen last.
 
 figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
-for (name, values), style in zip(scores.items(), ("o-", "s--", "k:"), strict=True):
+for (name, values), style in zip(scores.items(), ("o-", "s--", "kx:"), strict=True):
     ax.plot(range(2, 13), values, style, label=name)
 ax.set(xlabel="predicted month", ylabel="log loss", xticks=range(2, 13))
 ax.legend()

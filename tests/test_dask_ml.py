@@ -323,7 +323,7 @@ def test_docstrings_describe_every_parameter(name):
     described = re.findall(r"^(\w+) : (.*)\n    \S", search.__doc__, re.MULTILINE)
     assert [one for one, _ in described] == list(inspect.signature(search).parameters)
     assert all("default=" in kind for _, kind in described[2:])
-    assert search.__doc__.splitlines()[0] == f"``dask_ml.model_selection.{name}``, on every Dask."
+    assert search.__doc__.splitlines()[0] == f"The ``{name}`` of dask-ml, for current versions of Dask and for frames."
 
 
 @pytest.mark.parametrize("name", SEARCHES)

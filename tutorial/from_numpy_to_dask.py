@@ -70,7 +70,10 @@ def busy_fraction(bars):
 
 
 def draw(bars, title, seconds=None):
-    """One row per worker, one colour per kind of work; only the last seconds, if given. The title has the busy fraction."""
+    """Draw one row per worker, one colour per kind of work, and the busy fraction.
+
+    With `seconds`, draw only the last seconds.
+    """
     end = max(bar[3] for bar in bars)
     begin = min(bar[2] for bar in bars) if seconds is None else end - seconds
     workers = sorted({bar[1] for bar in bars})
@@ -131,7 +134,7 @@ def visit_rows(A, b, order, n, x, memory, average, step):
 
 
 def step_size(A):
-    """1 / (3 L) as in the paper, where L bounds the Lipschitz constant of each row's gradient."""
+    """1 / (3 L) as in the paper; L bounds the Lipschitz constant of each row."""
     return 1 / (3 * 0.25 * (A**2).sum(axis=1).max())
 
 
@@ -190,7 +193,10 @@ def visit(A, b, n, x, memory, average, step, seed):
 
 
 def new_order(k):
-    """Order of the chunks in pass k. With the same order in each pass SAGA would circle the optimum for long."""
+    """Order of the chunks in pass k.
+
+    With the same order in each pass SAGA would circle the optimum for long.
+    """
     return np.random.default_rng(k).permutation(CHUNKS)
 
 

@@ -18,8 +18,9 @@ __all__ = ["SAGARegressor"]
 class SAGARegressor(RegressorMixin, LearnsByChunk):
     """Linear regression fitted by SAGA, chunk by chunk.
 
-    It minimises ``(1/W) sum_i w_i f(a_i'x + c, b_i) + alpha R(x)``, where W is the sum of the weights w_i. For squared
-    error and L2, ``Ridge(alpha=alpha * n)`` therefore has the same optimum.
+    It minimises ``(1/W) sum_i w_i f(a_i'x + c, b_i) + alpha R(x)`` over the coefficients x and the intercept c. Here
+    a_i is a row of X, b_i its target, w_i its weight, and W the sum of the weights. For squared error and L2,
+    ``Ridge(alpha=alpha * n)`` therefore has the same optimum.
 
     Parameters
     ----------
@@ -32,8 +33,8 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
         keeps coefficients non-negative. You can also define your own separable penalty. An object does not use `alpha`
         and `l1_ratio`.
     alpha : float, default=1e-4
-        Weight of the penalty relative to the mean loss. Raise it against overfitting; a larger value also speeds up
-        convergence.
+        Weight of the penalty relative to the mean loss, at least 0. Raise it against overfitting; a larger value also
+        speeds up convergence.
     l1_ratio : float, default=0.15
         Share of the L1 part in "elasticnet", from 0 to 1. Raise it for sparser coefficients.
     fit_intercept : bool, default=True
@@ -43,31 +44,36 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
         solver lowers or raises it during the fit. A float is a fixed step, without step control, subsample steps and
         Newton steps. Together with ``average=False`` and ``precondition=False`` it gives the plain SAGA of the paper.
     step_size_scale : float, default=0.3
-        Factor of the "auto" step. The default is about the 1/(3L) of the paper. Lower it if a fit diverges. A search
-        pays only if the model sees its data once or twice.
+        Factor of the "auto" step, above 0. The default is about the 1/(3L) of the paper. Lower it if a fit diverges. A
+        search over it is worthwhile only if the model sees its data once or twice.
     precondition : bool, default=True
         Whether the solver centres and scales the columns inside its steps, and rotates dense columns to their principal
-        axes where that pays, so that raw columns converge. The optimum is that of the raw columns. In sparse rows, only
-        columns that every row stores are centred. Set False to see the steps in the coordinates of the data, as in
-        plain SAGA; fits are then slow unless the columns have similar scales.
+        axes where that saves time. Raw columns then converge like standardised ones, and the optimum stays that of the
+        raw columns. In sparse rows, only columns that every row stores are centred. Set False for steps in the
+        coordinates of the data, as in plain SAGA; fits are then slow unless the columns have similar scales.
     average : bool, default=True
-        Whether to average the iterates at the ends of chunk visits over a pass if they circle the optimum. It also
-        lowers an "auto" step if differences between chunks keep them circling. Set False to see the iterates
-        themselves, as in plain SAGA; it also switches off step control and Newton steps.
+        Whether to average the coefficients at the ends of chunk visits over a pass if they circle the optimum. An
+        "auto" step is also shortened if differences between chunks keep them circling. Set False for the coefficients
+        after the last visit, as in plain SAGA; this also switches off step control and Newton steps.
     curvature : "auto" or bool, default="auto"
-        Whether `partial_fit` uses curvature: it then stores second derivatives next to the gradient memory, and a visit
-        minimises the chunk's own loss plus quadratic models of all other chunks. This comes close to the optimum in one
-        or two passes, unless the rows are sorted by label. "auto" does so if the step parameters have their defaults, a
-        Hessian has at most 640 coordinates (columns + 1, times the classes of the multinomial loss), and the chunk has
-        more rows than columns. Set False for SAGA steps in any case, for example to save memory: models take up to nine
-        times the gradient memory and 8 k (p + 1)^2 bytes. True skips these conditions, but not that the loss must have
-        second derivatives and most rows a model. `fit` does not depend on it.
+        Whether `partial_fit` uses second derivatives. A visit then minimises the chunk's own loss plus quadratic models
+        of all other chunks. One or two passes come close to the optimum, unless the rows are sorted by label. `fit`
+        does not use it.
+
+        - "auto" uses them if the step parameters have their defaults, there are at most 639 columns (fewer for the
+          multinomial loss, where columns + 1 is multiplied by the number of classes), and the chunk has more rows than
+          columns.
+        - True skips these conditions. The loss still needs second derivatives, and most rows must be in chunks with a
+          model.
+        - False takes SAGA steps. Set it to save memory: for p columns and k outputs, models take up to nine times the
+          gradient memory, plus 8 k (p + 1)^2 bytes.
     max_iter : int, default=100
-        Maximum number of passes of `fit`. Raise it if `fit` warns that it has not converged.
+        Maximum number of passes of `fit`; a pass visits every row once. Raise it if `fit` warns that it has not
+        converged.
     tol : float, default=1e-4
         Relative tolerance. `fit` stops once two measures are at most `tol`. The first is the norm of the proximal
-        gradient, relative to its value at zero. The second is the decrease of the objective that a Newton step
-        predicts, relative to the decrease so far. Lower it for more accurate coefficients.
+        gradient, relative to its value at zero coefficients. The second is the decrease of the objective that a Newton
+        step predicts, relative to the decrease so far. Lower it for more accurate coefficients.
     n_parallel : int or "auto", default=1
         Number of chunks that `fit` visits concurrently from the same coefficients. The results are averaged. Raise it
         if a cluster has idle threads. Each value is reproducible on any scheduler, but values differ from each other.
@@ -99,15 +105,16 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Column names of X, defined only if all are strings.
     n_iter_ : int
-        Number of passes of `fit`. After `partial_fit`, the number of passes over the last chunk.
+        Number of passes of `fit`. After `partial_fit`, the number of visits of the last chunk.
     history_ : list of dict
         One row per pass of `fit` with the keys epoch, objective (estimated, in units of the mean loss), gradient_norm
         (relative to its value at zero), seconds, visits (chunk visits so far) and bytes_read.
     step_size_ : float
         Step size of the last pass.
     state_ : SAGAState or None
-        Solver state: x, the gradient memory and its mean. None in a copy `without_memory`, and after a `fit` on a
-        cluster whose gradient memory would exceed half of the memory that this process may use.
+        Solver state: the coefficients and the gradient memory of all chunks. The keys of ``state_.chunks`` are the ids
+        of the chunks in order of arrival. None in a copy `without_memory`, and after a `fit` on a cluster whose
+        gradient memory would exceed half of the memory that this process may use.
     converged_ : bool
         Whether the last `fit` reached `tol`.
     diverged_ : bool

@@ -142,6 +142,9 @@ class ChunkMemory(NamedTuple):
 class SAGAState(NamedTuple):
     """Complete state of an estimator, from which a fit continues exactly where it stopped.
 
+    Users need `chunks`, whose keys are the ids of the chunks, and the attributes ``n_samples``, ``x`` and
+    ``intercept``. The other fields belong to the solver.
+
     Parameters
     ----------
     head : SolverState

@@ -168,14 +168,16 @@ def chunk_saga(
     Parameters
     ----------
     chunk : Chunk
-        From ``read_chunk``.
+        Rows, targets and weights, as ``dask_saga.data.validation.read_chunk`` returns them.
     head : SolverState
         State returned by the previous visit, of any chunk.
     memory : ChunkMemory or None
         Memory returned by the last visit of this chunk. None for a new chunk, whose rows and weight are then
         added to those of `head`. If `head` already counts the chunk, pass ``fresh_memory``.
     problem : Problem
+        Loss, penalty and solver parameters (``dask_saga.solver.problem``).
     preconditioner : Preconditioner
+        Shift, rotation and scale of the columns (``dask_saga.solver.preconditioner``).
     seed : int
         Seed of the row order.
     norms : ndarray of shape (n,), default=None
@@ -184,7 +186,9 @@ def chunk_saga(
     Returns
     -------
     head : SolverState
+        State after the visit.
     memory : ChunkMemory
+        Gradient memory of the chunk after the visit.
 
     Raises
     ------
