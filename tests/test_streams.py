@@ -26,6 +26,7 @@ from dask_saga.streams import replay
 
 from . import oracles
 from .conftest import make_rows
+from .test_curvature import assert_sums
 
 CLASSES = [-1.0, 1.0]
 # Rows so many that the sum of their gradients is kept; so few that it is not.
@@ -58,12 +59,13 @@ steps = st.tuples(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(steps, min_size=1, max_size=14), st.sampled_from([FEW, MANY]), st.booleans(), st.booleans())
-def test_the_average_is_always_that_of_the_memory(sequence, n, sparse, float64):
+def test_the_sums_are_always_those_of_the_chunks(sequence, n, sparse, float64):
+    """The average is that of the memory, and the curvature that of the chunks' models."""
     A, y = make_rows(n=8 * n, p=5)
     A = sp.csr_array(np.where(np.abs(A) > 1, A, 0.0)) if sparse else A
     model = classifier(memory_dtype="float64" if float64 else "float32")
     model.partial_fit(A[:n], y[:n], classes=CLASSES, chunk_id=0)
-    here = {0: 0}  # chunk id to which content
+    here, used = {0: 0}, {0: None}  # chunk id to which content, and with which weights
     for what, k, weights in sequence:
         part = here.get(k, k)
         data = A[part * n : part * n + n], y[part * n : part * n + n]
@@ -71,7 +73,7 @@ def test_the_average_is_always_that_of_the_memory(sequence, n, sparse, float64):
             weights = np.linspace(0, 2, n)
         if what == "visit":
             model.partial_fit(*data, sample_weight=weights, chunk_id=k)
-            here[k] = part
+            here[k], used[k] = part, np.full(n, 1.0 if weights is None else weights)
         elif k not in here:
             with pytest.raises(ValueError, match="not known"):
                 model.forget(k)
@@ -84,7 +86,7 @@ def test_the_average_is_always_that_of_the_memory(sequence, n, sparse, float64):
                 model.forget(k, *data)
             model.partial_fit(*fresh, sample_weight=weights, chunk_id=k, replace=True)
             assert model.n_iter_ == 1
-            here[k] = other
+            here[k], used[k] = other, np.full(n, 1.0 if weights is None else weights)
         elif what == "forget" and model.state_.chunks[k].total is not None:
             model.forget(k)
             del here[k]
@@ -92,6 +94,9 @@ def test_the_average_is_always_that_of_the_memory(sequence, n, sparse, float64):
             model.forget(k, *data)
             del here[k]
         assert_consistent(model, {k: A[part * n : part * n + n] for k, part in here.items()})
+        assert_sums(
+            model, {k: (A[part * n : part * n + n], y[part * n : part * n + n], used[k]) for k, part in here.items()}
+        )
 
 
 @pytest.mark.parametrize("n", [FEW, MANY])
