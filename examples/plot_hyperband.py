@@ -32,43 +32,56 @@ X, y = (
 )
 
 # %%
-# Candidates differ in the weight of the penalty and in the scale of the step, which matters as most of them see few
-# chunks. The call must name all classes, because a chunk may lack one.
+# Candidates differ in the weight of the penalty only. No step is searched for: a visit of ``partial_fit`` minimises the
+# loss of its chunk plus quadratic models of the other chunks, so a candidate needs no tuned step to be near its optimum
+# after a few chunks. The call must name all classes, because a chunk may lack one.
 
-search = HyperbandSearchCV(
-    SAGAClassifier(random_state=0),
-    {"alpha": loguniform(1e-6, 1e-1), "step_size_scale": loguniform(1e-3, 1e1)},
-    max_iter=27,
-    test_size=0.1,
-    scoring="neg_log_loss",
-    random_state=0,
-)
-search.fit(X, y, classes=[False, True])
-print(
-    {name: float(f"{value:.2g}") for name, value in search.best_params_.items()},
-    round(search.best_score_, 4),
-)
+
+def searched(parameters: dict) -> HyperbandSearchCV:
+    """Search over the given distributions and print the best candidate."""
+    search = HyperbandSearchCV(
+        SAGAClassifier(random_state=0),
+        parameters,
+        max_iter=27,
+        test_size=0.1,
+        scoring="neg_log_loss",
+        random_state=0,
+    )
+    search.fit(X, y, classes=[False, True])
+    best = {name: float(f"{value:.2g}") for name, value in search.best_params_.items()}
+    print(best, round(search.best_score_, 4))
+    return search
+
+
+search = searched({"alpha": loguniform(1e-6, 1e-1)})
 
 # %%
-# Each curve is a candidate. Most end early, and only a few get all 27 calls of ``partial_fit``.
+# A candidate with a step-size scale of its own takes SAGA steps. The search then has to find a scale as well.
 
-history = pd.DataFrame(search.history_)
-figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
-for _, calls in history.groupby("model_id"):
-    best = calls.model_id.iloc[0] == search.cv_results_["model_id"][search.best_index_]
-    ax.plot(
-        calls.partial_fit_calls,
-        -calls.score,
-        color="C3" if best else "0.6",
-        zorder=3 if best else 2,
-    )
-ax.set(
-    xscale="log",
-    xlabel="calls of partial_fit",
-    ylabel="log loss on the test rows",
-    ylim=(None, 0.75),
+steps = {"alpha": loguniform(1e-6, 1e-1), "step_size_scale": loguniform(1e-3, 1e1)}
+with_steps = searched(steps)
+
+# %%
+# Each curve is a candidate, and the winner is red. Most end early, and only a few get all 27 calls of ``partial_fit``.
+
+figure, axes = plt.subplots(
+    1, 2, figsize=(9, 4), sharex=True, sharey=True, layout="constrained"
 )
-ax.set_title(f"{history.model_id.nunique()} candidates; the winner is red")
+for ax, one, title in zip(
+    axes, (search, with_steps), ("alpha", "alpha and step_size_scale"), strict=True
+):
+    history = pd.DataFrame(one.history_)
+    for model_id, calls in history.groupby("model_id"):
+        best = model_id == one.cv_results_["model_id"][one.best_index_]
+        ax.plot(
+            calls.partial_fit_calls,
+            -calls.score,
+            color="C3" if best else "0.6",
+            zorder=3 if best else 2,
+        )
+    ax.set(xscale="log", xlabel="calls of partial_fit", ylim=(None, 0.75))
+    ax.set_title(f"{title}: {history.model_id.nunique()} candidates")
+axes[0].set_ylabel("log loss on the test rows")
 
 # %%
 # Training of the winner continues over all rows, one chunk per call. The search held out a tenth of each block, so the
