@@ -24,6 +24,7 @@ from dask_saga.data.validation import read_chunk
 from dask_saga.execution.cluster import TASKS_AHEAD, ClientExecutor
 from dask_saga.execution.deferred import DeferredCall, defer_blocks
 from dask_saga.execution.executor import LocalExecutor
+from dask_saga.fitting import newton_passes
 from dask_saga.fitting.chunk_source import HELD_SHARE, Source
 from dask_saga.losses import LOSSES, LogLoss
 from dask_saga.penalties import PENALTIES
@@ -104,7 +105,13 @@ class Counted:
         return da.concatenate(parts)
 
 
-def test_one_load_a_visit_and_few_blocks_at_a_time():
+@pytest.fixture
+def only_visits(monkeypatch):
+    """Passes visit the chunks. Newton steps, which small data take at once, read them more often."""
+    monkeypatch.setattr(newton_passes, "CHEAP", 0.0)
+
+
+def test_one_load_a_visit_and_few_blocks_at_a_time(only_visits):
     source = Counted()
     model = SAGAClassifier(max_iter=4, tol=1e-12, random_state=0)
     with pytest.warns(match="max_iter=4"):
@@ -132,7 +139,7 @@ def as_array(source):
 @pytest.mark.parametrize("make", [as_frame, as_array])
 @pytest.mark.parametrize("persist", [True, False])
 @pytest.mark.parametrize("on", ["cluster", "threads"])
-def test_rows_and_targets_of_one_source_are_one_read(make, persist, on, request):
+def test_rows_and_targets_of_one_source_are_one_read(make, persist, on, request, only_visits):
     scheduler = request.getfixturevalue("client_of_threads") if on == "cluster" else on
     source = Counted()
     with dask.config.set(scheduler=scheduler), pytest.warns(match="max_iter=2"):

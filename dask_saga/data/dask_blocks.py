@@ -6,6 +6,7 @@ import math
 from numbers import Number
 from typing import Any
 
+import dask
 import numpy as np
 from dask import is_dask_collection
 from distributed.client import futures_of
@@ -19,33 +20,48 @@ __all__ = ["column_names", "dask_blocks", "known_length", "most_bytes", "partiti
 MERGED_BYTES = 2**28
 
 
-def _split(
-    name: str, collection: Any, lengths: tuple | None, alone: bool, framed: bool = False
-) -> tuple[list, tuple | None]:
+def _prepared(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Merge blocks along the columns of Dask arrays, and fuse the tasks of each array.
+
+    Tasks are not fused where this would do harm. Arrays that share a task would each get a copy of it. Arrays whose
+    data are already on a cluster, or whose layers have annotations, would lose them.
+    """
+    arrays = {name: _whole_rows(name, array) for name, array in arrays.items()}
+    layers = [layer for array in arrays.values() for layer in array.dask.layers.items()]
+    shared = len({name for name, _ in layers}) < len(layers)
+    if shared or futures_of([*arrays.values()]) or any(layer.annotations for _, layer in layers):
+        return arrays
+    return {name: dask.optimize(array)[0] for name, array in arrays.items()}
+
+
+def _whole_rows(name: str, array: Any) -> Any:
+    """Merge blocks along the columns of a Dask array, unless a block would become too large."""
+    if array.ndim < 2 or array.numblocks[1] <= 1:
+        return array
+    size = max(array.chunks[0]) * array.shape[1] * array.dtype.itemsize
+    if size <= MERGED_BYTES:
+        return array.rechunk({1: -1}, method="tasks")
+    would, call = (
+        ("are of unknown length", f"{name}.compute_chunk_sizes()")
+        if math.isnan(size)
+        else (f"would take {size / 1e6:.0f} MB", name)
+    )
+    raise ValueError(
+        f"{name} is blocked along its columns ({array.numblocks[1]} blocks), and blocks of whole rows {would}; "
+        f"rechunk it first: {call}.rechunk({{0: 'auto', 1: -1}})"
+    )
+
+
+def _split(name: str, collection: Any, lengths: tuple | None, framed: bool = False) -> tuple[list, tuple | None]:
     """Split a Dask collection, or an in-memory array next to one, into blocks; also return their lengths if known.
 
-    Task fusion is used only if `alone` is True. If X and y share a read task, fusion would duplicate that task in both
-    graphs. Fusion would also lose data that are already on a cluster. `framed` says whether X is a frame; it selects
-    the remedy that an error message names.
+    `framed` says whether X is a frame; it selects the remedy that an error message names.
     """
     if getattr(collection, "ndim", 1) == 0:
         raise ValueError(f"{name} is a single number; give one number for each row of X")
     if hasattr(collection, "numblocks"):
-        if collection.ndim > 1 and collection.numblocks[1] > 1:
-            size = max(collection.chunks[0]) * collection.shape[1] * collection.dtype.itemsize
-            if not size <= MERGED_BYTES:
-                would, call = (
-                    ("are of unknown length", f"{name}.compute_chunk_sizes()")
-                    if math.isnan(size)
-                    else (f"would take {size / 1e6:.0f} MB", name)
-                )
-                raise ValueError(
-                    f"{name} is blocked along its columns ({collection.numblocks[1]} blocks), and blocks of whole rows "
-                    f"{would}; rechunk it first: {call}.rechunk({{0: 'auto', 1: -1}})"
-                )
-            collection = collection.rechunk({1: -1}, method="tasks")
         known = tuple(int(n) for n in collection.chunks[0]) if not np.isnan(collection.chunks[0]).any() else None
-        return list(collection.to_delayed(optimize_graph=alone).ravel()), known
+        return list(collection.to_delayed(optimize_graph=False).ravel()), known
     if is_dask_collection(collection):
         return partitions(collection), None
     if lengths is None:
@@ -125,16 +141,15 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
         )
     if y is None:
         raise ValueError(NO_TARGET)
-    arrays = [part for part in (X, y, sample_weight) if hasattr(part, "numblocks")]
-    layers = [name for array in arrays for name in array.dask.layers]
-    alone = len(layers) == len(set(layers)) and not futures_of(arrays)
-    blocks, lengths = _split("X", X, None, alone)
+    parts = {"X": X, "y": y, "sample_weight": sample_weight}
+    parts |= _prepared({name: part for name, part in parts.items() if getattr(part, "numblocks", ())})
+    blocks, lengths = _split("X", parts.pop("X"), None)
     columns = [blocks]
-    for name, other in (("y", y), ("sample_weight", sample_weight)):
+    for name, other in parts.items():
         if other is None or isinstance(other, Number):
             columns.append([other] * len(blocks))
             continue
-        others, known = _split(name, other, lengths, alone, framed=not hasattr(X, "numblocks"))
+        others, known = _split(name, other, lengths, framed=not hasattr(X, "numblocks"))
         if lengths and known and sum(lengths) != sum(known):
             raise ValueError(f"X has {sum(lengths)} rows, but {name} has {sum(known)}; give one entry per row")
         if hasattr(other, "rechunk") and lengths and known:

@@ -15,10 +15,12 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Number
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from dask import delayed, is_dask_collection
+from dask.highlevelgraph import HighLevelGraph
 from distributed import Future, get_worker, rejoin, secede, wait
 from distributed.client import futures_of
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -247,14 +249,26 @@ class ClientExecutor:
             return self.map(_identity, [(value,) for value in values], name="saga-put")
 
     def load(self, blocks: list, lane: int | None = None) -> list[Reference]:
-        """Start computing lazy blocks; return references to them. Deferred calls are returned unchanged."""
+        """Start computing lazy blocks; return references to them. Deferred calls are returned unchanged.
+
+        All lazy parts are sent as one graph, because the client takes milliseconds for each graph.
+        """
         if any(isinstance(block, DeferredCall) for block in blocks):
             return blocks
         persisted = persisted_blocks(blocks, self.client)
         if persisted is not None:
             return persisted
-        lazy = [block if is_dask_collection(block) else delayed(block) for block in blocks]
-        return self.client.compute(lazy, **self._workers_of(lane))
+        wrapped = [block if _is_plain(block) else delayed(block) for block in blocks]
+        lazy = [part for block in wrapped for part in _parts_of(block) if is_dask_collection(part)]
+        graph = HighLevelGraph.merge(*{id(part.dask): part.dask for part in lazy}.values())
+        keys = list(dict.fromkeys(part.key for part in lazy))
+        futures = dict(zip(keys, self.client.get(graph, keys, sync=False, **self._workers_of(lane)), strict=True))
+
+        def loaded(part: Any) -> Any:
+            return futures[part.key] if is_dask_collection(part) else part
+
+        parts = [tuple(map(loaded, block)) if isinstance(block, tuple) else loaded(block) for block in wrapped]
+        return cast("list[Reference]", parts)
 
     def defer(self, blocks: list) -> list:
         """Convert lazy blocks to futures if they are persisted on this cluster, else to deferred calls if possible."""
@@ -365,6 +379,15 @@ def _has_room(nbytes: float) -> bool:
     worker = get_worker()
     limit = worker.memory_manager.memory_limit or MEMORY_LIMIT
     return worker.monitor.get_process_memory() + 3 * nbytes * worker.state.nthreads <= ROOM_SHARE * limit
+
+
+def _parts_of(block: Any) -> tuple:
+    return block if isinstance(block, tuple) else (block,)
+
+
+def _is_plain(block: Any) -> bool:
+    """Return whether each part of a block is lazy, a number or None. An array should be sent only once."""
+    return all(part is None or isinstance(part, Number) or is_dask_collection(part) for part in _parts_of(block))
 
 
 def _identity(value: Any) -> Any:

@@ -451,7 +451,9 @@ def _centred_moments(
         if not intercept:
             return total, centre, gram(rows, weights, centre, problem.n_threads)
         blocks = [slice(start, start + MOMENTS) for start in range(0, len(weights), MOMENTS)]
-        mean = centre + sum(((rows[b] - centre) * weights[b, None]).sum(axis=0) for b in blocks) / total
+        # The order of a sum, and so its last bits, depend on the memory order of the rows.
+        sums = (((np.ascontiguousarray(rows[b]) - centre) * weights[b, None]).sum(axis=0) for b in blocks)
+        mean = centre + sum(sums) / total
         return total, mean, gram(rows, weights, mean, problem.n_threads)
     mean = np.zeros_like(centre)
     if intercept:
