@@ -6,7 +6,9 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator
+from inspect import signature
 from numbers import Real
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -15,7 +17,7 @@ from dask.base import normalize_token
 from dask.sizeof import sizeof
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted
 
 from ..data.dask_blocks import column_names, dask_blocks, known_length, most_bytes
@@ -50,8 +52,47 @@ def loss_constraint(labelled: bool) -> list:
 
 
 @functools.lru_cache(maxsize=256, typed=True)
-def _problem_of(kind: type[SAGABase], *parameters: Any) -> Problem:
-    return kind(**dict(zip(kind._parameter_constraints, parameters, strict=True)))._checked_problem()
+def _known_problem(kind: type[SAGABase], *parameters: Any) -> Problem:
+    return _checked_problem(kind, dict(zip(kind._parameter_constraints, parameters, strict=True)))
+
+
+def _checked_problem(kind: type[SAGABase], parameters: dict[str, Any]) -> Problem:
+    """Validate the parameters of an estimator of a class and return their problem.
+
+    It constructs no estimator, because the constructor of a subclass may have other parameters.
+    """
+    validate_parameter_constraints(kind._parameter_constraints, parameters, caller_name=kind.__name__)
+    given = SimpleNamespace(**parameters)
+    loss, alpha = resolve_loss(given.loss), to_float("alpha", given.alpha)
+    penalty = resolve_penalty(given.penalty, alpha, given.l1_ratio)
+    if bool(getattr(loss, "labels", None)) != kind._labelled:
+        wanted = "labels = (-1.0, 1.0)" if kind._labelled else "no labels"
+        other = "SAGARegressor" if kind._labelled else "SAGAClassifier"
+        raise ValueError(
+            f"loss={given.loss!r} is not for {kind.__name__}, whose losses have {wanted}; use {other}, or correct the "
+            "labels of the loss"
+        )
+    return Problem(
+        loss,
+        penalty,
+        bool(given.fit_intercept),
+        given.step_size if given.step_size == "auto" else to_float("step_size", given.step_size),
+        to_float("step_size_scale", given.step_size_scale),
+        bool(given.average),
+        bool(given.precondition),
+        str(given.memory_dtype),
+        n_threads=int(given.n_threads),
+        curvature=given.curvature if isinstance(given.curvature, str) else bool(given.curvature),
+    )
+
+
+@functools.cache
+def _defaults(kind: type[SAGABase]) -> dict[str, Any]:
+    """Return the defaults of the parameters of this package, as a subclass may lack them in its constructor."""
+    constructors = [signature(base.__init__) for base in reversed(kind.__mro__) if issubclass(base, SAGABase)]
+    parameters = {name: one for constructor in constructors for name, one in constructor.parameters.items()}
+    known = [one for name, one in parameters.items() if name in kind._parameter_constraints]
+    return {one.name: one.default for one in known if one.default is not one.empty}
 
 
 class SAGABase(BaseEstimator):
@@ -122,7 +163,28 @@ class SAGABase(BaseEstimator):
 
     def __setstate__(self, state: dict) -> None:
         """Restore a pickle; parameters missing from a pickle of an earlier version get their defaults."""
-        super().__setstate__({**type(self)().get_params(deep=False), **state})
+        super().__setstate__({**_defaults(type(self)), **state})  # type: ignore[arg-type]  # as in `_problem`
+
+    def set_params(self, **params: Any) -> Any:
+        """Set parameters of this estimator.
+
+        If a subclass has its own constructor, this calls the constructor again with all parameters. So the parameters
+        that it derives from its own follow these, as a search needs it.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters by name.
+
+        Returns
+        -------
+        self : object
+            The estimator.
+        """
+        super().set_params(**params)
+        if params and not type(self).__init__.__module__.startswith(__package__):
+            self.__init__(**self.get_params(deep=False))  # type: ignore[misc]
+        return self
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -131,7 +193,7 @@ class SAGABase(BaseEstimator):
 
     def __dask_tokenize__(self) -> tuple:
         state = getattr(self, "state_", None)
-        parameters = normalize_token(self.get_params(deep=False))
+        parameters = normalize_token({name: value for name, value in vars(self).items() if not name.endswith("_")})
         learnt = None
         if hasattr(self, "coef_"):  # without gradient memory, only the coefficients identify the fit
             learnt = (state.digest, state.seed) if state else (self.coef_.tolist(), self.intercept_.tolist())
@@ -156,36 +218,13 @@ class SAGABase(BaseEstimator):
 
         The result is cached for equal parameters, as validation takes as long as visiting a small chunk.
         """
-        parameters = tuple(getattr(self, name) for name in self._parameter_constraints)
+        parameters = {name: getattr(self, name) for name in self._parameter_constraints}
+        values = tuple(parameters.values())
         try:
-            hash(parameters)
+            hash(values)
         except TypeError:
-            return self._checked_problem()
-        return _problem_of(type(self), *parameters)  # type: ignore[arg-type]  # mypy doubts that a class has a hash
-
-    def _checked_problem(self) -> Problem:
-        self._validate_params()
-        loss, alpha = resolve_loss(self.loss), to_float("alpha", self.alpha)
-        penalty = resolve_penalty(self.penalty, alpha, self.l1_ratio)
-        if bool(getattr(loss, "labels", None)) != self._labelled:
-            wanted = "labels = (-1.0, 1.0)" if self._labelled else "no labels"
-            other = "SAGARegressor" if self._labelled else "SAGAClassifier"
-            raise ValueError(
-                f"loss={self.loss!r} is not for {type(self).__name__}, whose losses have {wanted}; use {other}, or "
-                "correct the labels of the loss"
-            )
-        return Problem(
-            loss,
-            penalty,
-            bool(self.fit_intercept),
-            self.step_size if self.step_size == "auto" else to_float("step_size", self.step_size),
-            to_float("step_size_scale", self.step_size_scale),
-            bool(self.average),
-            bool(self.precondition),
-            str(self.memory_dtype),
-            n_threads=int(self.n_threads),
-            curvature=self.curvature if isinstance(self.curvature, str) else bool(self.curvature),
-        )
+            return _checked_problem(type(self), parameters)
+        return _known_problem(type(self), *values)  # type: ignore[arg-type]  # mypy doubts that a class has a hash
 
     def _find_classes(self, source: Source) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Return all classes, and the factor of the row weights of each class or None; (None, None) without classes."""
