@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
-from dask_saga.data.validation import check_containers
+from dask_saga.data.containers import check_containers
 from dask_saga.inspection import duality_gap
 
 from .conftest import make_rows

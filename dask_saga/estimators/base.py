@@ -20,8 +20,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted
 
+from ..data.containers import as_array, check_columns, check_containers, warn_of_column_vector, with_names
 from ..data.dask_blocks import column_names, dask_blocks, known_length, most_bytes
-from ..data.validation import blame, check_containers, read_chunk, read_rows
+from ..data.validation import blame, read_chunk, read_rows
 from ..execution.executor import LocalExecutor, find_executor
 from ..fitting.checkpoint import Checkpoint
 from ..fitting.chunk_source import Source
@@ -232,8 +233,7 @@ class SAGABase(BaseEstimator):
 
     def _check_columns(self, X: Any, reset: bool) -> None:
         """Check, or set if `reset`, the names and the number of columns of an array or a Dask collection."""
-        # `_meta` is an empty frame of the collection's type, which has its column names.
-        _check_feature_names(self, getattr(X, "_meta", X) if is_dask_collection(X) else X, reset=reset)
+        _check_feature_names(self, with_names(X), reset=reset)
         if reset and is_dask_collection(X) and np.isnan(X.shape[1]):
             raise ValueError("X has an unknown number of columns; call X.compute_chunk_sizes() first")
         _check_n_features(self, X, reset=reset)
@@ -254,7 +254,7 @@ class SAGABase(BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, scipy.sparse, DataFrame, dask array or dask dataframe of shape (n, p)
+        X : array-like, scipy.sparse, DataFrame, DataArray, dask array or dask dataframe of shape (n, p)
             Rows. In-memory data are one chunk. For a Dask collection, each block is a chunk.
         y : array-like, dask array or series of shape (n,), or (n, n_targets) for a regressor
             Targets or labels. A Dask collection needs the same blocks as X.
@@ -325,7 +325,7 @@ class SAGABase(BaseEstimator):
     def _run(
         self, source: Source, problem: Problem, *, checkpoint: Any, start: np.ndarray | None, **watching: Any
     ) -> Result:
-        prepared = prepare(source, problem, estimator=type(self).__name__)
+        prepared = prepare(source, problem, labels=getattr(self, "feature_names_in_", None))
         if not any(fact.rows for fact in prepared.facts):
             raise ValueError(ZERO_WEIGHTS if sum(prepared.lengths) else "X has no rows")
         if len(prepared.stats.mean) != self.n_features_in_:
@@ -361,10 +361,14 @@ class SAGABase(BaseEstimator):
             Whether the fit starts from the current coefficients, so that classes and columns must be the fitted ones.
         """
         check_containers(X=X, y=y, sample_weight=sample_weight)
+        if self._labelled:
+            warn_of_column_vector(y)
         lazy = any(map(is_dask_collection, (X, y, sample_weight)))
         if lazy:
+            given, X, y, sample_weight = X, *map(as_array, (X, y, sample_weight))
             blocks = dask_blocks(X, y, sample_weight)
-            self._check_columns(X, reset=fits and not goes_on)
+            check_columns(X._meta)
+            self._check_columns(given, reset=fits and not goes_on)
             source = Source(
                 find_executor(), blocks,
                 nbytes=most_bytes(X), rows=known_length(X, 0), columns=known_length(X, 1), persist=persist,
@@ -431,7 +435,9 @@ class SAGABase(BaseEstimator):
         check_is_fitted(self)
         check_containers(X=X)
         with blame("X"):
-            rows = X if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
+            rows = as_array(X) if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
+        if is_dask_collection(rows):
+            check_columns(rows._meta)
         self._check_columns(X, reset=False)
         return linear(rows, np.atleast_2d(self.coef_), self.intercept_)
 

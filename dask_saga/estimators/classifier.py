@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
-import dask
 import numpy as np
 from dask import is_dask_collection
 from sklearn.base import ClassifierMixin
@@ -13,8 +12,10 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 
+from ..data.containers import check_containers
 from ..data.targets import check_classes, count_labels, read_labels
-from ..data.validation import blame, check_containers, read_weights
+from ..data.validation import blame, read_weights
+from ..execution.executor import compute
 from ..losses import resolve_loss
 from ..solver.problem import problem_for
 from .base import SAGABase, loss_constraint
@@ -277,7 +278,7 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
         """
         fitted = getattr(self, "classes_", None)
         if is_dask_collection(classes):  # dask-ml's Incremental passes a Dask array on
-            [classes] = dask.compute(classes) if fitted is None else [None]
+            [classes] = compute(classes) if fitted is None else [None]
         check_containers(classes=classes)
         if classes is not None:
             classes = check_classes(read_labels(classes, "classes"), "classes")

@@ -194,7 +194,7 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
             Predicted targets.
         """
         z, loss = self._linear(X), resolve_loss(self.loss)
-        return elementwise(loss.mean, z) if hasattr(loss, "mean") else z
+        return elementwise(z, loss.mean) if hasattr(loss, "mean") else z
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R^2 of the predictions.
