@@ -233,10 +233,11 @@ class SAGABase(BaseEstimator):
 
     def _check_columns(self, X: Any, reset: bool) -> None:
         """Check, or set if `reset`, the names and the number of columns of an array or a Dask collection."""
-        _check_feature_names(self, with_names(X), reset=reset)
+        named = with_names(X)
+        _check_feature_names(self, named, reset=reset)
         if reset and is_dask_collection(X) and np.isnan(X.shape[1]):
             raise ValueError("X has an unknown number of columns; call X.compute_chunk_sizes() first")
-        _check_n_features(self, X, reset=reset)
+        _check_n_features(self, named, reset=reset)
 
     def fit(
         self,

@@ -257,8 +257,8 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
         sample_weight : array-like of shape (n,), default=None
             Row weights, at least zero. They may differ between visits of the same chunk. None gives every row weight 1.
         chunk_id : str or int, default=None
-            Name of the chunk. None identifies the chunk by its content. Set it to replace the chunk later, or to forget
-            it by name.
+            Name of the chunk. None identifies the chunk by its content. Set it to replace the chunk later, to forget it
+            by name, or if different chunks may have equal content, such as single rows: they would count as one.
         replace : bool, default=False
             Whether new content under a known `chunk_id` replaces the old content exactly; otherwise it is an error. An
             old chunk with few rows cannot be replaced: call `forget` with its data first.
