@@ -214,6 +214,27 @@ def test_dates_as_targets_and_weights():
             SAGARegressor().fit(FRAME, y, other)
 
 
+def test_targets_and_weights_that_are_text():
+    for other in (
+        pd.Series(["x"] * N),
+        np.array(["x"] * N),
+        np.array(["x"] * N, dtype=object),
+        pd.Series(["x"] * N, dtype="category"),
+    ):
+        with pytest.raises(ValueError, match=r"y: .*; give numbers, or use SAGAClassifier, whose labels may be text"):
+            SAGARegressor().fit(FRAME, other)
+        with pytest.raises(ValueError, match=r"sample_weight: .*; give numbers$"):
+            SAGARegressor().fit(FRAME, y, other)
+
+
+def test_names_and_series_in_place_of_data():
+    for X, target, name in ((FRAME, "late", "y"), (lazy(FRAME), "late", "y"), ("rows.parquet", y, "X")):
+        with pytest.raises(TypeError, match=f"^{name} is a str; give .*the column of that name"):
+            SAGAClassifier().fit(X, target)
+    with pytest.raises(ValueError, match=r"a single column is X\.to_frame\(\)"):
+        SAGARegressor().fit(lazy(FRAME)["a"], lazy(y))
+
+
 NUMBERS = {
     "bool": EVERY_SEVENTH,
     "Int64": pd.array(np.arange(N), dtype="Int64"),

@@ -54,8 +54,11 @@ def check_finite(values: Any, argument: str = "X", labels: Sequence | None = Non
 
 def _error(argument: str, kind: str, count: int, columns: list) -> ValueError:
     noun = ("missing " if kind == "NaN" else "") + ("value" if count == 1 else "values")
-    where = f" {in_columns(columns)}" if columns else ""
-    return ValueError(f"{argument} contains {kind}: {count} {noun}{where}; {_remedy(argument, kind)}")
+    return ValueError(f"{argument} contains {kind}: {count} {noun}{_where(columns)}; {_remedy(argument, kind)}")
+
+
+def _where(columns: list) -> str:
+    return f" {in_columns(columns)}" if columns and columns != [None] else ""
 
 
 def _remedy(argument: str, kind: str) -> str:
@@ -66,15 +69,17 @@ def _remedy(argument: str, kind: str) -> str:
     return "correct these values, or drop their rows"
 
 
-def explain_columns(X: Any, error: Exception) -> None:
-    """Raise an error that names the columns and a remedy, if entries of X are no numbers or missing.
+def explain_columns(X: Any, error: Exception, argument: str = "X") -> None:
+    """Raise an error that names the columns and a remedy, if entries are no numbers or missing.
 
     Parameters
     ----------
     X : object
-        Rows that could not be converted to numbers.
+        Rows, targets or weights that could not be converted to numbers.
     error : Exception
         The error of the conversion. The new one is of the same type and begins with the same text.
+    argument : {"X", "y", "sample_weight"}, default="X"
+        Name of the argument.
     """
     import pandas as pd
 
@@ -89,9 +94,12 @@ def explain_columns(X: Any, error: Exception) -> None:
             wrong[label] = found
     if wrong:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{error} {in_columns(list(wrong))}; {_advice(next(iter(wrong.values())))}") from error
+        advice = _advice(next(iter(wrong.values()))) if argument == "X" else "give numbers"
+        if argument == "y":
+            advice += ", or use SAGAClassifier, whose labels may be text"
+        raise kind(f"{error}{_where(list(wrong))}; {advice}") from error
     if count := sum(missing.values()):
-        raise _error("X", "NaN", count, [label for label in missing if missing[label]]) from error
+        raise _error(argument, "NaN", count, [label for label in missing if missing[label]]) from error
 
 
 def _advice(value: Any) -> str:
@@ -106,12 +114,19 @@ def _advice(value: Any) -> str:
 
 
 def _columns(X: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the label and the values of each column of a frame, or of an array of objects or strings."""
+    """Yield the label and the values of each column of a frame, or of an array of objects or strings.
+
+    The label of a series or a one-dimensional array is None.
+    """
     labels = column_labels(X)
     if labels is not None:
         yield from ((label, X.iloc[:, k] if hasattr(X, "iloc") else X[label]) for k, label in enumerate(labels))
-    elif getattr(X, "ndim", 0) == 2 and X.dtype.kind in "OUST":
-        yield from enumerate(np.asarray(X).T)
+        return
+    values = np.asarray(X) if hasattr(X, "dtype") or hasattr(X, "type") else np.empty(0)
+    if values.dtype.kind in "OUST" and values.ndim == 2:
+        yield from enumerate(values.T)
+    elif values.dtype.kind in "OUST" and values.ndim == 1:
+        yield None, values
 
 
 def _is_number(value: Any) -> bool:

@@ -90,6 +90,7 @@ def check_containers(**arguments: Any) -> None:
             "Future": f"their values: client.gather({name})" if listed else f"its value: {name}.result()",
             "dask Bag": f"columns of {name}.to_dataframe()",
             "dict": f"a frame: pandas.DataFrame({name})",
+            "str": "the column of that name, such as frame[name], or what the file of that name holds",
         }.get(kind, REMEDIES.get(kind, "its value: {0}.compute()").format(name))
         raise TypeError(f"{name} is {found}; give {wanted}, or {remedy}")
 
@@ -100,8 +101,8 @@ def _refused_kind(value: Any) -> str | None:
     for kind in _item_types(value) if listed else [type(value)]:
         if issubclass(kind, (Delayed, Future)):
             return "Delayed" if issubclass(kind, Delayed) else "Future"
-    if type(value) is dict:  # some sparse matrices are of a subclass
-        return "dict"
+    if type(value) in (dict, str):  # some sparse matrices are of a subclass of dict
+        return type(value).__name__
     if listed:  # a list of numbers, rows or Dask arrays is accepted
         return None
     if (known := _known_class(value)) in REMEDIES:

@@ -13,7 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from ..execution.executor import compute
 from ..losses import Loss
-from .bad_values import check_finite
+from .bad_values import check_finite, explain_columns
 from .containers import as_array, check_columns
 
 __all__ = [
@@ -210,7 +210,11 @@ def read_numbers(values: Any, argument: str) -> np.ndarray:
     values = as_array(values)
     check_columns(values, argument)
     how = {"ensure_2d": False, "dtype": np.float64, "order": "C", "ensure_min_samples": 0}
-    numbers = checked(check_array, values, **how, ensure_all_finite=False, input_name=argument)
+    try:
+        numbers = checked(check_array, values, **how, ensure_all_finite=False, input_name=argument)
+    except (TypeError, ValueError) as error:
+        explain_columns(values, error, argument)
+        raise
     check_finite(numbers, argument)
     return numbers
 
