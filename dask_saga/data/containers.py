@@ -194,12 +194,13 @@ def check_columns(X: Any, argument: str = "X") -> None:
     ValueError, TypeError
         If a column is refused. The message names the columns, their type and a remedy.
     """
-    labels = None if isinstance(X, np.ndarray) else column_labels(X)
-    _check_unique(X, labels)
-    for kind in dict.fromkeys(_types(X, labels)):
+    if not isinstance(X, np.ndarray):
+        _check_unique(X)
+    types = _types(X)
+    for kind in dict.fromkeys(types):
         content = _content(kind)
         if content is not None:
-            columns = [label for label, other in zip(labels or (), _types(X, labels), strict=False) if other == kind]
+            columns = [label for label, other in zip(column_labels(X) or (), types, strict=False) if other == kind]
             where = f" {in_columns(columns)}" if columns else ""
             text = f"{argument} has {content}{where} ({kind}); give numbers, {COLUMN_REMEDIES[content]}"
             if content == "complex numbers":  # with the words of scikit-learn
@@ -207,13 +208,14 @@ def check_columns(X: Any, argument: str = "X") -> None:
             raise TypeError(text)
 
 
-def _types(X: Any, labels: list | None) -> list:
+def _types(X: Any) -> list:
     """Return the type of each column of a frame, or the one type of an array or a series, if it has any."""
-    if labels is not None and hasattr(X, "dtypes"):
+    for name in ("dtype", "type"):
+        if hasattr(type(X), name):
+            return [getattr(X, name)]
+    if hasattr(type(X), "dtypes"):
         return list(X.dtypes)
-    if labels is not None and hasattr(X, "schema"):
-        return list(X.schema.types)
-    return next(([getattr(X, name)] for name in ("dtype", "type") if hasattr(X, name)), [])
+    return list(X.schema.types) if hasattr(type(X), "schema") else []
 
 
 @functools.lru_cache(maxsize=256)
@@ -222,11 +224,12 @@ def _content(kind: Any) -> str | None:
     return next((CONTENTS[name] for name in CONTENTS if str(kind).lower().startswith(name)), None)
 
 
-def _check_unique(X: Any, labels: list | None) -> None:
-    if labels is None or getattr(X.columns if hasattr(X, "columns") else None, "is_unique", False):
+def _check_unique(X: Any) -> None:
+    if getattr(getattr(X, "columns", None), "is_unique", False):  # pandas knows it
         return
-    several = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
-    if several:
+    labels = column_labels(X) or []
+    if len(set(labels)) < len(labels):
+        several = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
         raise ValueError(f"X has several columns named {_some(several)}; rename them, or keep one of each")
 
 
