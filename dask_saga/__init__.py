@@ -4,7 +4,8 @@ from .estimators import SAGAClassifier, SAGARegressor
 from .functional import SAGAResult, saga
 from .solver.state import SAGAState
 from .solver.visit import chunk_saga
+from .versions import show_versions
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["SAGAClassifier", "SAGARegressor", "SAGAResult", "SAGAState", "chunk_saga", "saga"]
+__all__ = ["SAGAClassifier", "SAGARegressor", "SAGAResult", "SAGAState", "chunk_saga", "saga", "show_versions"]

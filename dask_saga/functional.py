@@ -13,7 +13,8 @@ from dask.delayed import Delayed
 from distributed import Future
 from sklearn.utils._param_validation import validate_parameter_constraints
 
-from .data.validation import blame, check_containers, read_chunk
+from .data.containers import check_containers
+from .data.validation import blame, read_chunk
 from .execution.executor import LocalExecutor, find_executor
 from .fitting.chunk_source import Source
 from .fitting.loop import run, split_x
@@ -188,7 +189,7 @@ def saga(
     seed = draw_seed(random_state)
     with _open_source(list(chunks), persist, n_parallel) as source:
         source.begin(functools.partial(_read_pair, loss=problem.loss))
-        prepared = prepare(source, problem, joins=False, estimator="saga")
+        prepared = prepare(source, problem, joins=False)
         if not any(fact.rows for fact in prepared.facts):
             raise ValueError("chunks hold no rows")
         result = run(

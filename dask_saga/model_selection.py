@@ -23,9 +23,10 @@ from dask import delayed, is_dask_collection
 from dask.distributed import default_client
 from sklearn.utils.validation import _get_feature_names
 
+from .data.containers import as_array, check_columns, check_containers, with_names
 from .data.dask_blocks import column_names, dask_blocks
 from .data.targets import NO_TARGET
-from .data.validation import align_columns, blame, check_containers, read_rows
+from .data.validation import align_columns, blame, read_rows
 
 __all__ = ["HyperbandSearchCV", "IncrementalSearchCV", "InverseDecaySearchCV", "SuccessiveHalvingSearchCV"]
 
@@ -56,7 +57,9 @@ class _OnAnyDask:
         if getattr(self.estimator, "class_weight", None) == "balanced" and partial_fit:
             raise ValueError("class_weight='balanced' needs all data, which partial_fit does not see; give a dict")
         lazy = is_dask_collection(X) or is_dask_collection(y)
-        names = _get_feature_names(getattr(X, "_meta", None) if is_dask_collection(X) else X)
+        names = _get_feature_names(with_names(X))
+        X, y = as_array(X), as_array(y)
+        check_columns(X._meta if is_dask_collection(X) else X)
         with dask.config.set(scheduler=default_client().get):
             X, y = await _lazy_arrays(X, y) if lazy else _arrays(X, y)
             await super()._fit(X, y, **fit_params)  # type: ignore[misc]  # dask-ml has no types

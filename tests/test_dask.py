@@ -403,10 +403,10 @@ def test_a_fit_that_fails_leaves_nothing_on_the_cluster(client, fault):
             with pytest.raises(ValueError, match="chunk 3: y contains NaN"):
                 SAGAClassifier().fit(X, missing)
         elif fault == "target":
-            with pytest.raises(ValueError, match="chunk 3: Input y contains NaN"):
+            with pytest.raises(ValueError, match="chunk 3: y contains NaN: 1 missing value;"):
                 SAGARegressor().fit(X, missing)
         else:
-            with pytest.raises(ValueError, match="chunk 3: Input X contains NaN"):
+            with pytest.raises(ValueError, match="chunk 3: X contains NaN: 8 missing values in"):
                 SAGAClassifier().fit(X * missing[:, None], labels)
 
     def tasks():

@@ -56,7 +56,8 @@ def test_predictions_of_no_rows(case, kind):
         if not hasattr(model, name):
             continue
         method = getattr(model, name)
-        some, none = method(FRAME[:5] if hasattr(rows, "columns") else A[:5]), method(rows)
+        five = FRAME[:5] if hasattr(rows, "columns") else A[:5].astype(rows.dtype)
+        some, none = method(five), method(rows)
         assert isinstance(none, np.ndarray)
         assert none.shape == (0, *some.shape[1:])
         assert none.dtype == some.dtype
@@ -176,7 +177,7 @@ def test_duality_gap_of_no_rows():
 
 @pytest.mark.parametrize("kind", [SAGAClassifier, SAGARegressor])
 @pytest.mark.parametrize("method", ["fit", "partial_fit", "predict"])
-def test_missing_values_name_the_estimator(method, kind):
+def test_missing_values_name_the_column(method, kind):
     rows = A.copy()
     rows[25, 1] = np.nan
     model = kind(random_state=0)
@@ -184,27 +185,26 @@ def test_missing_values_name_the_estimator(method, kind):
     if method == "predict":
         model.fit(A, y)
     for one in (rows, sp.csr_array(rows)):
-        with pytest.raises(ValueError, match=f"X contains NaN.\n{kind.__name__} does not accept missing values"):
+        with pytest.raises(ValueError, match="X contains NaN: 1 missing value in column 1; drop"):
             getattr(model, method)(one, *([] if method == "predict" else [y]), **classes)
 
 
 @pytest.mark.parametrize("kind", [SAGAClassifier, SAGARegressor])
 @pytest.mark.parametrize("weights", [None, np.arange(60) != 25.0])
-def test_missing_values_name_the_estimator_and_the_chunk(kind, weights, client):
+def test_missing_values_name_the_column_and_the_chunk(kind, weights, client):
     rows = A.copy()
     rows[25, 1] = np.nan
     weights = weights if weights is None else da.from_array(weights, chunks=20)
     for scheduler in ("threads", client):
-        with dask.config.set(scheduler=scheduler), pytest.raises(ValueError, match="chunk 1: ") as caught:
+        with dask.config.set(scheduler=scheduler), pytest.raises(ValueError, match=r"^chunk 1: X contains NaN: 1"):
             kind().fit(da.from_array(rows, chunks=(20, 3)), labels, weights)
-        assert f"X contains NaN.\n{kind.__name__} does not accept missing values" in str(caught.value)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_missing_values_name_saga(count):
+def test_missing_values_in_saga_name_the_chunk(count):
     rows = A.copy()
     rows[-1, 1] = np.nan
-    with pytest.raises(ValueError, match=f"chunk {count - 1}: .*X contains NaN.\nsaga does not accept missing values"):
+    with pytest.raises(ValueError, match=f"chunk {count - 1}: X contains NaN: 1 missing value in column 1;"):
         saga(list(zip(np.array_split(rows, count), np.array_split(y, count), strict=True)))
 
 

@@ -10,7 +10,7 @@ import dask_saga
 ROOT = Path(dask_saga.__file__).parent
 # From the lowest to the highest. Names that share a level do not import each other.
 LEVELS = [
-    {"execution", "losses", "penalties", "streams"},
+    {"execution", "losses", "penalties", "streams", "versions"},
     {"kernels"},
     {"data"},
     {"solver"},

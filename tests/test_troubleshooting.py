@@ -1,5 +1,6 @@
 """The messages that the troubleshooting page quotes are those that users see."""
 
+import asyncio
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
+from dask.distributed import Client
 
 from dask_saga import SAGAClassifier
 
@@ -32,6 +34,9 @@ def quoted():
         (dask.delayed(A), y),
         (FRAME[list("abc")], y),
         (FRAME[FRAME.a > 1e6][list("abc")], FRAME[FRAME.a > 1e6]["late"]),
+        (dd.from_pandas(ROWS.assign(b=np.where(ROWS.index // 2 == 12, np.nan, 1.0)), 3)[list("abc")], FRAME["late"]),
+        (ROWS.assign(carrier="UA"), y),
+        (ROWS.assign(date=np.datetime64("2013-01-01", "ns")), y),
     ],
 )
 def test_errors_of_fit(X, target):
@@ -45,6 +50,17 @@ def test_warning_of_predict():
     with pytest.warns(UserWarning, match="X has feature names") as caught:
         model.predict(FRAME[list("abc")])
     assert f"UserWarning: {caught[0].message}" in quoted()
+
+
+def test_the_error_of_an_asynchronous_client():
+    async def fit():
+        settings = {"processes": False, "n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
+        async with Client(asynchronous=True, **settings):
+            SAGAClassifier().fit(da.from_array(A), da.from_array(y))
+
+    with pytest.raises(RuntimeError) as caught:
+        asyncio.run(fit())
+    assert f"RuntimeError: {caught.value}" in quoted()
 
 
 def test_the_remedy_is_for_the_kind_of_x():

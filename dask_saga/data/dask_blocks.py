@@ -135,9 +135,10 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
     if not is_dask_collection(X):
         raise TypeError("y or sample_weight is a Dask collection, but X is not; make X one too")
     if getattr(X, "ndim", 2) != 2:
+        column = "X.to_frame()" if hasattr(X, "to_frame") else "X.reshape(-1, 1)"
         raise ValueError(
             f"Expected 2D array for X, got {X.ndim}D array instead. Reshape your data to (rows, columns): a single "
-            "column is X.reshape(-1, 1)"
+            f"column is {column}"
         )
     if y is None:
         raise ValueError(NO_TARGET)

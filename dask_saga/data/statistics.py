@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,10 +14,10 @@ from ..kernels.column_moments import dense_moments, gather_columns, read_moments
 from ..kernels.intrinsics import DOUBLES, empty_on_lines
 from ..losses import Loss
 from ..penalties import ElasticNet, Penalty
+from .bad_values import check_finite
 from .chunk import BLOCK_BYTES, ordered_blocks, row_arrays
 from .immutable import immutable
 from .targets import LARGEST
-from .validation import check_finite
 
 if TYPE_CHECKING:
     from .chunk import Chunk
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MOMENTS",
     "ColumnStats",
+    "check_values",
     "column_stats",
     "gram",
     "measure",
@@ -182,7 +183,7 @@ def measure(
         if sparse:  # rows of weight zero must store a column too
             full = np.bincount(rows.indices, minlength=p) == len(used)
         # Values in rows of weight zero must be valid too.
-        _check_all(rows)
+        check_values(rows)
         factors, weights = factors[used], chunk.weights[used]
         chunk = chunk._replace(rows=rows[used], targets=chunk.targets[used], weights=weights)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -193,16 +194,20 @@ def measure(
     return stats, np.column_stack([sums, factors.sum(axis=0)])
 
 
-def _check_values(rows: Any, low: np.ndarray, high: np.ndarray, *sums: np.ndarray) -> None:
+def _check_values(
+    rows: Any, low: np.ndarray, high: np.ndarray, *sums: np.ndarray, labels: Sequence | None = None
+) -> None:
     if not all(np.isfinite(one).all() for one in (low, high, *sums)):
-        check_finite(rows)
+        check_finite(rows, labels=labels)
     extremes = np.maximum(high, -low)
     if (extremes > LARGEST).any():
-        raise ValueError(f"X has values beyond {LARGEST:.0e} in column {extremes.argmax()}; give it in larger units")
+        column = extremes.argmax() if labels is None else repr(labels[int(extremes.argmax())])
+        raise ValueError(f"X has values beyond {LARGEST:.0e} in column {column}; give it in larger units")
 
 
-def _check_all(rows: Any, *sums: np.ndarray) -> None:
-    _check_values(rows, *(_extremes(rows, name) for name in ("min", "max")), *sums)
+def check_values(rows: Any, *sums: np.ndarray, labels: Sequence | None = None) -> None:
+    """Raise a ValueError if values are not finite, or exceed LARGEST; `labels` are names of the columns."""
+    _check_values(rows, *(_extremes(rows, name) for name in ("min", "max")), *sums, labels=labels)
 
 
 def _extremes(rows: Any, name: str) -> np.ndarray:
@@ -235,7 +240,7 @@ def _measure_sparse(
     read_moments(tables, weight, mean, squares, sums, counts, high)
     full = full & (counts == n)
     if not (largest <= LARGEST and np.isfinite(mean).all()):
-        _check_all(rows, mean)
+        check_values(rows, mean)
     if largest > SINGLE.max or ((high < SINGLE.tiny) & (squares > 0)).any():
         high = _extremes(abs(rows), "max")
     low = -high

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from dask import compute, is_dask_collection
+from dask import is_dask_collection
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
+from ..execution.executor import compute
 from ..losses import Loss
+from .bad_values import check_finite, explain_columns
+from .containers import as_array, check_columns
 
 __all__ = [
     "LARGEST",
@@ -21,6 +24,7 @@ __all__ = [
     "count_labels",
     "encode_labels",
     "read_labels",
+    "read_numbers",
     "read_targets",
 ]
 
@@ -46,7 +50,7 @@ def checked(check: Callable, values: Any, **how: Any) -> Any:
         return check(values, **how)
 
 
-def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:
+def read_labels(y: Any, argument: str = "y") -> np.ndarray:
     """Convert labels of any type to a one-dimensional numpy array.
 
     Object arrays of strings keep their dtype. Nullable and categorical pandas types become the type of their values.
@@ -58,19 +62,19 @@ def read_labels(y: Any, argument: str = "y", warn: bool = False) -> np.ndarray:
     """
     if y is None:
         raise ValueError(NO_TARGET)
-    labels = np.asarray(y)
+    labels = np.asarray(as_array(y))
     if labels.ndim != 1:
-        labels = checked(column_or_1d, labels, warn=warn)
+        labels = checked(column_or_1d, labels)
     if labels.dtype == object and len(labels):
         import pandas as pd
 
-        if pd.isna(labels).any():
-            raise ValueError(f"{argument} contains missing labels (NaN, None or NA); drop them or fill them in")
+        if missing := np.count_nonzero(pd.isna(labels)):
+            raise ValueError(f"{argument} contains missing labels ({missing} of NaN, None or NA); drop these rows")
         kind = pd.api.types.infer_dtype(labels, skipna=False)
         if kind in ("integer", "boolean", "floating"):
             labels = labels.astype({"integer": np.int64, "boolean": bool, "floating": np.float64}[kind])
-    elif labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise ValueError(f"{argument} contains NaN or infinity; drop or correct these labels")
+    elif labels.dtype.kind == "f":
+        check_finite(labels, argument)
     return labels
 
 
@@ -149,7 +153,7 @@ def encode_labels(y: Any, classes: np.ndarray) -> np.ndarray:
     ValueError
         If a label of `y` is not in `classes`.
     """
-    labels, classes = _comparable(read_labels(y, warn=True), classes)
+    labels, classes = _comparable(read_labels(y), classes)
     if classes.dtype.kind in "biuf" and labels.dtype.kind == classes.dtype.kind:
         if len(classes) == 2:
             codes = (labels == classes[1]).astype(np.intp)
@@ -182,9 +186,9 @@ def read_targets(y: Any, classes: np.ndarray | None = None, loss: Loss | None = 
         return named[codes][:, None]
     if y is None:
         raise ValueError(NO_TARGET)
-    y = checked(check_array, y, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="y")
+    y = read_numbers(y, "y")
     if labels is not None or y.ndim != 2 or y.shape[1] == 0 or hasattr(loss, "outputs"):
-        y = checked(column_or_1d, y, warn=True)[:, None]
+        y = checked(column_or_1d, y)[:, None]
     if labels is not None and not np.isin(y, labels).all():
         found = y[~np.isin(y, labels)][0]
         raise ValueError(f"y (b) must hold only {_some(labels)} for this loss, but has {found}; encode its labels so")
@@ -199,6 +203,20 @@ def read_targets(y: Any, classes: np.ndarray | None = None, loss: Loss | None = 
         row = int(np.abs(y).max(axis=1).argmax())
         raise ValueError(f"y has values beyond {LARGEST:.0e}, as in row {row}; give it in larger units")
     return np.ascontiguousarray(y)
+
+
+def read_numbers(values: Any, argument: str) -> np.ndarray:
+    """Return targets or weights as finite float64 numbers in C order."""
+    values = as_array(values)
+    check_columns(values, argument)
+    how = {"ensure_2d": False, "dtype": np.float64, "order": "C", "ensure_min_samples": 0}
+    try:
+        numbers = checked(check_array, values, **how, ensure_all_finite=False, input_name=argument)
+    except (TypeError, ValueError) as error:
+        explain_columns(values, error, argument)
+        raise
+    check_finite(numbers, argument)
+    return numbers
 
 
 def _some(labels: tuple) -> str:

@@ -8,7 +8,6 @@ have the same hash.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator
 from numbers import Number
 from typing import Any
@@ -17,15 +16,15 @@ import numpy as np
 import scipy.sparse as sp
 import xxhash
 from dask import is_dask_collection
-from dask.delayed import Delayed
-from distributed import Future
-from sklearn.utils import assert_all_finite, check_array
+from sklearn.utils import check_array
 
 from ..losses import Loss
+from .bad_values import check_finite, explain_columns
 from .chunk import Chunk, ordered_blocks
-from .targets import checked, encode_labels, read_targets
+from .containers import as_array, check_columns, column_labels
+from .targets import checked, encode_labels, read_numbers, read_targets
 
-__all__ = ["align_columns", "blame", "check_containers", "check_finite", "read_chunk", "read_rows", "read_weights"]
+__all__ = ["align_columns", "blame", "read_chunk", "read_rows", "read_weights"]
 
 
 # Accepted range of the sum of the weights, in the units of the weights. The gradient memory holds weighted gradients;
@@ -42,65 +41,6 @@ def blame(argument: str, chunk: Any = None) -> Iterator[None]:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         text = str(error) if argument in str(error).split() else f"{argument}: {error}"
         raise kind(text if chunk is None else f"chunk {chunk}: {text}") from error
-
-
-def check_containers(**arguments: Any) -> None:
-    """Refuse Delayed and Future objects, lists of them, and containers that are neither arrays nor frames.
-
-    Every method that takes data calls this first. Otherwise NumPy would wrap such a container in an object array with
-    one entry, and a later check would fail with a misleading message.
-
-    Parameters
-    ----------
-    **arguments : object
-        Values to check, each passed under the name of its argument: ``check_containers(X=X, y=y)``.
-
-    Raises
-    ------
-    TypeError
-        If a value is refused. The message names the argument, what it holds, and what to pass instead.
-    """
-    for name, value in arguments.items():
-        listed = isinstance(value, (list, tuple))
-        kind = _refused_kind(value)
-        if kind is None:
-            continue
-        found = f"a {type(value).__name__} of {kind}" if listed else f"{'an' if kind[0] == 'x' else 'a'} {kind}"
-        wanted = f"a dask array or {'dataframe' if name == 'X' else 'series'}"
-        if kind in ("Delayed", "Future") and name in ("X", "y"):
-            wanted += f", or {'delayed pairs' if kind == 'Delayed' else 'futures of pairs'} to saga"
-        remedy = {
-            "Delayed": f"their values: dask.compute(*{name})" if listed else f"its value: {name}.compute()",
-            "Future": f"their values: client.gather({name})" if listed else f"its value: {name}.result()",
-            "dask Bag": f"columns of {name}.to_dataframe()",
-            "xarray Dataset": f"columns of {name}.to_dataframe() or {name}.to_dask_dataframe()",
-        }.get(kind, f"its value: {name}.compute()")
-        raise TypeError(f"{name} is {found}; give {wanted}, or {remedy}")
-
-
-def _refused_kind(value: Any) -> str | None:
-    """Return the name that messages use for a refused value (or list items), or None for an accepted value."""
-    listed = isinstance(value, (list, tuple))
-    for kind in _item_types(value) if listed else [type(value)]:
-        if issubclass(kind, (Delayed, Future)):
-            return "Delayed" if issubclass(kind, Delayed) else "Future"
-    if listed:  # a list of numbers, rows or Dask arrays is accepted
-        return None
-    # Test the class name, as xarray may not be installed.
-    if any(base.__name__ == "Dataset" and base.__module__.startswith("xarray.") for base in type(value).__mro__):
-        return "xarray Dataset"
-    if is_dask_collection(value) and not hasattr(value, "ndim"):  # such as a bag, without rows and columns
-        return f"dask {type(value).__name__}"
-    return None
-
-
-def _item_types(items: list | tuple) -> set[type]:
-    """Return the types of the items of a list and of its nested lists (rows and their entries)."""
-    types = set(map(type, items))
-    if any(issubclass(kind, (list, tuple)) for kind in types):
-        rows = (item for item in items if isinstance(item, (list, tuple)))
-        types.update(map(type, itertools.chain.from_iterable(rows)))
-    return types
 
 
 def align_columns(X: Any, names: list | None) -> Any:
@@ -144,8 +84,10 @@ def read_rows(X: Any, *, estimator: str | None = None, finite: bool = True, orde
     ValueError, TypeError
         For NaN, inf, complex or non-numeric values, for other than two dimensions, or for a Dask collection.
     """
+    given, X = X, as_array(X)
     if is_dask_collection(X):
         raise TypeError("X is a Dask collection, but must be one chunk in memory; use fit, or dask_ml's Incremental")
+    check_columns(X)
     if hasattr(X, "to_scipy_sparse"):  # pydata/sparse
         X = X.to_scipy_sparse()
     if sp.issparse(X) and X.dtype == object:
@@ -156,17 +98,14 @@ def read_rows(X: Any, *, estimator: str | None = None, finite: bool = True, orde
         type(X)((X.data, X.indices, X.indptr), shape=X.shape).check_format(full_check=True)
         if (np.diff(X.indptr) < 0).any():  # scipy skips this check if nothing is stored
             raise ValueError("indptr must be a non-decreasing sequence; the matrix is malformed, so build it again")
-    X = checked(
-        check_array,
-        X,
-        accept_sparse="csr",
-        dtype=[np.float64, np.float32],
-        order=order,
-        ensure_all_finite=finite,
-        ensure_min_samples=0,
-        input_name="X",
-        estimator=estimator,
-    )
+    how = {"accept_sparse": "csr", "dtype": [np.float64, np.float32], "order": order, "ensure_min_samples": 0}
+    try:
+        X = checked(check_array, X, **how, ensure_all_finite=False, input_name="X", estimator=estimator)
+    except (TypeError, ValueError) as error:
+        explain_columns(given, error)
+        raise
+    if finite:
+        check_finite(X, labels=column_labels(given))
     if sp.issparse(X):
         if not X.has_canonical_format:
             X = X.copy()
@@ -175,14 +114,6 @@ def read_rows(X: Any, *, estimator: str | None = None, finite: bool = True, orde
         arrays = X.data, X.indices.astype(index, copy=False), X.indptr.astype(index, copy=False)
         X = type(X)(tuple(map(np.ascontiguousarray, arrays)), shape=X.shape)
     return X
-
-
-def check_finite(rows: Any, estimator: str | None = None) -> None:
-    """Raise ValueError if rows contain NaN or infinity.
-
-    A fit calls this only if a sum over the rows is not finite, which saves one pass over the values.
-    """
-    checked(assert_all_finite, rows, estimator_name=estimator or "This estimator", input_name="X")
 
 
 def read_weights(sample_weight: Any, n: int) -> np.ndarray:
@@ -197,8 +128,7 @@ def read_weights(sample_weight: Any, n: int) -> np.ndarray:
         return np.empty(0)
     if isinstance(sample_weight, Number):
         sample_weight = np.full(n, sample_weight)
-    how = {"ensure_2d": False, "dtype": np.float64, "order": "C", "ensure_min_samples": 0}
-    weights = checked(check_array, sample_weight, **how, input_name="sample_weight")
+    weights = read_numbers(sample_weight, "sample_weight")
     if weights.ndim != 1:
         raise ValueError(
             f"sample_weight must be a 1D array or a number, but has {weights.ndim} dimensions; give one weight per row"

@@ -6,7 +6,9 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator
+from inspect import signature
 from numbers import Real
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -15,11 +17,12 @@ from dask.base import normalize_token
 from dask.sizeof import sizeof
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted
 
+from ..data.containers import as_array, check_columns, check_containers, warn_of_column_vector, with_names
 from ..data.dask_blocks import column_names, dask_blocks, known_length, most_bytes
-from ..data.validation import blame, check_containers, read_chunk, read_rows
+from ..data.validation import blame, read_chunk, read_rows
 from ..execution.executor import LocalExecutor, find_executor
 from ..fitting.checkpoint import Checkpoint
 from ..fitting.chunk_source import Source
@@ -50,8 +53,47 @@ def loss_constraint(labelled: bool) -> list:
 
 
 @functools.lru_cache(maxsize=256, typed=True)
-def _problem_of(kind: type[SAGABase], *parameters: Any) -> Problem:
-    return kind(**dict(zip(kind._parameter_constraints, parameters, strict=True)))._checked_problem()
+def _known_problem(kind: type[SAGABase], *parameters: Any) -> Problem:
+    return _checked_problem(kind, dict(zip(kind._parameter_constraints, parameters, strict=True)))
+
+
+def _checked_problem(kind: type[SAGABase], parameters: dict[str, Any]) -> Problem:
+    """Validate the parameters of an estimator of a class and return their problem.
+
+    It constructs no estimator, because the constructor of a subclass may have other parameters.
+    """
+    validate_parameter_constraints(kind._parameter_constraints, parameters, caller_name=kind.__name__)
+    given = SimpleNamespace(**parameters)
+    loss, alpha = resolve_loss(given.loss), to_float("alpha", given.alpha)
+    penalty = resolve_penalty(given.penalty, alpha, given.l1_ratio)
+    if bool(getattr(loss, "labels", None)) != kind._labelled:
+        wanted = "labels = (-1.0, 1.0)" if kind._labelled else "no labels"
+        other = "SAGARegressor" if kind._labelled else "SAGAClassifier"
+        raise ValueError(
+            f"loss={given.loss!r} is not for {kind.__name__}, whose losses have {wanted}; use {other}, or correct the "
+            "labels of the loss"
+        )
+    return Problem(
+        loss,
+        penalty,
+        bool(given.fit_intercept),
+        given.step_size if given.step_size == "auto" else to_float("step_size", given.step_size),
+        to_float("step_size_scale", given.step_size_scale),
+        bool(given.average),
+        bool(given.precondition),
+        str(given.memory_dtype),
+        n_threads=int(given.n_threads),
+        curvature=given.curvature if isinstance(given.curvature, str) else bool(given.curvature),
+    )
+
+
+@functools.cache
+def _defaults(kind: type[SAGABase]) -> dict[str, Any]:
+    """Return the defaults of the parameters of this package, as a subclass may lack them in its constructor."""
+    constructors = [signature(base.__init__) for base in reversed(kind.__mro__) if issubclass(base, SAGABase)]
+    parameters = {name: one for constructor in constructors for name, one in constructor.parameters.items()}
+    known = [one for name, one in parameters.items() if name in kind._parameter_constraints]
+    return {one.name: one.default for one in known if one.default is not one.empty}
 
 
 class SAGABase(BaseEstimator):
@@ -122,7 +164,28 @@ class SAGABase(BaseEstimator):
 
     def __setstate__(self, state: dict) -> None:
         """Restore a pickle; parameters missing from a pickle of an earlier version get their defaults."""
-        super().__setstate__({**type(self)().get_params(deep=False), **state})
+        super().__setstate__({**_defaults(type(self)), **state})  # type: ignore[arg-type]  # as in `_problem`
+
+    def set_params(self, **params: Any) -> Any:
+        """Set parameters of this estimator.
+
+        If a subclass has its own constructor, this calls the constructor again with all parameters. So the parameters
+        that it derives from its own follow these, as a search needs it.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters by name.
+
+        Returns
+        -------
+        self : object
+            The estimator.
+        """
+        super().set_params(**params)
+        if params and not type(self).__init__.__module__.startswith(__package__):
+            self.__init__(**self.get_params(deep=False))  # type: ignore[misc]
+        return self
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -131,7 +194,7 @@ class SAGABase(BaseEstimator):
 
     def __dask_tokenize__(self) -> tuple:
         state = getattr(self, "state_", None)
-        parameters = normalize_token(self.get_params(deep=False))
+        parameters = normalize_token({name: value for name, value in vars(self).items() if not name.endswith("_")})
         learnt = None
         if hasattr(self, "coef_"):  # without gradient memory, only the coefficients identify the fit
             learnt = (state.digest, state.seed) if state else (self.coef_.tolist(), self.intercept_.tolist())
@@ -156,36 +219,13 @@ class SAGABase(BaseEstimator):
 
         The result is cached for equal parameters, as validation takes as long as visiting a small chunk.
         """
-        parameters = tuple(getattr(self, name) for name in self._parameter_constraints)
+        parameters = {name: getattr(self, name) for name in self._parameter_constraints}
+        values = tuple(parameters.values())
         try:
-            hash(parameters)
+            hash(values)
         except TypeError:
-            return self._checked_problem()
-        return _problem_of(type(self), *parameters)  # type: ignore[arg-type]  # mypy doubts that a class has a hash
-
-    def _checked_problem(self) -> Problem:
-        self._validate_params()
-        loss, alpha = resolve_loss(self.loss), to_float("alpha", self.alpha)
-        penalty = resolve_penalty(self.penalty, alpha, self.l1_ratio)
-        if bool(getattr(loss, "labels", None)) != self._labelled:
-            wanted = "labels = (-1.0, 1.0)" if self._labelled else "no labels"
-            other = "SAGARegressor" if self._labelled else "SAGAClassifier"
-            raise ValueError(
-                f"loss={self.loss!r} is not for {type(self).__name__}, whose losses have {wanted}; use {other}, or "
-                "correct the labels of the loss"
-            )
-        return Problem(
-            loss,
-            penalty,
-            bool(self.fit_intercept),
-            self.step_size if self.step_size == "auto" else to_float("step_size", self.step_size),
-            to_float("step_size_scale", self.step_size_scale),
-            bool(self.average),
-            bool(self.precondition),
-            str(self.memory_dtype),
-            n_threads=int(self.n_threads),
-            curvature=self.curvature if isinstance(self.curvature, str) else bool(self.curvature),
-        )
+            return _checked_problem(type(self), parameters)
+        return _known_problem(type(self), *values)  # type: ignore[arg-type]  # mypy doubts that a class has a hash
 
     def _find_classes(self, source: Source) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Return all classes, and the factor of the row weights of each class or None; (None, None) without classes."""
@@ -193,11 +233,11 @@ class SAGABase(BaseEstimator):
 
     def _check_columns(self, X: Any, reset: bool) -> None:
         """Check, or set if `reset`, the names and the number of columns of an array or a Dask collection."""
-        # `_meta` is an empty frame of the collection's type, which has its column names.
-        _check_feature_names(self, getattr(X, "_meta", X) if is_dask_collection(X) else X, reset=reset)
+        named = with_names(X)
+        _check_feature_names(self, named, reset=reset)
         if reset and is_dask_collection(X) and np.isnan(X.shape[1]):
             raise ValueError("X has an unknown number of columns; call X.compute_chunk_sizes() first")
-        _check_n_features(self, X, reset=reset)
+        _check_n_features(self, named, reset=reset)
 
     def fit(
         self,
@@ -215,7 +255,7 @@ class SAGABase(BaseEstimator):
 
         Parameters
         ----------
-        X : array-like, scipy.sparse, DataFrame, dask array or dask dataframe of shape (n, p)
+        X : array-like, scipy.sparse, DataFrame, DataArray, dask array or dask dataframe of shape (n, p)
             Rows. In-memory data are one chunk. For a Dask collection, each block is a chunk.
         y : array-like, dask array or series of shape (n,), or (n, n_targets) for a regressor
             Targets or labels. A Dask collection needs the same blocks as X.
@@ -286,7 +326,7 @@ class SAGABase(BaseEstimator):
     def _run(
         self, source: Source, problem: Problem, *, checkpoint: Any, start: np.ndarray | None, **watching: Any
     ) -> Result:
-        prepared = prepare(source, problem, estimator=type(self).__name__)
+        prepared = prepare(source, problem, labels=getattr(self, "feature_names_in_", None))
         if not any(fact.rows for fact in prepared.facts):
             raise ValueError(ZERO_WEIGHTS if sum(prepared.lengths) else "X has no rows")
         if len(prepared.stats.mean) != self.n_features_in_:
@@ -322,10 +362,14 @@ class SAGABase(BaseEstimator):
             Whether the fit starts from the current coefficients, so that classes and columns must be the fitted ones.
         """
         check_containers(X=X, y=y, sample_weight=sample_weight)
+        if self._labelled:
+            warn_of_column_vector(y)
         lazy = any(map(is_dask_collection, (X, y, sample_weight)))
         if lazy:
+            given, X, y, sample_weight = X, *map(as_array, (X, y, sample_weight))
             blocks = dask_blocks(X, y, sample_weight)
-            self._check_columns(X, reset=fits and not goes_on)
+            check_columns(X._meta)
+            self._check_columns(given, reset=fits and not goes_on)
             source = Source(
                 find_executor(), blocks,
                 nbytes=most_bytes(X), rows=known_length(X, 0), columns=known_length(X, 1), persist=persist,
@@ -392,7 +436,9 @@ class SAGABase(BaseEstimator):
         check_is_fitted(self)
         check_containers(X=X)
         with blame("X"):
-            rows = X if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
+            rows = as_array(X) if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
+        if is_dask_collection(rows):
+            check_columns(rows._meta)
         self._check_columns(X, reset=False)
         return linear(rows, np.atleast_2d(self.coef_), self.intercept_)
 

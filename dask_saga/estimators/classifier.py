@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
-import dask
 import numpy as np
 from dask import is_dask_collection
 from sklearn.base import ClassifierMixin
@@ -13,8 +12,10 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 
+from ..data.containers import check_containers
 from ..data.targets import check_classes, count_labels, read_labels
-from ..data.validation import blame, check_containers, read_weights
+from ..data.validation import blame, read_weights
+from ..execution.executor import compute
 from ..losses import resolve_loss
 from ..solver.problem import problem_for
 from .base import SAGABase, loss_constraint
@@ -264,8 +265,8 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
         sample_weight : array-like of shape (n,), default=None
             Row weights, at least zero. They may differ between visits of the same chunk. None gives every row weight 1.
         chunk_id : str or int, default=None
-            Name of the chunk. None identifies the chunk by its content. Set it to replace the chunk later, or to forget
-            it by name.
+            Name of the chunk. None identifies the chunk by its content. Set it to replace the chunk later, to forget it
+            by name, or if different chunks may have equal content, such as single rows: they would count as one.
         replace : bool, default=False
             Whether new content under a known `chunk_id` replaces the old content exactly; otherwise it is an error. An
             old chunk with few rows cannot be replaced: call `forget` with its data first.
@@ -285,7 +286,7 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
         """
         fitted = getattr(self, "classes_", None)
         if is_dask_collection(classes):  # dask-ml's Incremental passes a Dask array on
-            [classes] = dask.compute(classes) if fitted is None else [None]
+            [classes] = compute(classes) if fitted is None else [None]
         check_containers(classes=classes)
         if classes is not None:
             classes = check_classes(read_labels(classes, "classes"), "classes")

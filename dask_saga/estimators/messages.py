@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
+
+from ..execution.compilation import calling_on_compilation
 
 if TYPE_CHECKING:
     from ..data.statistics import ColumnStats
@@ -42,11 +43,19 @@ COARSE = 1e-5
 
 @contextlib.contextmanager
 def showing_progress(verbose: int, max_iter: int, callback: Callable | None) -> Iterator[Callable | None]:
-    """Yield the callback of a fit. If `verbose`, it also updates a progress bar before each call."""
+    """Yield the callback of a fit. If `verbose`, it also updates a progress bar before each call.
+
+    The bar says if this process compiles kernels.
+    """
     if not verbose:
         yield callback
         return
-    with tqdm(total=max_iter, unit="pass", desc="SAGA") as bar:
+    from tqdm.auto import tqdm  # here, because its import takes long where widgets are installed
+
+    with (
+        tqdm(total=max_iter, unit="pass", desc="SAGA") as bar,
+        calling_on_compilation(lambda: bar.set_postfix_str("compiling, once per machine")),
+    ):
 
         def draw(info: Any) -> Any:
             bar.set_postfix({"gradient norm": f"{info.gradient_norm:.1e}"}, refresh=False)

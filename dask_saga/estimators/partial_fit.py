@@ -12,7 +12,8 @@ from dask import is_dask_collection
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
-from ..data.validation import check_containers, read_chunk
+from ..data.containers import check_containers, warn_of_column_vector
+from ..data.validation import read_chunk
 from ..solver.averaging import reported_x
 from ..solver.identity import draw_seed
 from ..solver.incremental import forget, is_other, last_of, learn
@@ -52,6 +53,8 @@ class LearnsByChunk(SAGABase):
         _check_in_memory(X=X, y=y, sample_weight=sample_weight)
         chunk_id = _checked_id(chunk_id)
         _check_options(chunk_id, replace, check_content)
+        if self._labelled:
+            warn_of_column_vector(y)
         with self._all_or_nothing():
             problem = problem_for(self._problem(), classes)
             before = getattr(self, "state_", None)

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import dask
 import numpy as np
 from dask import delayed, is_dask_collection
 
+from ..data.containers import as_array, check_containers, column_labels
 from ..data.dask_blocks import column_names, dask_blocks, partitions
 from ..data.targets import read_labels, read_targets
-from ..data.validation import align_columns, blame, check_containers, read_rows, read_weights
+from ..data.validation import align_columns, blame, read_rows, read_weights
+from ..execution.executor import compute
 from .messages import ZERO_WEIGHTS
 
 __all__ = ["accuracy", "elementwise", "linear", "probabilities", "r2", "to_labels"]
@@ -23,34 +24,50 @@ __all__ = ["accuracy", "elementwise", "linear", "probabilities", "r2", "to_label
 def linear(X: Any, coef: np.ndarray, intercept: np.ndarray) -> Any:
     """Return ``X coef' + intercept`` for k outputs, of shape (n,) for one output and (n, k) for more.
 
-    The result is a dask array if X is a Dask collection, and a numpy array if X holds validated rows.
+    The result is a dask array if X is a Dask collection, and a numpy array if X holds validated rows. It is float32 if
+    the rows are. The sums are computed in float64, as columns far from zero would lose too many digits.
     """
     if not is_dask_collection(X):
-        z = np.asarray(X @ coef.T) + intercept
+        z = (np.asarray(X @ coef.T) + intercept).astype(X.dtype, copy=False)
         return z[:, 0] if len(coef) == 1 else z
-    k = len(coef)
-    meta, size = (np.empty(0), ()) if k == 1 else (np.empty((0, k)), (k,))
+    k, dtype = len(coef), _row_dtype(X)
+    meta, size = (np.empty(0, dtype), ()) if k == 1 else (np.empty((0, k), dtype), (k,))
     if hasattr(X, "map_blocks"):
         if X.numblocks[1] > 1:
             X = X.rechunk({1: -1})
         shape = {"drop_axis": 1} if k == 1 else {"chunks": (X.chunks[0], (k,))}
-        return X.map_blocks(_linear_block, coef, intercept, **shape, dtype=np.float64, meta=meta)
+        return X.map_blocks(_linear_block, coef, intercept, dtype, **shape, dtype=dtype, meta=meta)
     import dask.array as da
 
     names = column_names(X)
-    parts = [delayed(_linear_block)(part, coef, intercept, names) for part in partitions(X)]
+    parts = [
+        delayed(_linear_block)(part, coef, intercept, dtype, names, (number,))
+        for number, part in enumerate(partitions(X))
+    ]
     return da.concatenate([da.from_delayed(part, (np.nan, *size), meta=meta) for part in parts])
 
 
-def _linear_block(X: Any, coef: np.ndarray, intercept: np.ndarray, names: list | None = None) -> np.ndarray:
-    with blame("X"):
+def _row_dtype(X: Any) -> np.dtype:
+    """Return the dtype that the rows of a Dask collection have once they are validated."""
+    if hasattr(X, "numblocks"):
+        return np.dtype(np.float32 if X.dtype == np.float32 else np.float64)
+    return read_rows(X._meta).dtype
+
+
+def _linear_block(
+    X: Any, coef: np.ndarray, intercept: np.ndarray, dtype: np.dtype, names: list | None = None, block_id: tuple = ()
+) -> np.ndarray:
+    with blame("X", block_id[0] if block_id else None):
         rows = read_rows(align_columns(X, names))
-    return linear(rows, coef, intercept)
+    return linear(rows, coef, intercept).astype(dtype, copy=False)
 
 
-def elementwise(function: Callable, z: Any) -> Any:
-    """Return ``function(z)``; lazy for a dask array."""
-    return z.map_blocks(function, dtype=np.float64, meta=z._meta) if is_dask_collection(z) else function(z)
+def elementwise(z: Any, function: Callable) -> Any:
+    """Return ``function(z)`` in the dtype of z; lazy for a dask array."""
+    if is_dask_collection(z):
+        return z.map_blocks(elementwise, function, dtype=z.dtype, meta=z._meta)
+    with np.errstate(over="ignore"):  # a prediction may be beyond float32
+        return np.asarray(function(z)).astype(z.dtype, copy=False)
 
 
 def to_labels(z: Any, classes: np.ndarray) -> Any:
@@ -62,15 +79,16 @@ def to_labels(z: Any, classes: np.ndarray) -> Any:
 
 
 def probabilities(z: Any, loss: Any) -> Any:
-    """Return the probabilities of all classes for linear predictions, of shape (n, n_classes)."""
+    """Return the probabilities of all classes for linear predictions, of shape (n, n_classes) and their dtype."""
     if is_dask_collection(z):
         k = 2 if z.ndim == 1 else z.shape[1]
         new = {"new_axis": 1} if z.ndim == 1 else {}
         chunks = (z.chunks[0], (k,))
-        return z.map_blocks(probabilities, loss, chunks=chunks, **new, dtype=float, meta=np.empty((0, k)))
+        meta = np.empty((0, k), z.dtype)
+        return z.map_blocks(probabilities, loss, chunks=chunks, **new, dtype=z.dtype, meta=meta)
     if z.ndim == 1:  # 1 - p would lose the digits of small probabilities
-        return np.column_stack([loss.probability(-z), loss.probability(z)])
-    p = loss.probability(z)
+        return np.column_stack([loss.probability(-z), loss.probability(z)]).astype(z.dtype, copy=False)
+    p = np.asarray(loss.probability(z)).astype(z.dtype, copy=False)
     total = p.sum(axis=1, keepdims=True)
     # One-vs-rest: if every class has probability 0, return equal probabilities.
     return np.where(total > 0, p / np.where(total > 0, total, 1.0), 1.0 / p.shape[1])
@@ -82,14 +100,19 @@ def _by_block(predict: Callable, X: Any, y: Any, sample_weight: Any, part: Calla
     The second row of the result is the total weight of each block.
     """
     check_containers(X=X, y=y, sample_weight=sample_weight)
+    names = column_labels(X)
     if not any(map(is_dask_collection, (X, y, sample_weight))):
         parts = [_score_block((X, y, sample_weight), predict, part)]
     else:
+        X, y, sample_weight = map(as_array, (X, y, sample_weight))
         if hasattr(X, "numblocks") and X.ndim == 2 and X.numblocks[1] > 1:
             X = X.rechunk({1: -1})
-        blocks, names = dask_blocks(X, y, sample_weight), column_names(X)
-        tasks = [delayed(_score_block)(block, predict, part, names) for block in blocks]
-        parts = dask.compute(*tasks)
+        blocks = dask_blocks(X, y, sample_weight)
+        numbers = range(len(blocks)) if len(blocks) > 1 else [None]
+        tasks = [
+            delayed(_score_block)(block, predict, part, names, k) for k, block in zip(numbers, blocks, strict=True)
+        ]
+        parts = list(compute(*tasks))
     parts = [row for row in parts if row is not None]
     if not parts:
         raise ValueError("X has no rows")
@@ -99,20 +122,29 @@ def _by_block(predict: Callable, X: Any, y: Any, sample_weight: Any, part: Calla
     return columns
 
 
-def _score_block(block: tuple, predict: Callable, part: Callable, names: list | None = None) -> Any:
+def _score_block(block: tuple, predict: Callable, part: Callable, names: list | None = None, name: Any = None) -> Any:
     X, y, sample_weight = block
     if getattr(X, "shape", ())[:1] == (0,):
         return None
-    with blame("X"):
-        X = align_columns(X, names)
-    prediction = predict(X)
-    with blame("sample_weight"):
+    with blame("X", name):
+        prediction = predict(_named_block(X, names))
+    with blame("sample_weight", name):
         weights = read_weights(1.0 if sample_weight is None else sample_weight, len(prediction))
-    for name, other in (("y", y), ("sample_weight", weights)):
-        with blame(name):
+    for argument, other in (("y", y), ("sample_weight", weights)):
+        with blame(argument, name):
             if other is not None and len(other) != len(prediction):
-                raise ValueError(f"X has {len(prediction)} rows, but {name} has {len(other)}")
-    return part(prediction, y, weights)
+                raise ValueError(f"X has {len(prediction)} rows, but {argument} has {len(other)}")
+    with blame("y", name):
+        return part(prediction, y, weights)
+
+
+def _named_block(X: Any, names: list | None) -> Any:
+    """Return a block with the column names of its collection, in the same order."""
+    if isinstance(X, np.ndarray) and names is not None:
+        import pandas as pd
+
+        return pd.DataFrame(X, columns=names)  # the block of a DataArray
+    return align_columns(X, names)
 
 
 def accuracy(predict: Callable, X: Any, y: Any, sample_weight: Any) -> float:
@@ -122,14 +154,13 @@ def accuracy(predict: Callable, X: Any, y: Any, sample_weight: Any) -> float:
 
 
 def _accuracy_part(prediction: np.ndarray, y: Any, weights: np.ndarray) -> tuple[float, float]:
-    with blame("y"):
-        labels = read_labels(y)
-        kinds = [array.dtype.kind in "biufc" for array in (labels, prediction)]
-        if kinds[0] != kinds[1]:
-            raise ValueError(
-                f"y has labels such as {labels[0]!r}, but the classes are such as {prediction[0]!r}; convert y to the "
-                "type of classes_"
-            )
+    labels = read_labels(y)
+    kinds = [array.dtype.kind in "biufc" for array in (labels, prediction)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"y has labels such as {labels[0]!r}, but the classes are such as {prediction[0]!r}; convert y to the type "
+            "of classes_"
+        )
     return weights[labels == prediction].sum(), weights.sum()
 
 
@@ -145,10 +176,9 @@ def r2(predict: Callable, X: Any, y: Any, sample_weight: Any) -> float:
 
 
 def _r2_part(prediction: np.ndarray, y: Any, weights: np.ndarray) -> tuple[float, ...]:
-    with blame("y"):
-        targets = read_targets(y)
-        if prediction.size != targets.size:
-            raise ValueError(f"y has {targets.shape[1]} columns, but the fit had {prediction.size // len(targets)}")
+    targets = read_targets(y)
+    if prediction.size != targets.size:
+        raise ValueError(f"y has {targets.shape[1]} columns, but the fit had {prediction.size // len(targets)}")
     prediction, total = prediction.reshape(targets.shape), weights.sum()
     mean = weights @ targets / total if total else np.zeros(targets.shape[1])
     with np.errstate(over="ignore"):  # predictions may be huge for rows unlike those of the fit

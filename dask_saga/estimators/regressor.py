@@ -166,8 +166,8 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
         sample_weight : array-like of shape (n,), default=None
             Row weights, at least zero. They may differ between visits of the same chunk. None gives every row weight 1.
         chunk_id : str or int, default=None
-            Name of the chunk. None identifies the chunk by its content. Set it to replace the chunk later, or to forget
-            it by name.
+            Name of the chunk. None identifies the chunk by its content. Set it to replace the chunk later, to forget it
+            by name, or if different chunks may have equal content, such as single rows: they would count as one.
         replace : bool, default=False
             Whether new content under a known `chunk_id` replaces the old content exactly; otherwise it is an error. An
             old chunk with few rows cannot be replaced: call `forget` with its data first.
@@ -201,7 +201,7 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
             Predicted targets.
         """
         z, loss = self._linear(X), resolve_loss(self.loss)
-        return elementwise(loss.mean, z) if hasattr(loss, "mean") else z
+        return elementwise(z, loss.mean) if hasattr(loss, "mean") else z
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R^2 of the predictions.

@@ -18,7 +18,7 @@ from .cluster import ClientExecutor
 if TYPE_CHECKING:
     from .protocol import Executor, Reference
 
-__all__ = ["LocalExecutor", "find_executor"]
+__all__ = ["LocalExecutor", "compute", "find_executor"]
 
 
 T = TypeVar("T")
@@ -117,7 +117,36 @@ def _is_lazy(block: Any) -> bool:
     return any(map(is_dask_collection, block)) if isinstance(block, tuple) else is_dask_collection(block)
 
 
+def compute(*values: Any) -> tuple:
+    """Compute Dask values like ``dask.compute``. With an asynchronous client, the error names a remedy."""
+    _current_client()
+    return dask.compute(*values)
+
+
 def find_executor() -> Executor:
-    """Return the executor for Dask's current scheduler: that of a client's cluster, or that of this process."""
-    client = getattr(get_scheduler(), "__self__", None)
-    return ClientExecutor(client) if hasattr(client, "gather") else LocalExecutor()
+    """Return the executor for Dask's current scheduler: that of a client's cluster, or that of this process.
+
+    Raises
+    ------
+    RuntimeError
+        If the client is asynchronous, as this call could not wait for its results.
+    """
+    client = _current_client()
+    return LocalExecutor() if client is None else ClientExecutor(client)
+
+
+def _current_client() -> Any:
+    """Return the client whose cluster Dask uses, or None."""
+    try:
+        client = getattr(get_scheduler(), "__self__", None)
+        is_asynchronous = getattr(client, "asynchronous", False)
+    except RuntimeError as error:  # newer versions of Dask refuse such a client
+        if "asynchronous" not in str(error):
+            raise
+        is_asynchronous = True
+    if is_asynchronous:
+        raise RuntimeError(
+            "The Dask client is asynchronous, but this call waits for results of its cluster. Make the call in a "
+            "thread, such as `await asyncio.to_thread(model.fit, X, y)`, or use a Client without asynchronous=True"
+        )
+    return client if hasattr(client, "gather") else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,8 +16,8 @@ from dask.sizeof import sizeof
 
 from ..data.chunk import join_chunks
 from ..data.immutable import immutable
-from ..data.statistics import measure, merge, wants_products
-from ..data.validation import blame, check_finite
+from ..data.statistics import check_values, measure, merge, wants_products
+from ..data.validation import blame
 from ..solver.optimality import chunk_gradient, count_outputs, factors_at_zero
 from ..solver.preconditioned_problem import PreconditionedProblem
 from ..solver.preconditioner_choice import axis_limits, choose_preconditioner
@@ -144,7 +145,7 @@ class _Examined(NamedTuple):
     samples: list[Chunk]
 
 
-def _examine(chunk: Chunk, problem: Problem, chunks: int, estimator: str | None, name: int | None) -> _Examined:
+def _examine(chunk: Chunk, problem: Problem, chunks: int, labels: Sequence | None, name: int | None) -> _Examined:
     memory = fresh_memory(chunk, problem)
     facts = memory._replace(gradients=np.empty((0, memory.gradients.shape[1])), total=None)
     outputs, factors = count_outputs(chunk, problem), None
@@ -154,7 +155,7 @@ def _examine(chunk: Chunk, problem: Problem, chunks: int, estimator: str | None,
         try:
             stats, gradient = measure(chunk, problem, chunks, factors)
         except ValueError:
-            check_finite(chunk.rows, estimator)  # raises the same error for NaN, but names the estimator
+            check_values(chunk.rows, labels=labels)  # raises the same error, but with the names of the columns
             raise
     if outputs > 1:
         value, gradient = chunk_gradient(chunk, np.zeros((outputs, chunk.rows.shape[1] + 1)), problem)
@@ -213,7 +214,7 @@ def gradients_at(chunk: Chunk, x: np.ndarray, problem: Problem, visits: int) -> 
     return ChunkGradients(total if memory.total is None else memory.total, memory, value)  # one array in a pickle
 
 
-def prepare(source: Source, problem: Problem, *, joins: bool = True, estimator: str | None = None) -> Prepared:
+def prepare(source: Source, problem: Problem, *, joins: bool = True, labels: Sequence | None = None) -> Prepared:
     """Run the preparing pass over all chunks in parallel.
 
     Parameters
@@ -222,8 +223,8 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True, estimator: 
     problem : Problem
     joins : bool, default=True
         Whether to join small data into one chunk.
-    estimator : str, default=None
-        Name of the estimator for error messages.
+    labels : sequence of length p, default=None
+        Names of the columns for error messages. None stands for their numbers.
 
     Returns
     -------
@@ -235,7 +236,7 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True, estimator: 
         If chunks differ in their numbers of columns or outputs.
     """
     executor, size = source.executor, _bytes_examined(source.columns, problem)
-    examined = source.map(_examine, problem, len(source), estimator, name="saga-examine", named=True, nbytes=size)
+    examined = source.map(_examine, problem, len(source), labels, name="saga-examine", named=True, nbytes=size)
     merged = _merge_most(executor, examined)
     [(whole, sampled)] = executor.gather([executor.submit(_whole, *merged, name="saga-whole")])
     _check_shapes(whole.shapes)

@@ -285,8 +285,10 @@ def _visit_with_steps(
     visits, known = memory.visits if memory else 0, len(state.chunks)
     preconditioner = cast(Preconditioner, state.metric)  # ``visit`` has chosen one
     if problem.average:
-        # A new chunk may differ much from the others, so limit its step by its share of the rows at first.
-        share = len(chunk.targets) / max(state.stats.rows, 1)
+        # A new chunk may differ much from the others, so limit its step by its share of the rows at first. The steps of
+        # a few rows move x by less than a whole visit may, so their limit is larger.
+        rows = len(chunk.targets)
+        share = rows / max(state.stats.rows, 1) / min(STEP_RULE.default_scale * rows, 1.0)
         factor = min(preconditioner.step_factor, share * STEP_RULE.trust_growth ** min(visits, 99))
         preconditioner = preconditioner._replace(step_factor=factor)
     preconditioned = PreconditionedProblem(problem, preconditioner)

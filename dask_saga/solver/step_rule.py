@@ -49,8 +49,9 @@ class StepRule(NamedTuple):
     max_condition : float
         Largest assumed condition, L over the smallest curvature, for these losses. Larger: longer steps for few rows.
     trust_growth : float
-        In a stream, the step factor of a chunk at its first visit is at most its share of all rows. Each further visit
-        multiplies this limit by the field. Larger: new chunks move x sooner, also the wrong way. Smaller: they are
+        In a stream, the step factor of a chunk at its first visit is at most its share of all rows, divided by
+        `default_scale` times its number of rows where that is below 1. Each further visit multiplies this limit by the
+        field. Larger: new chunks move x sooner, also the wrong way. Smaller: they are
         learned more slowly. Other rules are measured in docs/history/first_visits.md.
     raise_below_ratio, target_ratio, cut_above_ratio : float
         Bounds of r, the mean over the visits of a window of log(d_1^2 / d_2^2), where d_1 and d_2 are the distances
