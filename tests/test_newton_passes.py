@@ -15,7 +15,7 @@ from dask_saga import SAGAClassifier, SAGARegressor
 from dask_saga.data.statistics import column_stats
 from dask_saga.data.validation import read_chunk
 from dask_saga.fitting import newton_passes
-from dask_saga.losses import MultinomialLogLoss
+from dask_saga.losses import LogLoss, MultinomialLogLoss
 from dask_saga.penalties import ElasticNet, penalty_values
 from dask_saga.solver.hessian import block_hessians, coupled_hessian
 from dask_saga.solver.line_search import STEPS
@@ -24,6 +24,7 @@ from dask_saga.solver.newton import direction_of
 from dask_saga.solver.preconditioned_problem import PreconditionedProblem
 from dask_saga.solver.preconditioner_choice import choose_preconditioner
 from dask_saga.solver.problem import Problem
+from dask_saga.solver.quadratic_step import proximal_step
 
 from .conftest import make_rows
 
@@ -190,3 +191,12 @@ def test_a_newton_step_that_overshoots_is_not_taken():
     objectives = [row["objective"] for row in model.history_]
     assert model.converged_
     assert max(objectives) <= 1.0 + 1e-9  # F(0) is 1
+
+
+def test_a_column_without_curvature_moves_to_zero_if_the_penalty_prefers_it():
+    """Its rows are all saturated, so the loss is linear in its coefficient, and the minimum is at a kink or nowhere."""
+    problem = Problem(LogLoss(), ElasticNet(l1=0.1))
+    x, slope = np.array([0.5, 0.3, 0.3, -0.2]), np.array([-0.1, 0.02, 0.2, 0.0])
+    move, decrease = proximal_step(np.diag([1.0, 0.0, 0.0, 0.0]), slope, x, problem)
+    np.testing.assert_allclose(move, [0.0, -0.3, 0.0, 0.2], atol=1e-12)
+    assert decrease == pytest.approx((0.1 + 0.02) * 0.3 + 0.1 * 0.2)

@@ -429,6 +429,8 @@ def _build(sources: int, cache: bool) -> Kernels:
                         largest = max(largest, h * change * change)
                         for i in range(x.size):
                             slope[i] += hessian[j, i] * change
+                elif h == 0.0 and prox(penalty, -slope[j], 1.0, shrink(penalty, 1.0)) == 0.0:
+                    move[j] = -x[j]
             if largest <= tol:
                 return sweep + 1
         return sweeps

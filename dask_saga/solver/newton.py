@@ -92,8 +92,8 @@ def newton_direction(
     Minimise ``g'd + d'H d / 2 + penalty(x + d)`` plus the losses of the extreme rows, where g and H are those of all
     other rows. Each output has its own H. Extreme rows need some Newton steps on the model, but no pass over the data.
     For each step, a smooth penalty needs one Cholesky factor. Other penalties use coordinate descent with exact
-    solutions on the support. Coordinates without curvature in the model do not move. If the step is not finite, the
-    move is zero and the decrease inf.
+    solutions on the support. Coordinates without curvature in the model do not move, unless the penalty prefers zero.
+    If the step is not finite, the move is zero and the decrease inf.
 
     Parameters
     ----------
