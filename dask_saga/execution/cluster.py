@@ -10,6 +10,7 @@ import contextlib
 import copy
 import gc
 import itertools
+import logging
 import uuid
 import warnings
 from collections import deque
@@ -37,6 +38,8 @@ __all__ = ["ClientExecutor"]
 
 T = TypeVar("T")
 
+logger = logging.getLogger("dask_saga")
+
 
 # Number of submitted tasks that may be outstanding before the driver waits. Each may have a chunk loaded for it.
 TASKS_AHEAD = 4
@@ -58,6 +61,10 @@ ROOM_SHARE = 0.7
 
 # Names of tasks that get a higher priority, because a whole pass waits for them while the next may have begun.
 URGENT = ("saga-summary", "saga-confirm", "saga-gather", "saga-head")
+
+
+# Seconds after which a wait for tasks looks whether any worker can run them.
+WATCHED_SECONDS = 30.0
 
 
 class _DropLostWorkers(SchedulerPlugin):
@@ -99,6 +106,7 @@ class ClientExecutor:
         self.has_gathered = False
         self.lane_workers: list[dict] = []  # keyword arguments of ``Client.submit`` for each lane
         self.token, self.count = uuid.uuid4().hex, itertools.count()
+        self.reason = ""  # why no worker could run a task, as of the last warning
 
     def threads(self) -> int:
         """Return the number of threads of all workers, at least 1."""
@@ -236,7 +244,9 @@ class ClientExecutor:
         """Return the values of references, once their tasks are done."""
         try:
             with _seceded():
-                values = self.client.gather([one.future if isinstance(one, Part) else one for one in references])
+                futures = [one.future if isinstance(one, Part) else one for one in references]
+                self._wait([one for one in futures if isinstance(one, Future)])
+                values = self.client.gather(futures)
         except Exception as error:
             raise _without_client(error) from error.__cause__
         self.has_gathered = True
@@ -285,8 +295,20 @@ class ClientExecutor:
         """
         self.outstanding.append(task.future if isinstance(task, Part) else task)
         while len(self.outstanding) > max(TASKS_AHEAD, 2 * len(self.lane_workers), most):
-            with _seceded(), self.client.as_current():
-                wait(self.outstanding.popleft())
+            with _seceded():
+                self._wait([self.outstanding.popleft()])
+
+    def _wait(self, futures: list[Future]) -> None:
+        """Wait for tasks. While no worker can run them, warn with the reason."""
+        while not all(future.done() for future in futures):
+            with contextlib.suppress(TimeoutError), self.client.as_current():
+                wait(futures, timeout=WATCHED_SECONDS)
+                return
+            reason = self.client.run_on_scheduler(_why_nothing_runs)
+            if reason and reason != self.reason:
+                logger.warning(reason)
+                warnings.warn(reason, stacklevel=3)
+            self.reason = reason
 
     def can_gather(self, nbytes: float) -> bool:
         """Return whether `nbytes` bytes may be gathered from the workers into this process."""
@@ -392,6 +414,27 @@ def _is_plain(block: Any) -> bool:
 
 def _identity(value: Any) -> Any:
     return value
+
+
+def _why_nothing_runs(dask_scheduler: Any = None) -> str:
+    """Return why no worker can run a task, and a remedy. Empty if one can."""
+    workers = dask_scheduler.workers.values()
+    if not workers:
+        return (
+            f"no worker is connected to the scheduler at {dask_scheduler.address}, so the fit waits; start workers, or "
+            "look into their logs if they were lost"
+        )
+    if any(worker.status.name == "running" for worker in workers):
+        return ""
+    paused = [worker for worker in workers if worker.status.name == "paused"]
+    if not paused:
+        return ""
+    limit = min(worker.memory_limit or MEMORY_LIMIT for worker in paused)
+    return (
+        f"all {len(paused)} running workers are paused, because they use most of their memory (limit "
+        f"{limit / 1e6:.0f} MB), so the fit waits; give workers more memory or fewer threads, make chunks smaller, or "
+        "fit with persist=False"
+    )
 
 
 def _memory_limits(dask_scheduler: Any = None) -> float:

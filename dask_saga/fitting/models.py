@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..data.immutable import immutable
+from ..execution.threads import one_blas_thread
 from ..losses import MultinomialLogLoss
 from ..penalties import ElasticNet
 from ..solver.curvature import BLAS_SECONDS, ENTRY_SECONDS
@@ -153,7 +154,8 @@ def merged_model(
     """Return a reference to the merged model of all chunks."""
     p, executor = x.shape[1] - 1, fit.source.executor
     nbytes = 8.0 * x.size * (3 + (p if plan.full else 1))
-    models = fit.source.map(model_of, x, fit.prepared.preconditioned, plan, name="saga-confirm", nbytes=nbytes)
+    with one_blas_thread():  # once for all chunks in this process, because each change of the limit takes 0.1 ms
+        models = fit.source.map(model_of, x, fit.prepared.preconditioned, plan, name="saga-confirm", nbytes=nbytes)
     while len(models) > 1:
         groups = [models[k : k + MERGED_MODELS] for k in range(0, len(models), MERGED_MODELS)]
         models = [executor.submit(merge_models, *group, name="saga-merge") for group in groups]

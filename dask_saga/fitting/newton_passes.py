@@ -9,6 +9,7 @@ import numpy as np
 from ..solver.line_search import EXCEEDED, LONGER, within
 from ..solver.local_model import curvature_model, has_extreme_columns
 from ..solver.newton import direction_of
+from ..solver.subsample import is_separated
 from .fit_state import moved
 from .models import (
     ACHIEVED,
@@ -40,9 +41,9 @@ SLOW_PASSES, SLOW, SLOW_COUPLED = 3, 1 / 3, 0.7
 # OVERHEAD_SECONDS: overhead of a Newton step for each output and one more, without and with extreme columns.
 EXTREME_SECONDS, OVERHEAD_SECONDS = 0.5, (1e-3, 4e-3)
 
-# Newton steps are taken from the start if H costs at most CHEAP passes of steps, and there is no subsample or F has
-# fallen to the fraction SEPARATED of F(0).
-CHEAP, SEPARATED = 1.5, 0.25
+# Newton steps are taken from the start if H costs at most CHEAP passes of steps, and there is no subsample or classes
+# are nearly separable.
+CHEAP = 1.5
 
 # Newton steps go on if each achieves the fraction KEPT of its promise, or promises at most the fraction HALVED of the
 # decrease that the previous one promised. Full steps that achieve less than KEPT are tried at the lengths SHORTER.
@@ -75,7 +76,7 @@ def _seconds_if_cheap(fit: FitSetup, state: FitState) -> float:
     They do if there is no subsample, or if the classes are nearly separable. The curvature of most rows is then small
     near the optimum, so that few rows of a subsample have any.
     """
-    separated = hasattr(fit.problem.loss, "labels") and state.summary.objective <= SEPARATED * value_at_zero(fit)
+    separated = is_separated(fit.problem, state.summary.objective, value_at_zero(fit))
     at_zero = not state.summary.x.any()
     if (state.refines and not separated) or (state.results is None and not at_zero):
         return 0.0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .problem import Problem
     from .state import ChunkMemory, SolverState
 
-__all__ = ["Subsample", "effective_rows", "make_sample", "sample_rows", "subsample_step"]
+__all__ = ["Subsample", "effective_rows", "is_separated", "make_sample", "sample_rows", "subsample_step"]
 
 
 # Size of the subsample: the fraction SAMPLE_PART of all rows, but at least LEAST_BYTES and at most MOST_BYTES of rows,
@@ -38,9 +38,13 @@ LEAST_SAMPLE_ROWS, ROWS_A_COLUMN = 2000, 20
 
 # Visits of the subsample end when the gradient norm is below SOLVED * sqrt(p / n_s) times the first one, or above
 # STALLED times the previous one. n_s is the number of its rows. There are at least LEAST_VISITS and at most MOST_VISITS
-# visits. If LEAST_VISITS are not enough and the size of the Hessian is at most NEWTON_SIZE, Newton steps follow.
-# The curvature of the rows is then far below its bound, for example because the classes are nearly separable.
-SOLVED, LEAST_VISITS, MOST_VISITS, STALLED, NEWTON_SIZE = 0.2, 2, 8, 0.9, 64
+# visits.
+SOLVED, LEAST_VISITS, MOST_VISITS, STALLED = 0.2, 2, 8, 0.9
+
+# If LEAST_VISITS are not enough, the classes are nearly separable and the size of the Hessian is at most NEWTON_SIZE,
+# Newton steps replace further visits. The curvature of the rows is then far below its bound. Classes are nearly
+# separable if F has fallen to the fraction SEPARATED of F(0).
+NEWTON_SIZE, SEPARATED = 64, 0.25
 
 
 @immutable
@@ -211,7 +215,7 @@ def subsample_step(
             continue
         if not enough < left < STALLED * before:
             break
-        if _takes_newton_steps(chunk, x, problem):
+        if _takes_newton_steps(chunk, head.x, problem):
             head = _solved_by_newton_steps(chunk, head, memory, preconditioned)
             break
     if head.diverged:
@@ -221,7 +225,15 @@ def subsample_step(
 
 def _takes_newton_steps(chunk: Chunk, x: np.ndarray, problem: Problem) -> bool:
     size = x.size if isinstance(problem.loss, MultinomialLogLoss) else x.shape[1]
-    return size <= NEWTON_SIZE and not sp.issparse(chunk.rows)
+    if size > NEWTON_SIZE or sp.issparse(chunk.rows):
+        return False
+    losses = [chunk_gradient(chunk, point, problem)[0] for point in (x, np.zeros_like(x))]
+    return is_separated(problem, *losses)
+
+
+def is_separated(problem: Problem, value: float, at_zero: float) -> bool:
+    """Return whether the classes are nearly separable: the objective has fallen to the fraction SEPARATED of F(0)."""
+    return hasattr(problem.loss, "labels") and value <= SEPARATED * at_zero
 
 
 def _solved_by_newton_steps(
