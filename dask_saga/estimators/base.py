@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,6 +32,7 @@ from ..solver.preconditioned_problem import PreconditionedProblem
 from ..solver.preconditioner import Preconditioner
 from ..solver.problem import CONSTRAINTS, Problem, problem_for, to_float
 from ..solver.state import SAGAState
+from .export import sklearn_model, sql_expressions
 from .messages import ONLY_PREDICTS, ZERO_WEIGHTS, Ending, diverged_advice, showing_progress, unconverged_advice
 from .prediction import linear
 
@@ -395,6 +396,70 @@ class SAGABase(BaseEstimator):
             rows = X if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
         self._check_columns(X, reset=False)
         return linear(rows, np.atleast_2d(self.coef_), self.intercept_)
+
+    def to_sklearn(self) -> Any:
+        """Return a fitted estimator of scikit-learn with the same predictions.
+
+        Use it where a tool knows the estimators of scikit-learn only, such as ONNX converters, skops or SHAP. It has
+        its own copies of the coefficients and no gradient memory. Its penalty has the default, so it is not meant to
+        be fitted again.
+
+        Returns
+        -------
+        LogisticRegression, SGDClassifier, LinearSVC, LinearRegression, PoissonRegressor or MultiOutputRegressor
+            LogisticRegression for log loss, SGDClassifier for "modified_huber", LinearSVC for all losses without
+            probabilities, PoissonRegressor for "poisson" (in a MultiOutputRegressor for several targets), and
+            LinearRegression for other losses.
+
+        Raises
+        ------
+        ValueError
+            If your own loss defines `probability` or `mean`, which scikit-learn does not know.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_breast_cancer
+        >>> from dask_saga import SAGAClassifier
+        >>> X, y = load_breast_cancer(return_X_y=True)
+        >>> SAGAClassifier(random_state=0).fit(X, y).to_sklearn()
+        LogisticRegression()
+        """
+        return sklearn_model(self)
+
+    def to_sql(self, columns: Sequence[str] | None = None, *, method: str = "predict") -> str | list[str]:
+        """Return the prediction as an expression of standard SQL, so that a database predicts without Python.
+
+        The expression uses arithmetic, CASE and EXP only. Numbers have an exponent, so that databases compute in double
+        precision. The result is NULL if a column with a nonzero coefficient is NULL.
+
+        Parameters
+        ----------
+        columns : list of str, default=None
+            Names of the table's columns, in the order of the columns of X. They are quoted. None uses
+            `feature_names_in_`.
+        method : {"predict", "predict_proba", "decision_function"}, default="predict"
+            Method of which the expression is the result. A regressor has "predict" only.
+
+        Returns
+        -------
+        str or list of str
+            One expression, or a list for several results per row: one expression per target or per class, in the order
+            of `classes_`. "predict_proba" always gives a list.
+
+        Raises
+        ------
+        ValueError
+            If there are no names, or if your own loss defines the `probability` or `mean` to be written.
+
+        Examples
+        --------
+        >>> from dask_saga import SAGARegressor
+        >>> model = SAGARegressor(fit_intercept=False).fit([[1.0], [2.0], [3.0]], [0.0, 0.0, 0.0])
+        >>> model.coef_[:] = 0.5
+        >>> model.to_sql(["rooms per floor"])
+        '(0.5e0 * "rooms per floor")'
+        """
+        return sql_expressions(self, columns, method)
 
 
 def _read_block(block: tuple, name: Any, **how: Any) -> Chunk:
