@@ -93,36 +93,41 @@ class _Family(NamedTuple):
     Parameters
     ----------
     measures : callable
-        ``measures(y, loss, centre)`` returns an array of shape (n, m) of which the weighted sums are needed.
+        ``measures(y, offset, loss, centre)`` returns an array of shape (n, m) of which the weighted sums are needed.
     fit : callable
         ``fit(sums, df, intercept)`` returns a ``_Fit``. df is the weight minus the number of coefficients.
     """
 
-    measures: Callable[[np.ndarray, Any, float], np.ndarray]
+    measures: Callable[[np.ndarray, np.ndarray, Any, float], np.ndarray]
     fit: Callable[[_Sums, float, bool], _Fit]
 
 
-def _class_indicators(y: np.ndarray, loss: Any, centre: float) -> np.ndarray:
-    return (y[:, None] == np.array(loss.labels)).astype(float)
+def _class_indicators(y: np.ndarray, offset: np.ndarray, loss: Any, centre: float) -> np.ndarray:
+    return np.column_stack([y[:, None] == np.array(loss.labels), offset != 0]).astype(float)
 
 
 def _fit_classes(sums: _Sums, df: float, intercept: bool) -> _Fit:
-    null = float(xlogy(sums.measures, sums.measures / sums.weight).sum())
+    totals = sums.measures[:-1]
+    null = float(xlogy(totals, totals / sums.weight).sum())
+    if sums.measures[-1]:  # some rows have an offset: the model with an intercept only would need a fit of its own
+        null = np.nan
     return _Fit(-sums.value, null, 2 * sums.value, 1.0 + sums.value / null)
 
 
-def _count_measures(y: np.ndarray, loss: Any, centre: float) -> np.ndarray:
-    return np.column_stack([y, xlogy(y, y) - y, gammaln(y + 1.0)])
+def _count_measures(y: np.ndarray, offset: np.ndarray, loss: Any, centre: float) -> np.ndarray:
+    return np.column_stack([y, xlogy(y, y) - y, gammaln(y + 1.0), np.exp(offset), y * offset])
 
 
 def _fit_counts(sums: _Sums, df: float, intercept: bool) -> _Fit:
-    total, saturated, constant = sums.measures
-    llf, llnull = -sums.value - constant, float(xlogy(total, total / sums.weight) - total - constant)
+    total, saturated, constant, exposure, moved = sums.measures
+    # The loss exp(z + o) - y (z + o) has the offset o in both terms.
+    llf, llnull = -sums.value - constant, float(xlogy(total, total / exposure) + moved - total - constant)
     return _Fit(llf, llnull, 2 * (sums.value + saturated), 1.0 - llf / llnull)
 
 
-def _moments(y: np.ndarray, loss: Any, centre: float) -> np.ndarray:
-    return np.column_stack([y - centre, (y - centre) ** 2])
+def _moments(y: np.ndarray, offset: np.ndarray, loss: Any, centre: float) -> np.ndarray:
+    residual = y - offset - centre
+    return np.column_stack([residual, residual**2])
 
 
 def _fit_normal(sums: _Sums, df: float, intercept: bool) -> _Fit:
@@ -145,7 +150,14 @@ FAMILIES: dict[type, _Family] = {
 
 
 def summary(
-    model: Any, X: Any, y: Any, sample_weight: Any = None, *, covariance: Any = "nonrobust", level: float = 0.95
+    model: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any = None,
+    offset: Any = None,
+    *,
+    covariance: Any = "nonrobust",
+    level: float = 0.95,
 ) -> pd.DataFrame:
     """Return standard errors, z tests and confidence limits of the coefficients, from one pass over the data.
 
@@ -165,6 +177,8 @@ def summary(
     sample_weight : array-like or Dask collection of shape (n,), default=None
         Row weights of the fit. A weight is the number of equal rows that a row stands for, so the scale of the weights
         matters. If `class_weight` was used, give the products of both weights. None gives every row weight 1.
+    offset : array-like or Dask collection of shape (n,), default=None
+        Offset of the fit.
     covariance : {"nonrobust", "HC0", "HC1"} or array-like or Dask collection of shape (n,), default="nonrobust"
         "nonrobust" assumes that the model is right; the loss must be "log_loss", "squared_error" or "poisson". "HC0"
         is robust, and "HC1" is "HC0" times ``n / (n - p)`` for p coefficients, for all losses. (In statsmodels, only
@@ -183,7 +197,8 @@ def summary(
 
         ``attrs`` has "nobs" (the sum of the weights), "df_resid", "cov_type" and, if the loss has a likelihood, "llf"
         (log-likelihood), "llnull" (that of the model with an intercept only), "deviance", "aic", "pseudo_r2" and
-        "scale". "pseudo_r2" is 1 - llf / llnull (McFadden), and R^2 for "squared_error".
+        "scale". "pseudo_r2" is 1 - llf / llnull (McFadden), and R^2 for "squared_error". "llnull" and "pseudo_r2" are
+        nan for "log_loss" with an offset.
 
     Raises
     ------
@@ -226,7 +241,7 @@ def summary(
         raise ValueError(f"covariance={covariance!r} is unknown; choose one of {list(COVARIANCES)}, or give clusters")
     x, origin = join_x(model.coef_, model.intercept_), _origin(model, problem)
     clusters = covariance if cov_type == "cluster" else None
-    source, problem, _ = model._read(X, y, sample_weight, problem, False, fits=False)
+    source, problem, _ = model._read(X, y, sample_weight, problem, False, fits=False, offset=offset)
     with source:
         _check_loss(model, problem, cov_type)
         labels = None if clusters is None else _cluster_blocks(source, X, y, clusters)
@@ -286,7 +301,7 @@ def _cluster_blocks(source: Source, X: Any, y: Any, clusters: Any) -> list:
         if is_dask_collection(clusters):
             raise TypeError("covariance is a Dask collection, but X is not; compute it first: covariance.compute()")
         return [np.asarray(clusters)]
-    labels = [block[2] for block in dask_blocks(X, y, clusters)]
+    labels = [block[3] for block in dask_blocks(X, y, covariance=clusters)]
     return source.executor.load(labels) if is_dask_collection(clusters) else labels
 
 
@@ -319,7 +334,8 @@ def _sums_of(
     measures, family = np.zeros(0), FAMILIES.get(type(loss))
     if family is not None:
         centre = float(x[0, :-1] @ origin + x[0, -1])
-        measures = weights @ family.measures(chunk.targets[:, 0], loss, centre)
+        targets = chunk.targets[:, 0]
+        measures = weights @ family.measures(targets.real, targets.imag, loss, centre)
     scores = None
     with one_blas_thread():  # several would compete with the thread that loads the next block
         if isinstance(loss, MultinomialLogLoss):
@@ -448,7 +464,7 @@ def _check_optimum(step: np.ndarray, errors: np.ndarray) -> None:
     if not farthest <= FARTHEST:
         warnings.warn(
             f"A coefficient is {farthest:.2g} standard errors away from the optimum of these data. Fit with a smaller "
-            "tol, and give summary the rows, targets and weights of the fit.",
+            "tol, and give summary the rows, targets, weights and offsets of the fit.",
             ConvergenceWarning,
             stacklevel=4,
         )

@@ -153,6 +153,28 @@ def test_likelihoods_of_statsmodels(loss):
         assert table.attrs["llnull"] == pytest.approx(theirs.llnull)
 
 
+@pytest.mark.parametrize("covariance", ["nonrobust", "HC0"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_an_offset(loss, covariance):
+    sm = pytest.importorskip("statsmodels.api")
+    X, y = data_for(loss)
+    offset = np.random.default_rng(3).standard_normal(len(y))
+    kind = SAGAClassifier if loss == "log_loss" else SAGARegressor
+    model = kind(loss, penalty=None, **EXACT).fit(X, y, offset=offset)
+    table = summary(model, X, y, offset=offset, covariance=covariance)
+    family = {"log_loss": sm.families.Binomial, "poisson": sm.families.Poisson, "squared_error": sm.families.Gaussian}
+    targets = (y == "yes").astype(float) if loss == "log_loss" else y
+    theirs = sm.GLM(targets, sm.add_constant(X), family[loss](), offset=offset).fit(tol=1e-12, cov_type=covariance)
+    np.testing.assert_allclose(table["std err"], theirs.bse, rtol=1e-6)
+    assert table.attrs["deviance"] == pytest.approx(theirs.deviance)
+    if loss == "log_loss":
+        assert np.isnan([table.attrs["llnull"], table.attrs["pseudo_r2"]]).all()
+        assert table.attrs["llf"] == pytest.approx(theirs.llf)
+    if loss == "poisson":
+        assert table.attrs["llf"] == pytest.approx(theirs.llf)
+        assert table.attrs["llnull"] == pytest.approx(theirs.llnull)
+
+
 def classes_of(X, y):
     return X, np.array(["low", "middle", "top"])[np.digitize(y, np.quantile(y, [0.3, 0.7]))]
 

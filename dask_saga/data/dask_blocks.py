@@ -89,8 +89,8 @@ def known_length(collection: Any, axis: int) -> float:
     return float(length) if isinstance(length, (int, float)) else math.nan
 
 
-def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
-    """Return one tuple ``(X, y, sample_weight)`` per block; lazy parts are delayed objects.
+def dask_blocks(X: Any, y: Any, sample_weight: Any = None, **more: Any) -> list:
+    """Return one tuple ``(X, y, sample_weight, *more)`` per block; lazy parts are delayed objects.
 
     All Dask collections must have the same block lengths.
 
@@ -102,6 +102,8 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
         Targets. They may be in memory only if the block lengths of X are known.
     sample_weight : dask array or series, array-like, number or None, default=None
         Row weights. The same rule applies. A number is passed on to every block.
+    **more : dask array or series, array-like or number
+        Further numbers per row, by their names for error messages. Those that are None are left out.
 
     Returns
     -------
@@ -125,12 +127,13 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
         )
     if y is None:
         raise ValueError(NO_TARGET)
-    arrays = [part for part in (X, y, sample_weight) if hasattr(part, "numblocks")]
+    more = {name: other for name, other in more.items() if other is not None}
+    arrays = [part for part in (X, y, sample_weight, *more.values()) if hasattr(part, "numblocks")]
     layers = [name for array in arrays for name in array.dask.layers]
     alone = len(layers) == len(set(layers)) and not futures_of(arrays)
     blocks, lengths = _split("X", X, None, alone)
     columns = [blocks]
-    for name, other in (("y", y), ("sample_weight", sample_weight)):
+    for name, other in (("y", y), ("sample_weight", sample_weight), *more.items()):
         if other is None or isinstance(other, Number):
             columns.append([other] * len(blocks))
             continue

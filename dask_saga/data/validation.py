@@ -23,7 +23,7 @@ from sklearn.utils import assert_all_finite, check_array
 
 from ..losses import Loss
 from .chunk import Chunk, ordered_blocks
-from .targets import checked, encode_labels, read_targets
+from .targets import add_offset, checked, encode_labels, read_targets
 
 __all__ = ["align_columns", "blame", "check_containers", "check_finite", "read_chunk", "read_rows", "read_weights"]
 
@@ -223,6 +223,7 @@ def read_chunk(
     X: Any,
     y: Any,
     sample_weight: Any = None,
+    offset: Any = None,
     *,
     columns: list | None = None,
     classes: np.ndarray | None = None,
@@ -238,8 +239,8 @@ def read_chunk(
 
     Parameters
     ----------
-    X, y, sample_weight : array-like
-        Rows, targets and row weights in memory, of equal length, as given to ``fit`` or ``partial_fit``.
+    X, y, sample_weight, offset : array-like
+        Rows, targets, row weights and offsets in memory, of equal length, as given to ``fit`` or ``partial_fit``.
     columns : list, default=None
         Column names of the frame of which X is a partition. None if X is no partition of a frame.
     classes : ndarray of shape (n_classes,), default=None
@@ -276,6 +277,9 @@ def read_chunk(
         targets = read_targets(y, classes, loss)
         if len(targets) != n:
             raise ValueError(f"X has {n} rows, but y has {len(targets)}; give one target per row")
+    if offset is not None:
+        with blame("offset", name):
+            targets = add_offset(targets, offset, classes, loss)
     with blame("sample_weight", name):
         weights = read_weights(sample_weight, n)
         if weights.size and len(weights) != n:
@@ -284,7 +288,7 @@ def read_chunk(
         with blame("sample_weight", name), np.errstate(over="ignore"):
             weights = _checked_total(class_weights[encode_labels(y, classes)] * (weights if weights.size else 1.0))
     arrays = (rows.data, rows.indices, rows.indptr) if sp.issparse(rows) else (rows,)
-    content = content_hash(*arrays, targets, shape=rows.shape) if hashed else ""
+    content = content_hash(*arrays, targets.view(np.float64), shape=rows.shape) if hashed else ""
     return Chunk(rows, targets, weights, content, content_hash(weights) if weights.size else "")
 
 

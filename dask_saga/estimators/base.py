@@ -34,7 +34,7 @@ from ..solver.problem import CONSTRAINTS, Problem, problem_for, to_float
 from ..solver.state import SAGAState
 from .export import sklearn_model, sql_expressions
 from .messages import ONLY_PREDICTS, ZERO_WEIGHTS, Ending, diverged_advice, showing_progress, unconverged_advice
-from .prediction import linear
+from .prediction import add_offset, linear
 
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
@@ -205,6 +205,7 @@ class SAGABase(BaseEstimator):
         X: Any,
         y: Any,
         sample_weight: Any = None,
+        offset: Any = None,
         *,
         persist: bool | str = "auto",
         checkpoint: Any = None,
@@ -223,6 +224,10 @@ class SAGABase(BaseEstimator):
         sample_weight : array-like or dask array of shape (n,), default=None
             Row weights, at least zero. None gives every row weight 1. Set it if rows differ in importance or stand for
             several observations; only the proportions of the weights count.
+        offset : array-like or dask array of shape (n,), or (n, n_targets) for a regressor, default=None
+            Numbers that are added to the linear predictions, with coefficient 1. None adds nothing. Set it to
+            ``log(exposure)`` for "poisson" if rows were observed for different times, or to the predictions of another
+            model. Give it again when you predict. More than two classes accept none.
         persist : bool or "auto", default="auto"
             Whether Dask blocks are held in the memory of the client's cluster (or of this process without a client).
             False loads a few blocks at a time, again for each visit; set it if the data do not fit. "auto" holds the
@@ -263,7 +268,7 @@ class SAGABase(BaseEstimator):
             problem = self._problem()
             goes_on = bool(self.warm_start) and hasattr(self, "coef_")
             start = join_x(self.coef_, self.intercept_) if goes_on else None
-            source, problem, classes = self._read(X, y, sample_weight, problem, persist, goes_on=goes_on)
+            source, problem, classes = self._read(X, y, sample_weight, problem, persist, goes_on=goes_on, offset=offset)
             with source, showing_progress(self.verbose, self.max_iter, callback) as noted:
                 result = self._run(source, problem, callback=noted, given=X, checkpoint=checkpoint, start=start)
             self._commit(result.state, result.x, problem, classes)
@@ -309,23 +314,23 @@ class SAGABase(BaseEstimator):
 
     def _read(
         self, X: Any, y: Any, sample_weight: Any, problem: Problem, persist: bool | str, *, fits: bool = True,
-        goes_on: bool = False,
+        goes_on: bool = False, offset: Any = None,
     ) -> tuple[Source, Problem, np.ndarray | None]:  # fmt: skip
         """Return the source of chunks, the problem for their classes, and the classes.
 
         Parameters
         ----------
-        X, y, sample_weight, persist : as in ``fit``
+        X, y, sample_weight, persist, offset : as in ``fit``
         problem : Problem
         fits : bool, default=True
             Whether classes and columns are set by the data. Otherwise the data are checked against the fitted ones.
         goes_on : bool, default=False
             Whether the fit starts from the current coefficients, so that classes and columns must be the fitted ones.
         """
-        check_containers(X=X, y=y, sample_weight=sample_weight)
-        lazy = any(map(is_dask_collection, (X, y, sample_weight)))
+        check_containers(X=X, y=y, sample_weight=sample_weight, offset=offset)
+        lazy = any(map(is_dask_collection, (X, y, sample_weight, offset)))
         if lazy:
-            blocks = dask_blocks(X, y, sample_weight)
+            blocks = dask_blocks(X, y, sample_weight, offset=offset)
             self._check_columns(X, reset=fits and not goes_on)
             source = Source(
                 find_executor(), blocks,
@@ -333,7 +338,7 @@ class SAGABase(BaseEstimator):
                 n_parallel=self.n_parallel,
             )  # fmt: skip
         else:
-            source = Source(LocalExecutor(), [(X, y, sample_weight)], persist=persist or True)
+            source = Source(LocalExecutor(), [(X, y, sample_weight, offset)], persist=persist or True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(source)  # closes the source if an error occurs below
             classes, class_weights = self._classes_for(source, fits, goes_on)
@@ -388,14 +393,19 @@ class SAGABase(BaseEstimator):
         if classes is not None:
             self.classes_ = classes
 
-    def _linear(self, X: Any) -> Any:
-        """Return linear predictions as ``linear`` does: lazy for Dask input."""
+    def _linear(self, X: Any, offset: Any = None) -> Any:
+        """Return linear predictions as ``linear`` does, plus the offset: lazy for Dask input."""
         check_is_fitted(self)
-        check_containers(X=X)
+        check_containers(X=X, offset=offset)
         with blame("X"):
             rows = X if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
         self._check_columns(X, reset=False)
-        return linear(rows, np.atleast_2d(self.coef_), self.intercept_)
+        z = linear(rows, np.atleast_2d(self.coef_), self.intercept_)
+        if offset is None:
+            return z
+        if self._labelled and z.ndim > 1:
+            raise ValueError("an offset is not supported for more than two classes")
+        return add_offset(z, offset)
 
     def to_sklearn(self) -> Any:
         """Return a fitted estimator of scikit-learn with the same predictions.
