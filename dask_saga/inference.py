@@ -234,13 +234,12 @@ def summary(
     check_is_fitted(model)
     if not 0 < level < 1:
         raise ValueError(f"level={level!r} must be between 0 and 1, such as 0.95")
+    if isinstance(covariance, str) and covariance not in COVARIANCES:
+        raise ValueError(f"covariance={covariance!r} is unknown; choose one of {list(COVARIANCES)}, or give clusters")
+    cov_type, clusters = (covariance, None) if isinstance(covariance, str) else ("cluster", covariance)
     problem = model._problem()
     l2 = _checked_l2(model, problem)
-    cov_type = covariance if isinstance(covariance, str) else "cluster"
-    if cov_type not in (*COVARIANCES, "cluster"):
-        raise ValueError(f"covariance={covariance!r} is unknown; choose one of {list(COVARIANCES)}, or give clusters")
     x, origin = join_x(model.coef_, model.intercept_), _origin(model, problem)
-    clusters = covariance if cov_type == "cluster" else None
     source, problem, _ = model._read(X, y, sample_weight, problem, False, fits=False, offset=offset)
     with source:
         _check_loss(model, problem, cov_type)

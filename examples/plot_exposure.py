@@ -36,7 +36,7 @@ summary(model, X, claims, offset=np.log(exposure)).round(4)
 
 # %%
 # A prediction without an offset is the expected number of claims in a full year. With it, it is the number that is
-# expected for the time that a policy ran.
+# expected for the time that a policy ran. The model without an offset knows claims per policy only.
 
 age = pd.cut(X["age"], np.arange(15, 85, 5))
 by_age = pd.DataFrame(
@@ -57,7 +57,7 @@ ax.plot(middle, rates["without"], "--", label="without offset (per policy)")
 ax.set(
     xlabel="age",
     ylabel="claims per year",
-    title="The offset keeps rates apart from time",
+    title="Without the offset, age hardly seems to matter",
 )
 _ = ax.legend()
 

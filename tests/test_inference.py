@@ -348,6 +348,7 @@ def test_what_has_no_standard_errors():
         (SAGARegressor(penalty=None), targets, {}, "has 2 targets; summary needs one model"),
         (SAGAClassifier("squared_hinge", penalty=None), classes, {"covariance": "HC0"}, "has 3 one-vs-rest classes"),
         (SAGARegressor(penalty=None), y, {"covariance": "HC4"}, "covariance='HC4' is unknown; choose one of"),
+        (SAGARegressor(penalty=None), y, {"covariance": "cluster"}, "covariance='cluster' is unknown"),
         (SAGARegressor(penalty=None), y, {"covariance": np.zeros(600)}, "has a single cluster"),
         (SAGARegressor(penalty=None), y, {"covariance": np.zeros(7)}, r"X has 600 rows, but covariance.*\(7,\)"),
         (SAGARegressor(penalty=None), y, {"covariance": [np.nan] * 600}, "has missing values; give every row"),

@@ -1,5 +1,7 @@
 """Offsets: numbers per row that are added to the linear predictions, in fit, partial_fit, predictions and scores."""
 
+from typing import NamedTuple
+
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
@@ -14,6 +16,22 @@ from dask_saga.losses import resolve_loss
 from dask_saga.penalties import ElasticNet
 
 from .conftest import make_rows
+
+
+class Asymmetric(NamedTuple):
+    """A loss of the user's own: residuals above zero cost three times as much."""
+
+    curvature: float = 3.0
+
+    def value(self, z, y):
+        return (0.5 if z > y else 1.5) * (z - y) ** 2
+
+    def derivative(self, z, y):
+        return (1.0 if z > y else 3.0) * (z - y)
+
+    def second_derivative(self, z, y):
+        return 1.0 if z > y else 3.0
+
 
 REGRESSION, CLASSIFICATION = ["squared_error", "huber", "poisson"], ["log_loss", "squared_hinge", "smooth_hinge"]
 PENALTIES = {"none": ElasticNet(), "l1": ElasticNet(l1=0.02), "l2": ElasticNet(l2=0.05)}
@@ -78,6 +96,13 @@ def test_glm_of_statsmodels(loss):
     np.testing.assert_allclose(np.append(model.intercept_, model.coef_), theirs.params, rtol=1e-5)
     means = model.predict_proba(X, offset)[:, 1] if loss == "log_loss" else model.predict(X, offset)
     np.testing.assert_allclose(means, theirs.predict(sm.add_constant(X), offset=offset), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_loss_of_the_users_own():
+    X, y, offset = data_for("squared_error")
+    model, moved = estimator(Asymmetric()).fit(X, y, offset=offset), estimator(Asymmetric()).fit(X, y - offset)
+    np.testing.assert_allclose(model.coef_, moved.coef_, rtol=1e-6)
 
 
 def test_an_exposure_is_the_same_as_rates_with_weights():
