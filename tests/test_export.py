@@ -117,6 +117,27 @@ def test_a_multinomial_loss_of_two_classes():
     np.testing.assert_array_equal(exported.predict(frame), model.predict(frame))
 
 
+@pytest.mark.filterwarnings("ignore")  # of the converter
+@pytest.mark.parametrize("loss", ["log_loss", "modified_huber", "squared_hinge", "squared_error", "poisson"])
+@pytest.mark.parametrize("outputs", [2, 3])
+def test_the_onnx_model_predicts_the_same(loss, outputs):
+    skl2onnx = pytest.importorskip("skl2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    is_classifier = loss in dict(CLASSIFIERS)
+    model, frame = classifier(loss, outputs) if is_classifier else regressor(loss, outputs - 1)
+    rows = frame.to_numpy().astype(np.float32)
+    options = {"zipmap": False} if hasattr(model, "predict_proba") else None
+    graph = skl2onnx.to_onnx(model.to_sklearn(), rows[:1], options=options)
+    found = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"X": rows})
+    expected = model.predict(pd.DataFrame(rows, columns=NAMES))
+    if is_classifier:
+        np.testing.assert_array_equal(found[0], expected)
+    else:
+        np.testing.assert_allclose(found[0].reshape(expected.shape), expected, rtol=1e-4, atol=1e-4)
+    if hasattr(model, "predict_proba"):
+        np.testing.assert_allclose(found[1], model.predict_proba(frame), atol=1e-5)
+
+
 @pytest.mark.parametrize("targets", [1, 3])
 @pytest.mark.parametrize(
     ("loss", "kind"), [("squared_error", LinearRegression), ("huber", LinearRegression), ("poisson", PoissonRegressor)]
