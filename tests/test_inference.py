@@ -263,6 +263,19 @@ def test_chunks_frames_and_sparse_rows_give_the_same(loss, covariance):
     same(summary(model, frame[NAMES], frame["y"], covariance=lazy), table)
 
 
+def test_each_block_is_read_once():
+    X, y = data_for("poisson")
+    model, reads = fit("poisson", X.to_numpy(), y), []
+
+    def counted(block):
+        reads.append(len(block))
+        return block
+
+    rows = da.from_array(X.to_numpy(), chunks=(100, 8)).map_blocks(counted, meta=np.empty((0, 0)))
+    summary(model, rows, da.from_array(y, chunks=100), covariance=CLUSTERS)
+    assert reads == [100] * 6
+
+
 def test_blocks_without_rows():
     X, y = data_for("poisson")
     model = fit("poisson", X, y)
