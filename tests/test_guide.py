@@ -8,7 +8,7 @@ import pytest
 from dask.distributed import Client
 
 import dask_saga
-from dask_saga import inspection, losses, model_selection, penalties, streams
+from dask_saga import inference, inspection, losses, model_selection, penalties, streams
 from dask_saga.solver.step_rule import StepRule
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def test_page(page, tmp_path, monkeypatch):
     assert blocks or page.stem in PROSE
 
 
-@pytest.mark.parametrize("module", [dask_saga, losses, penalties, streams, model_selection, inspection])
+@pytest.mark.parametrize("module", [dask_saga, losses, penalties, streams, model_selection, inference, inspection])
 def test_the_reference_has_every_public_name(module):
     page = (ROOT / "docs" / "api" / "index.md").read_text()
     named = set(re.findall(r"^   (\w+)$", page, re.MULTILINE))

@@ -16,7 +16,7 @@ LEVELS = [
     {"solver"},
     {"fitting"},
     {"estimators", "functional", "model_selection"},
-    {"inspection"},
+    {"inference", "inspection"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -28,9 +28,9 @@ class Chunk(NamedTuple):
     Parameters
     ----------
     rows : ndarray or scipy.sparse CSR of shape (n, p), float32 or float64
-    targets : ndarray of shape (n, 1) or (n, k), float64
+    targets : ndarray of shape (n, 1) or (n, k), float64 or complex128
         Numbers for regression, the two labels of the loss for two classes, or the class index for more classes.
-        k is the number of outputs.
+        k is the number of outputs. With offsets they are complex: target + i offset.
     weights : ndarray of shape (n,) or (0,), float64
         Row weights. Empty if every row has weight 1.
     content : str

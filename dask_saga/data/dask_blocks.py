@@ -105,8 +105,8 @@ def known_length(collection: Any, axis: int) -> float:
     return float(length) if isinstance(length, (int, float)) else math.nan
 
 
-def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
-    """Return one tuple ``(X, y, sample_weight)`` per block; lazy parts are delayed objects.
+def dask_blocks(X: Any, y: Any, sample_weight: Any = None, **more: Any) -> list:
+    """Return one tuple ``(X, y, sample_weight, *more)`` per block; lazy parts are delayed objects.
 
     All Dask collections must have the same block lengths.
 
@@ -118,6 +118,8 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
         Targets. They may be in memory only if the block lengths of X are known.
     sample_weight : dask array or series, array-like, number or None, default=None
         Row weights. The same rule applies. A number is passed on to every block.
+    **more : dask array or series, array-like or number
+        Further numbers per row, by their names for error messages. Those that are None are left out.
 
     Returns
     -------
@@ -142,7 +144,8 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
         )
     if y is None:
         raise ValueError(NO_TARGET)
-    parts = {"X": X, "y": y, "sample_weight": sample_weight}
+    more = {name: other for name, other in more.items() if other is not None}
+    parts = {"X": X, "y": y, "sample_weight": sample_weight, **more}
     parts |= _prepared({name: part for name, part in parts.items() if getattr(part, "numblocks", ())})
     blocks, lengths = _split("X", parts.pop("X"), None)
     columns = [blocks]

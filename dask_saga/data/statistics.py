@@ -217,6 +217,7 @@ def _extremes(rows: Any, name: str) -> np.ndarray:
 
 def _target_deviations(targets: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
     """Return the weighted mean of the targets, and the weighted deviations from it."""
+    targets = targets.real  # without offsets
     targets = targets.mean(axis=1) if targets.shape[1] > 1 else targets[:, 0]
     target = float((targets * weights).sum() / weights.sum())
     return target, (targets - target) * weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from .containers import as_array, check_columns
 __all__ = [
     "LARGEST",
     "NO_TARGET",
+    "add_offset",
     "check_classes",
     "checked",
     "count_labels",
     "encode_labels",
     "read_labels",
     "read_numbers",
+    "read_offset",
     "read_targets",
 ]
 
@@ -217,6 +220,31 @@ def read_numbers(values: Any, argument: str) -> np.ndarray:
         raise
     check_finite(numbers, argument)
     return numbers
+
+
+def add_offset(targets: np.ndarray, offset: Any, classes: np.ndarray | None, loss: Loss | None = None) -> np.ndarray:
+    """Return complex targets ``target + i offset``, whose offset the kernels add to the linear prediction.
+
+    Raises
+    ------
+    ValueError
+        If there are more than two classes, or if the offset is not finite or has another shape than the targets.
+    """
+    if (classes is not None and len(classes) > 2) or hasattr(loss, "outputs"):
+        raise ValueError("an offset is not supported for more than two classes; fit without it")
+    return targets + 1j * read_offset(offset, targets.shape)
+
+
+def read_offset(offset: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the offset as float64 of the shape of the linear predictions, (n, k)."""
+    offset = np.full(shape[0], offset) if isinstance(offset, Number) else read_numbers(offset, "offset")
+    if offset.ndim == 1:
+        offset = offset[:, None]
+    if offset.ndim != 2 or len(offset) != shape[0] or offset.shape[1] not in (1, shape[1]):
+        raise ValueError(
+            f"X has {shape[0]} rows, but offset has shape {offset.shape}; give one number per row, or one per target"
+        )
+    return np.broadcast_to(offset, shape)
 
 
 def _some(labels: tuple) -> str:

@@ -22,7 +22,7 @@ from ..losses import Loss
 from .bad_values import check_finite, explain_columns
 from .chunk import Chunk, ordered_blocks
 from .containers import as_array, check_columns, column_labels
-from .targets import checked, encode_labels, read_numbers, read_targets
+from .targets import add_offset, checked, encode_labels, read_numbers, read_targets
 
 __all__ = ["align_columns", "blame", "read_chunk", "read_rows", "read_weights"]
 
@@ -153,6 +153,7 @@ def read_chunk(
     X: Any,
     y: Any,
     sample_weight: Any = None,
+    offset: Any = None,
     *,
     columns: list | None = None,
     classes: np.ndarray | None = None,
@@ -168,8 +169,8 @@ def read_chunk(
 
     Parameters
     ----------
-    X, y, sample_weight : array-like
-        Rows, targets and row weights in memory, of equal length, as given to ``fit`` or ``partial_fit``.
+    X, y, sample_weight, offset : array-like
+        Rows, targets, row weights and offsets in memory, of equal length, as given to ``fit`` or ``partial_fit``.
     columns : list, default=None
         Column names of the frame of which X is a partition. None if X is no partition of a frame.
     classes : ndarray of shape (n_classes,), default=None
@@ -206,6 +207,9 @@ def read_chunk(
         targets = read_targets(y, classes, loss)
         if len(targets) != n:
             raise ValueError(f"X has {n} rows, but y has {len(targets)}; give one target per row")
+    if offset is not None:
+        with blame("offset", name):
+            targets = add_offset(targets, offset, classes, loss)
     with blame("sample_weight", name):
         weights = read_weights(sample_weight, n)
         if weights.size and len(weights) != n:
@@ -214,7 +218,7 @@ def read_chunk(
         with blame("sample_weight", name), np.errstate(over="ignore"):
             weights = _checked_total(class_weights[encode_labels(y, classes)] * (weights if weights.size else 1.0))
     arrays = (rows.data, rows.indices, rows.indptr) if sp.issparse(rows) else (rows,)
-    content = content_hash(*arrays, targets, shape=rows.shape) if hashed else ""
+    content = content_hash(*arrays, targets.view(np.float64), shape=rows.shape) if hashed else ""
     return Chunk(rows, targets, weights, content, content_hash(weights) if weights.size else "")
 
 

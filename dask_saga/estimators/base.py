@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
 from numbers import Real
 from types import SimpleNamespace
@@ -35,8 +35,9 @@ from ..solver.preconditioned_problem import PreconditionedProblem
 from ..solver.preconditioner import Preconditioner
 from ..solver.problem import CONSTRAINTS, Problem, problem_for, to_float
 from ..solver.state import SAGAState
+from .export import sklearn_model, sql_expressions
 from .messages import ONLY_PREDICTS, ZERO_WEIGHTS, Ending, diverged_advice, showing_progress, unconverged_advice
-from .prediction import linear
+from .prediction import add_offset, linear
 
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
@@ -244,6 +245,7 @@ class SAGABase(BaseEstimator):
         X: Any,
         y: Any,
         sample_weight: Any = None,
+        offset: Any = None,
         *,
         persist: bool | str = "auto",
         checkpoint: Any = None,
@@ -262,6 +264,10 @@ class SAGABase(BaseEstimator):
         sample_weight : array-like or dask array of shape (n,), default=None
             Row weights, at least zero. None gives every row weight 1. Set it if rows differ in importance or stand for
             several observations; only the proportions of the weights count.
+        offset : array-like or dask array of shape (n,), or (n, n_targets) for a regressor, default=None
+            Numbers that are added to the linear predictions, with coefficient 1. None adds nothing. Set it to
+            ``log(exposure)`` for "poisson" if rows were observed for different times, or to the predictions of another
+            model. Give it again when you predict. More than two classes accept none.
         persist : bool or "auto", default="auto"
             Whether Dask blocks are held in the memory of the client's cluster (or of this process without a client).
             False loads a few blocks at a time, again for each visit; set it if the data do not fit. "auto" holds the
@@ -302,7 +308,7 @@ class SAGABase(BaseEstimator):
             problem = self._problem()
             goes_on = bool(self.warm_start) and hasattr(self, "coef_")
             start = join_x(self.coef_, self.intercept_) if goes_on else None
-            source, problem, classes = self._read(X, y, sample_weight, problem, persist, goes_on=goes_on)
+            source, problem, classes = self._read(X, y, sample_weight, problem, persist, goes_on=goes_on, offset=offset)
             with source, showing_progress(self.verbose, self.max_iter, callback) as noted:
                 result = self._run(source, problem, callback=noted, given=X, checkpoint=checkpoint, start=start)
             self._commit(result.state, result.x, problem, classes)
@@ -348,26 +354,26 @@ class SAGABase(BaseEstimator):
 
     def _read(
         self, X: Any, y: Any, sample_weight: Any, problem: Problem, persist: bool | str, *, fits: bool = True,
-        goes_on: bool = False,
+        goes_on: bool = False, offset: Any = None,
     ) -> tuple[Source, Problem, np.ndarray | None]:  # fmt: skip
         """Return the source of chunks, the problem for their classes, and the classes.
 
         Parameters
         ----------
-        X, y, sample_weight, persist : as in ``fit``
+        X, y, sample_weight, persist, offset : as in ``fit``
         problem : Problem
         fits : bool, default=True
             Whether classes and columns are set by the data. Otherwise the data are checked against the fitted ones.
         goes_on : bool, default=False
             Whether the fit starts from the current coefficients, so that classes and columns must be the fitted ones.
         """
-        check_containers(X=X, y=y, sample_weight=sample_weight)
+        check_containers(X=X, y=y, sample_weight=sample_weight, offset=offset)
         if self._labelled:
             warn_of_column_vector(y)
-        lazy = any(map(is_dask_collection, (X, y, sample_weight)))
+        lazy = any(map(is_dask_collection, (X, y, sample_weight, offset)))
         if lazy:
-            given, X, y, sample_weight = X, *map(as_array, (X, y, sample_weight))
-            blocks = dask_blocks(X, y, sample_weight)
+            given, X, y, sample_weight, offset = X, *map(as_array, (X, y, sample_weight, offset))
+            blocks = dask_blocks(X, y, sample_weight, offset=offset)
             check_columns(X._meta)
             self._check_columns(given, reset=fits and not goes_on)
             source = Source(
@@ -376,7 +382,7 @@ class SAGABase(BaseEstimator):
                 n_parallel=self.n_parallel,
             )  # fmt: skip
         else:
-            source = Source(LocalExecutor(), [(X, y, sample_weight)], persist=persist or True)
+            source = Source(LocalExecutor(), [(X, y, sample_weight, offset)], persist=persist or True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(source)  # closes the source if an error occurs below
             classes, class_weights = self._classes_for(source, fits, goes_on)
@@ -431,16 +437,85 @@ class SAGABase(BaseEstimator):
         if classes is not None:
             self.classes_ = classes
 
-    def _linear(self, X: Any) -> Any:
-        """Return linear predictions as ``linear`` does: lazy for Dask input."""
+    def _linear(self, X: Any, offset: Any = None) -> Any:
+        """Return linear predictions as ``linear`` does, plus the offset: lazy for Dask input."""
         check_is_fitted(self)
-        check_containers(X=X)
+        check_containers(X=X, offset=offset)
         with blame("X"):
             rows = as_array(X) if is_dask_collection(X) else read_rows(X, estimator=type(self).__name__)
         if is_dask_collection(rows):
             check_columns(rows._meta)
         self._check_columns(X, reset=False)
-        return linear(rows, np.atleast_2d(self.coef_), self.intercept_)
+        z = linear(rows, np.atleast_2d(self.coef_), self.intercept_)
+        if offset is None:
+            return z
+        if self._labelled and z.ndim > 1:
+            raise ValueError("an offset is not supported for more than two classes")
+        return add_offset(z, offset)
+
+    def to_sklearn(self) -> Any:
+        """Return a fitted estimator of scikit-learn with the same predictions.
+
+        Use it where a tool knows the estimators of scikit-learn only, such as ONNX converters, skops or SHAP. It has
+        its own copies of the coefficients and no gradient memory. Its penalty has the default, so it is not meant to
+        be fitted again.
+
+        Returns
+        -------
+        LogisticRegression, SGDClassifier, LinearSVC, LinearRegression, PoissonRegressor or MultiOutputRegressor
+            LogisticRegression for log loss, SGDClassifier for "modified_huber", LinearSVC for all losses without
+            probabilities, PoissonRegressor for "poisson" (in a MultiOutputRegressor for several targets), and
+            LinearRegression for other losses.
+
+        Raises
+        ------
+        ValueError
+            If your own loss defines `probability` or `mean`, which scikit-learn does not know.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_breast_cancer
+        >>> from dask_saga import SAGAClassifier
+        >>> X, y = load_breast_cancer(return_X_y=True)
+        >>> SAGAClassifier(random_state=0).fit(X, y).to_sklearn()
+        LogisticRegression()
+        """
+        return sklearn_model(self)
+
+    def to_sql(self, columns: Sequence[str] | None = None, *, method: str = "predict") -> str | list[str]:
+        """Return the prediction as an expression of standard SQL, so that a database predicts without Python.
+
+        The expression uses arithmetic, CASE and EXP only. Numbers have an exponent, so that databases compute in double
+        precision. The result is NULL if a column with a nonzero coefficient is NULL.
+
+        Parameters
+        ----------
+        columns : list of str, default=None
+            Names of the table's columns, in the order of the columns of X. They are quoted. None uses
+            `feature_names_in_`.
+        method : {"predict", "predict_proba", "decision_function"}, default="predict"
+            Method of which the expression is the result. A regressor has "predict" only.
+
+        Returns
+        -------
+        str or list of str
+            One expression, or a list for several results per row: one expression per target or per class, in the order
+            of `classes_`. "predict_proba" always gives a list.
+
+        Raises
+        ------
+        ValueError
+            If there are no names, or if your own loss defines the `probability` or `mean` to be written.
+
+        Examples
+        --------
+        >>> from dask_saga import SAGARegressor
+        >>> model = SAGARegressor(fit_intercept=False).fit([[1.0], [2.0], [3.0]], [0.0, 0.0, 0.0])
+        >>> model.coef_[:] = 0.5
+        >>> model.to_sql(["rooms per floor"])
+        '(0.5e0 * "rooms per floor")'
+        """
+        return sql_expressions(self, columns, method)
 
 
 def _read_block(block: tuple, name: Any, **how: Any) -> Chunk:

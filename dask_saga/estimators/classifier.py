@@ -29,7 +29,7 @@ __all__ = ["SAGAClassifier"]
 
 
 def _block_labels(block: tuple, name: Any, weighted: bool) -> tuple[np.ndarray, np.ndarray]:
-    _, y, sample_weight = block
+    _, y, sample_weight, *_ = block
     with blame("y", name):
         labels = read_labels(y)
     with blame("sample_weight", name):
@@ -248,6 +248,7 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
         chunk_id: Hashable = None,
         replace: bool = False,
         check_content: bool = True,
+        offset: Any = None,
     ) -> SAGAClassifier:
         """Make one pass over one chunk, which may be new or known.
 
@@ -273,6 +274,8 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
         check_content : bool, default=True
             Whether to check by a hash that a known `chunk_id` has its former content. Set False to save the time of the
             hash if you are sure of it.
+        offset : array-like of shape (n,), default=None
+            Numbers that are added to the linear predictions, as in `fit`. They belong to the content of the chunk.
 
         Returns
         -------
@@ -298,73 +301,81 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
                 f"classes={classes.tolist()} differs from the {fitted.tolist()} of earlier calls; give the same or none"
             )
         return self._partial_fit(
-            X, y, classes if fitted is None else fitted, sample_weight, chunk_id, replace, check_content
+            X, y, classes if fitted is None else fitted, sample_weight, chunk_id, replace, check_content, offset
         )
 
-    def decision_function(self, X: Any) -> Any:
+    def decision_function(self, X: Any, offset: Any = None) -> Any:
         """Return linear predictions ``a'x + c``, of ``classes_[1]`` for two classes and of each class for more.
 
         Parameters
         ----------
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
             Rows to predict. The result is lazy for a Dask collection.
+        offset : array-like or Dask collection of shape (n,), default=None
+            Numbers that are added to the linear predictions, as in `fit`. None adds nothing.
 
         Returns
         -------
         ndarray or dask array of shape (n,), or (n, n_classes) for more than two classes
             Linear predictions.
         """
-        return self._linear(X)
+        return self._linear(X, offset)
 
-    def predict(self, X: Any) -> Any:
+    def predict(self, X: Any, offset: Any = None) -> Any:
         """Predict class labels for the rows of X.
 
         Parameters
         ----------
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
             Rows to predict. The result is lazy for a Dask collection.
+        offset : array-like or Dask collection of shape (n,), default=None
+            Numbers that are added to the linear predictions, as in `fit`. None adds nothing.
 
         Returns
         -------
         ndarray or dask array of shape (n,)
             Predicted labels.
         """
-        return to_labels(self._linear(X), self.classes_)
+        return to_labels(self._linear(X, offset), self.classes_)
 
     @available_if(_defines_probability)
-    def predict_proba(self, X: Any) -> Any:
+    def predict_proba(self, X: Any, offset: Any = None) -> Any:
         """Predict class probabilities; one-vs-rest probabilities are normalised to sum to 1.
 
         Parameters
         ----------
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
             Rows to predict. The result is lazy for a Dask collection.
+        offset : array-like or Dask collection of shape (n,), default=None
+            Numbers that are added to the linear predictions, as in `fit`. None adds nothing.
 
         Returns
         -------
         ndarray or dask array of shape (n, n_classes)
             Probabilities, in the order of ``classes_``.
         """
-        z = self._linear(X)
+        z = self._linear(X, offset)
         return probabilities(z, problem_for(self._problem(), self.classes_).loss)
 
     @available_if(_defines_probability)
-    def predict_log_proba(self, X: Any) -> Any:
+    def predict_log_proba(self, X: Any, offset: Any = None) -> Any:
         """Predict the logarithms of class probabilities.
 
         Parameters
         ----------
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
             Rows to predict. The result is lazy for a Dask collection.
+        offset : array-like or Dask collection of shape (n,), default=None
+            Numbers that are added to the linear predictions, as in `fit`. None adds nothing.
 
         Returns
         -------
         ndarray or dask array of shape (n, n_classes)
             Logarithms of the probabilities, in the order of ``classes_``.
         """
-        return np.log(self.predict_proba(X))
+        return np.log(self.predict_proba(X, offset))
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any, sample_weight: Any = None, offset: Any = None) -> float:
         """Return the weighted mean accuracy of the predictions.
 
         Parameters
@@ -375,10 +386,12 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
             True labels.
         sample_weight : array-like or Dask collection of shape (n,), default=None
             Row weights, at least zero. None gives every row weight 1.
+        offset : array-like or Dask collection of shape (n,), default=None
+            Numbers that are added to the linear predictions, as in `fit`. None adds nothing.
 
         Returns
         -------
         float
             The share of right labels by weight, from 0 to 1.
         """
-        return accuracy(self.without_memory().predict, X, y, sample_weight)
+        return accuracy(self.without_memory().predict, X, y, sample_weight, offset)

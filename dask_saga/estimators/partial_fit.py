@@ -49,8 +49,9 @@ class LearnsByChunk(SAGABase):
         chunk_id: Hashable,
         replace: bool,
         check_content: bool,
+        offset: Any = None,
     ) -> Any:
-        _check_in_memory(X=X, y=y, sample_weight=sample_weight)
+        _check_in_memory(X=X, y=y, sample_weight=sample_weight, offset=offset)
         chunk_id = _checked_id(chunk_id)
         _check_options(chunk_id, replace, check_content)
         if self._labelled:
@@ -61,8 +62,8 @@ class LearnsByChunk(SAGABase):
             if before is None and hasattr(self, "coef_"):
                 raise ValueError(NO_MEMORY)
             chunk = read_chunk(
-                X, y, sample_weight, classes=classes, class_weights=self._class_weights(classes), loss=problem.loss,
-                name=_name_of(chunk_id), estimator=type(self).__name__, hashed=check_content,
+                X, y, sample_weight, offset, classes=classes, class_weights=self._class_weights(classes),
+                loss=problem.loss, name=_name_of(chunk_id), estimator=type(self).__name__, hashed=check_content,
             )  # fmt: skip
             is_empty = len(chunk.targets) == 0
             if not (is_empty and before is None):
@@ -97,7 +98,7 @@ class LearnsByChunk(SAGABase):
             )
         return before
 
-    def forget(self, chunk_id: Hashable = None, X: Any = None, y: Any = None) -> Any:
+    def forget(self, chunk_id: Hashable = None, X: Any = None, y: Any = None, offset: Any = None) -> Any:
         """Remove a chunk exactly: the problem then consists of the other chunks.
 
         The coefficients do not change until the next `partial_fit`. The keys of ``state_.chunks`` are in order of
@@ -112,6 +113,8 @@ class LearnsByChunk(SAGABase):
             the sum of its gradients is not stored. With X, the column statistics of the other chunks are exact too.
         y : array-like of shape (n,) or (n, n_targets), default=None
             Targets or labels of the chunk; required with X.
+        offset : array-like of shape (n,), default=None
+            Offset of the chunk, if it had one; required with X.
 
         Returns
         -------
@@ -125,7 +128,7 @@ class LearnsByChunk(SAGABase):
             stays unchanged.
         """
         check_is_fitted(self)
-        check_containers(X=X, y=y)
+        check_containers(X=X, y=y, offset=offset)
         if (X is None) != (y is None) or (X is None and chunk_id is None):
             raise ValueError("forget needs the chunk_id, or X and y of the chunk, or all three")
         if not isinstance(chunk_id, tuple):  # a tuple is a key of state_.chunks
@@ -137,8 +140,9 @@ class LearnsByChunk(SAGABase):
             problem, chunk = problem_for(self._problem(), classes), None
             if X is not None:
                 chunk = read_chunk(
-                    X, y, classes=classes, loss=problem.loss, name=_name_of(chunk_id), estimator=type(self).__name__
-                )
+                    X, y, None, offset, classes=classes, loss=problem.loss, name=_name_of(chunk_id),
+                    estimator=type(self).__name__,
+                )  # fmt: skip
                 self._check_columns(X, reset=False)
                 chunk_id = _find_chunk(self.state_, chunk, chunk_id)
             state = forget(self.state_, chunk_id, problem, chunk)

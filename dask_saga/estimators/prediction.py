@@ -6,6 +6,7 @@ The Dask graphs contain the coefficients only, never an estimator with its gradi
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,12 @@ from dask import delayed, is_dask_collection
 
 from ..data.containers import as_array, check_containers, column_labels
 from ..data.dask_blocks import column_names, dask_blocks, partitions
-from ..data.targets import read_labels, read_targets
+from ..data.targets import read_labels, read_offset, read_targets
 from ..data.validation import align_columns, blame, read_rows, read_weights
 from ..execution.executor import compute
 from .messages import ZERO_WEIGHTS
 
-__all__ = ["accuracy", "elementwise", "linear", "probabilities", "r2", "to_labels"]
+__all__ = ["accuracy", "add_offset", "elementwise", "linear", "probabilities", "r2", "to_labels"]
 
 
 def linear(X: Any, coef: np.ndarray, intercept: np.ndarray) -> Any:
@@ -62,6 +63,33 @@ def _linear_block(
     return linear(rows, coef, intercept).astype(dtype, copy=False)
 
 
+def add_offset(z: Any, offset: Any) -> Any:
+    """Return linear predictions plus an offset; lazy if they are a dask array, or if the offset is one."""
+    if not is_dask_collection(z):
+        if is_dask_collection(offset):
+            raise TypeError("offset is a Dask collection, but X is not; compute it first: offset.compute()")
+        with blame("offset"):
+            return z + read_offset(offset, (len(z), z[:1].size if z.ndim > 1 else 1)).reshape(z.shape)
+    if isinstance(offset, Number):
+        return z + offset
+    import dask.array as da
+
+    if hasattr(offset, "to_dask_array"):
+        offset = offset.to_dask_array()
+    elif not is_dask_collection(offset):
+        if np.isnan(z.shape[0]):
+            raise ValueError("offset is in memory, but the block lengths of X are unknown; make it a Dask collection")
+        offset = da.from_array(np.asarray(offset), chunks=z.chunks[: np.ndim(offset)])
+    if offset.numblocks[0] != z.numblocks[0]:
+        raise ValueError(
+            f"X has {z.numblocks[0]} blocks, but offset has {offset.numblocks[0]}; block one like the other"
+        )
+    axes = "nk"[: z.ndim]
+    return da.blockwise(
+        add_offset, axes, z, axes, offset, axes[: offset.ndim], dtype=np.float64, meta=z._meta, align_arrays=False
+    )
+
+
 def elementwise(z: Any, function: Callable) -> Any:
     """Return ``function(z)`` in the dtype of z; lazy for a dask array."""
     if is_dask_collection(z):
@@ -94,20 +122,20 @@ def probabilities(z: Any, loss: Any) -> Any:
     return np.where(total > 0, p / np.where(total > 0, total, 1.0), 1.0 / p.shape[1])
 
 
-def _by_block(predict: Callable, X: Any, y: Any, sample_weight: Any, part: Callable) -> np.ndarray:
+def _by_block(predict: Callable, X: Any, y: Any, sample_weight: Any, offset: Any, part: Callable) -> np.ndarray:
     """Return ``part(prediction, y, weights)`` of every block with rows, one block per column.
 
     The second row of the result is the total weight of each block.
     """
-    check_containers(X=X, y=y, sample_weight=sample_weight)
+    check_containers(X=X, y=y, sample_weight=sample_weight, offset=offset)
     names = column_labels(X)
-    if not any(map(is_dask_collection, (X, y, sample_weight))):
-        parts = [_score_block((X, y, sample_weight), predict, part)]
+    if not any(map(is_dask_collection, (X, y, sample_weight, offset))):
+        parts = [_score_block((X, y, sample_weight, offset), predict, part)]
     else:
-        X, y, sample_weight = map(as_array, (X, y, sample_weight))
+        X, y, sample_weight, offset = map(as_array, (X, y, sample_weight, offset))
         if hasattr(X, "numblocks") and X.ndim == 2 and X.numblocks[1] > 1:
             X = X.rechunk({1: -1})
-        blocks = dask_blocks(X, y, sample_weight)
+        blocks = dask_blocks(X, y, sample_weight, offset=offset)
         numbers = range(len(blocks)) if len(blocks) > 1 else [None]
         tasks = [
             delayed(_score_block)(block, predict, part, names, k) for k, block in zip(numbers, blocks, strict=True)
@@ -123,11 +151,11 @@ def _by_block(predict: Callable, X: Any, y: Any, sample_weight: Any, part: Calla
 
 
 def _score_block(block: tuple, predict: Callable, part: Callable, names: list | None = None, name: Any = None) -> Any:
-    X, y, sample_weight = block
+    X, y, sample_weight, *offset = block
     if getattr(X, "shape", ())[:1] == (0,):
         return None
     with blame("X", name):
-        prediction = predict(_named_block(X, names))
+        prediction = predict(_named_block(X, names), *offset)
     with blame("sample_weight", name):
         weights = read_weights(1.0 if sample_weight is None else sample_weight, len(prediction))
     for argument, other in (("y", y), ("sample_weight", weights)):
@@ -147,9 +175,9 @@ def _named_block(X: Any, names: list | None) -> Any:
     return align_columns(X, names)
 
 
-def accuracy(predict: Callable, X: Any, y: Any, sample_weight: Any) -> float:
+def accuracy(predict: Callable, X: Any, y: Any, sample_weight: Any, offset: Any = None) -> float:
     """Return the weighted mean accuracy."""
-    right, weights = _by_block(predict, X, y, sample_weight, _accuracy_part)
+    right, weights = _by_block(predict, X, y, sample_weight, offset, _accuracy_part)
     return float(right.sum() / weights.sum())
 
 
@@ -164,9 +192,9 @@ def _accuracy_part(prediction: np.ndarray, y: Any, weights: np.ndarray) -> tuple
     return weights[labels == prediction].sum(), weights.sum()
 
 
-def r2(predict: Callable, X: Any, y: Any, sample_weight: Any) -> float:
+def r2(predict: Callable, X: Any, y: Any, sample_weight: Any, offset: Any = None) -> float:
     """Return the coefficient of determination R^2, averaged over several outputs."""
-    columns = _by_block(predict, X, y, sample_weight, _r2_part)
+    columns = _by_block(predict, X, y, sample_weight, offset, _r2_part)
     weights, k = columns[1], (len(columns) - 1) // 3
     errors, means, spreads = (columns[[0, *range(2, len(columns))]][part * k : part * k + k] for part in range(3))
     mean = np.average(means, axis=1, weights=weights)

@@ -151,6 +151,7 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
         chunk_id: Hashable = None,
         replace: bool = False,
         check_content: bool = True,
+        offset: Any = None,
     ) -> SAGARegressor:
         """Make one pass over one chunk, which may be new or known.
 
@@ -174,6 +175,8 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
         check_content : bool, default=True
             Whether to check by a hash that a known `chunk_id` has its former content. Set False to save the time of the
             hash if you are sure of it.
+        offset : array-like of shape (n,), default=None
+            Numbers that are added to the linear predictions, as in `fit`. They belong to the content of the chunk.
 
         Returns
         -------
@@ -185,25 +188,27 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
         ValueError, TypeError
             For invalid arguments. The message names the argument, and the estimator stays unchanged.
         """
-        return self._partial_fit(X, y, None, sample_weight, chunk_id, replace, check_content)
+        return self._partial_fit(X, y, None, sample_weight, chunk_id, replace, check_content, offset)
 
-    def predict(self, X: Any) -> Any:
+    def predict(self, X: Any, offset: Any = None) -> Any:
         """Predict targets for the rows of X; for "poisson" these are expected counts.
 
         Parameters
         ----------
         X : array-like, sparse, DataFrame or Dask collection of shape (n, p)
             Rows to predict. The result is lazy for a Dask collection.
+        offset : array-like or Dask collection of shape (n,), default=None
+            Numbers that are added to the linear predictions, as in `fit`. None adds nothing.
 
         Returns
         -------
         ndarray or dask array of shape (n,) or (n, n_targets)
             Predicted targets.
         """
-        z, loss = self._linear(X), resolve_loss(self.loss)
+        z, loss = self._linear(X, offset), resolve_loss(self.loss)
         return elementwise(z, loss.mean) if hasattr(loss, "mean") else z
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any, sample_weight: Any = None, offset: Any = None) -> float:
         """Return the coefficient of determination R^2 of the predictions.
 
         Parameters
@@ -214,10 +219,12 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
             True targets. Scores of several targets are averaged.
         sample_weight : array-like or Dask collection of shape (n,), default=None
             Row weights, at least zero. None gives every row weight 1.
+        offset : array-like or Dask collection of shape (n,), default=None
+            Numbers that are added to the linear predictions, as in `fit`. None adds nothing.
 
         Returns
         -------
         float
             The score; 1.0 is best, and 0.0 is that of the mean target.
         """
-        return r2(self.without_memory().predict, X, y, sample_weight)
+        return r2(self.without_memory().predict, X, y, sample_weight, offset)

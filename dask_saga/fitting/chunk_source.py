@@ -253,7 +253,13 @@ class Source:
             self.executor.throttle(task, most)
 
     def map(
-        self, function: Callable[..., T], *args: Any, name: str, named: bool = False, nbytes: float = math.nan
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        name: str,
+        named: bool = False,
+        nbytes: float = math.nan,
+        paired: list | None = None,
     ) -> list[Reference[T]]:
         """Call ``function(chunk, *args)`` for every chunk, and return references to the results.
 
@@ -268,6 +274,8 @@ class Source:
             Whether to pass the name of the chunk as last argument.
         nbytes : float, default=NaN
             Upper bound of the size of a result in bytes. NaN if unknown.
+        paired : list, default=None
+            One further value or reference per chunk, which is passed as last argument.
 
         Returns
         -------
@@ -276,7 +284,8 @@ class Source:
         """
 
         def call(k: int, chunk: Reference[Chunk]) -> tuple:
-            return (chunk, *args, self.name(k)) if named else (chunk, *args)
+            more = () if paired is None else (paired[k],)
+            return (chunk, *args, self.name(k), *more) if named else (chunk, *args, *more)
 
         if self.holds:
             self._chunks([k for k in range(len(self)) if k not in self.held])

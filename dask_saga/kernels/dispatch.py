@@ -6,6 +6,7 @@ speed of a built-in one.
 
 from __future__ import annotations
 
+from numba import types
 from numba.extending import register_jitable
 
 from ..penalties import ElasticNet
@@ -70,21 +71,24 @@ def _prox_of_move(penalty, x, move, step):
 
 # Losses. They compare the k linear predictions z of a row with its targets y, which has k entries or one. A single
 # target for several outputs is a class label: the outputs are one-vs-rest with targets -1 and 1.
+#
+# A complex target is y + i offset, where the offset is added to the prediction. So offsets pass through all code that
+# only moves targets, and real targets cost nothing more.
 
 
 def value(loss, z, y):
     """Return the loss at the prediction z."""
-    return loss.value(z, y)
+    return loss.value(z + y.imag, y.real)
 
 
 def derivative(loss, z, y):
     """Return the derivative of the loss at the prediction z."""
-    return loss.derivative(z, y)
+    return loss.derivative(z + y.imag, y.real)
 
 
 def curvature(loss, z, y, bound):
     """The second derivative if the loss defines ``curvature_at``, else the bound."""
-    return loss.curvature_at(z, y) if hasattr(loss, "curvature_at") else bound
+    return loss.curvature_at(z + y.imag, y.real) if hasattr(loss, "curvature_at") else bound
 
 
 def gives_curvature(loss):
@@ -104,7 +108,7 @@ def row_derivative(loss, z, y, out):
     if hasattr(loss, "outputs"):
         loss.derivative(z, y[0], out)
     else:
-        out[:] = [loss.derivative(z[k], target(y, k, z.size)) for k in range(z.size)]
+        out[:] = [derivative(loss, z[k], target(y, k, z.size)) for k in range(z.size)]
 
 
 def row_curvatures(loss, z, y, out):
@@ -120,7 +124,8 @@ def row_curvatures(loss, z, y, out):
         return True
     second = getattr(loss, "second_derivative", getattr(loss, "curvature_at", None))
     if second is not None:
-        out[:] = [second(z[k], target(y, k, z.size)) for k in range(z.size)]
+        targets = [target(y, k, z.size) for k in range(z.size)]
+        out[:] = [second(z[k] + one.imag, one.real) for k, one in enumerate(targets)]
     return second is not None
 
 
@@ -132,23 +137,31 @@ def row_value_and_derivative(loss, z, y, out):
     row_derivative(loss, z, y, out)
     if hasattr(loss, "outputs"):
         return loss.value(z, y[0])
-    return sum(loss.value(z[k], target(y, k, z.size)) for k in range(z.size))
+    return sum(value(loss, z[k], target(y, k, z.size)) for k in range(z.size))
+
+
+def _with_offset(method, y):
+    """Return a method of a loss for targets of the type y."""
+    if not isinstance(y, types.Complex):
+        return method
+    own = register_jitable(method)
+    return lambda loss, z, y: own(loss, z + y.imag, y.real)
 
 
 @overloaded(value)
 def _value(loss, z, y):
-    return loss.instance_class.value
+    return _with_offset(loss.instance_class.value, y)
 
 
 @overloaded(derivative)
 def _derivative(loss, z, y):
-    return loss.instance_class.derivative
+    return _with_offset(loss.instance_class.derivative, y)
 
 
 @overloaded(curvature)
 def _curvature(loss, z, y, bound):
     if hasattr(loss.instance_class, "curvature_at"):
-        at = register_jitable(loss.instance_class.curvature_at)
+        at = register_jitable(_with_offset(loss.instance_class.curvature_at, y))
         return lambda loss, z, y, bound: at(loss, z, y)
     return lambda loss, z, y, bound: bound
 
@@ -193,7 +206,7 @@ def _row_curvatures(loss, z, y, out):
     second = getattr(kind, "second_derivative", getattr(kind, "curvature_at", None))
     if second is None:
         return lambda loss, z, y, out: False
-    at = register_jitable(second)
+    at = register_jitable(_with_offset(second, y.dtype))
 
     def over_outputs(loss, z, y, out):
         for k in range(z.size):

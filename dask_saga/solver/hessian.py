@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ..data.chunk import Chunk
 
-__all__ = ["block_hessians", "coupled_hessian", "shifted"]
+__all__ = ["block_hessians", "coupled_hessian", "score_products", "shifted"]
 
 
 def block_hessians(chunk: Chunk, curvatures: np.ndarray, origin: np.ndarray) -> np.ndarray:
@@ -67,6 +67,30 @@ def coupled_hessian(chunk: Chunk, probabilities: np.ndarray, origin: np.ndarray)
             np.multiply(rows, (np.sqrt(probabilities[block, c]) * roots[block])[:, None], out=scaled)
             hessian[own, own] += scaled.T @ scaled
     return hessian
+
+
+def score_products(chunk: Chunk, slopes: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """Compute sum_i g_i g_i', where g_i are the slopes of row i times (a_i - origin, 1), the gradient of its loss.
+
+    Parameters
+    ----------
+    chunk : Chunk
+    slopes : ndarray of shape (n, k)
+    origin : ndarray of shape (p,)
+
+    Returns
+    -------
+    ndarray of shape (k (p + 1), k (p + 1))
+        Coordinates are as in ``coupled_hessian``.
+    """
+    if slopes.shape[1] == 1:
+        return block_hessians(chunk, slopes**2, origin)[0]
+    size = slopes.shape[1] * (len(origin) + 1)
+    products = np.zeros((size, size))
+    for block, rows, _ in _centred_rows(chunk, origin):
+        joined = (slopes[block, :, None] * rows[:, None, :]).reshape(len(rows), -1)
+        products += joined.T @ joined
+    return products
 
 
 def shifted(rows: Any, centre: np.ndarray) -> Any:

@@ -106,7 +106,7 @@ def factors_at_zero(chunk: Chunk, problem: Problem) -> tuple[float, np.ndarray]:
     """Compute the sum of w_i f(0), and w_i f'(0) for each row, for one output.
 
     At zero f' depends on the target only. For a loss with two labels it is therefore computed once per label instead of
-    once per row.
+    once per row, unless there are offsets.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def factors_at_zero(chunk: Chunk, problem: Problem) -> tuple[float, np.ndarray]:
     factors : ndarray of shape (n, 1)
     """
     labels, targets, weights, which = getattr(problem.loss, "labels", None), chunk.targets, chunk.weights, None
-    if labels and len(labels) == 2:
+    if labels and len(labels) == 2 and not np.iscomplexobj(targets):
         which = (targets[:, 0] == labels[1]).astype(np.intp)
         weights = np.bincount(which, weights if weights.size else None, minlength=2).astype(float)
         targets = np.array(labels, float)[:, None]
