@@ -20,10 +20,13 @@ from scipy.special import expit, ndtr, softmax
 
 __all__ = [
     "LOSSES",
+    "AbsoluteError",
     "BinomialLoss",
     "CloglogLoss",
+    "EpsilonInsensitive",
     "Expectile",
     "GammaLoss",
+    "Hinge",
     "Huber",
     "Interval",
     "LogLoss",
@@ -33,6 +36,7 @@ __all__ = [
     "NegativeBinomial",
     "PoissonLoss",
     "ProbitLoss",
+    "Quantile",
     "SmoothHinge",
     "SquaredError",
     "SquaredHinge",
@@ -86,6 +90,8 @@ class Loss(Protocol):
     - ``link(y)`` is the z at which the derivative is zero for targets y. A loss that is linear in y should have it if
       its ``curvature`` is None. The step size and the stopping test then refer to the model that consists of the best
       intercept only, and not to z = 0.
+    - ``smoothed(width)`` is the loss with another ``width``, for a loss with corners. Its other members are then those
+      of the Moreau envelope of this width, and its ``curvature`` is 1 / width. A fit tightens the width.
     - ``check()`` raises a ValueError if a parameter is invalid.
     - ``quadratic = True`` states that the second derivative is constant.
     - ``curvature_at(z, y)`` is the second derivative. It is required if ``curvature`` is None. Otherwise it saves
@@ -639,9 +645,175 @@ class Expectile(NamedTuple):
         return 2.0 * (self.level if z < y else 1.0 - self.level)
 
 
+@register_jitable
+def _slope(excess: float, width: float, low: float, high: float) -> float:
+    """Return excess / width, but at least `low` and at most `high`."""
+    return max(low, min(high, excess / width))
+
+
+class AbsoluteError(NamedTuple):
+    """Absolute error ``|z - y|``, for the median: one outlier weighs no more than another.
+
+    Parameters
+    ----------
+    width : float, default=0.01
+        Positive. Residuals up to this one, in units of y, count as squares in `partial_fit`. `fit` chooses widths of
+        its own (``Quantile``).
+    """
+
+    width: float = 0.01
+
+    def check(self) -> None:
+        _check_width(self)
+
+    def smoothed(self, width: float) -> AbsoluteError:
+        """Return the loss with another width."""
+        return self._replace(width=width)
+
+    @property
+    def curvature(self) -> float:
+        return 1.0 / self.width
+
+    def value(self, z: float, y: float) -> float:
+        slope = _slope(z - y, self.width, -1.0, 1.0)
+        return slope * (z - y) - 0.5 * self.width * slope * slope
+
+    def derivative(self, z: float, y: float) -> float:
+        return _slope(z - y, self.width, -1.0, 1.0)
+
+    def second_derivative(self, z: float, y: float) -> float:
+        return 1.0 / self.width if abs(z - y) < self.width else 0.0
+
+
+class Quantile(NamedTuple):
+    """Quantile loss ``level (y - z)`` for y > z, else ``(1 - level) (z - y)`` (Koenker, Bassett 1978).
+
+    Its corner is rounded over a width h: value, derivative and curvature are those of the Moreau envelope. `fit` makes
+    h smaller until the optimum of the loss itself is reached within `tol`.
+
+    Parameters
+    ----------
+    level : float, default=0.5
+        Between 0 and 1: the share of targets below the prediction. 0.5 predicts the median, 0.9 a high quantile.
+    width : float, default=0.01
+        Positive. The width h for `partial_fit`, in units of y. A smaller one is closer to the quantile but converges
+        more slowly.
+    """
+
+    level: float = 0.5
+    width: float = 0.01
+
+    def check(self) -> None:
+        _check_width(self)
+        if not 0.0 < self.level < 1.0:
+            raise ValueError(f"loss={self}: level must be between 0 and 1")
+
+    def smoothed(self, width: float) -> Quantile:
+        """Return the loss with another width."""
+        return self._replace(width=width)
+
+    @property
+    def curvature(self) -> float:
+        return 1.0 / self.width
+
+    def value(self, z: float, y: float) -> float:
+        slope = _slope(z - y, self.width, -self.level, 1.0 - self.level)
+        return slope * (z - y) - 0.5 * self.width * slope * slope
+
+    def derivative(self, z: float, y: float) -> float:
+        return _slope(z - y, self.width, -self.level, 1.0 - self.level)
+
+    def second_derivative(self, z: float, y: float) -> float:
+        return 1.0 / self.width if -self.level < (z - y) / self.width < 1.0 - self.level else 0.0
+
+
+class EpsilonInsensitive(NamedTuple):
+    """Absolute error beyond a distance, ``max(0, |z - y| - epsilon)``: that of support vector regression.
+
+    Parameters
+    ----------
+    epsilon : float, default=0.1
+        At least 0. Residuals up to this one, in units of y, cost nothing.
+    width : float, default=0.01
+        Positive. Width of the rounded corners in `partial_fit`, in units of y. `fit` chooses widths of its own
+        (``Quantile``).
+    """
+
+    epsilon: float = 0.1
+    width: float = 0.01
+
+    def check(self) -> None:
+        _check_width(self)
+        if not 0.0 <= self.epsilon < math.inf:
+            raise ValueError(f"loss={self}: epsilon must be at least 0 and finite")
+
+    def smoothed(self, width: float) -> EpsilonInsensitive:
+        """Return the loss with another width."""
+        return self._replace(width=width)
+
+    @property
+    def curvature(self) -> float:
+        return 1.0 / self.width
+
+    def value(self, z: float, y: float) -> float:
+        excess = max(abs(z - y) - self.epsilon, 0.0)
+        slope = _slope(excess, self.width, 0.0, 1.0)
+        return slope * excess - 0.5 * self.width * slope * slope
+
+    def derivative(self, z: float, y: float) -> float:
+        return math.copysign(_slope(abs(z - y) - self.epsilon, self.width, 0.0, 1.0), z - y)
+
+    def second_derivative(self, z: float, y: float) -> float:
+        return 1.0 / self.width if 0.0 < abs(z - y) - self.epsilon < self.width else 0.0
+
+
+class Hinge(NamedTuple):
+    """Hinge loss ``max(0, 1 - y z)`` for labels y in {-1, 1}: that of support vector machines.
+
+    Parameters
+    ----------
+    width : float, default=0.01
+        Positive. Width of the rounded corner in `partial_fit`, in units of the margin ``y z``. `fit` chooses widths of
+        its own (``Quantile``).
+    """
+
+    width: float = 0.01
+
+    def check(self) -> None:
+        _check_width(self)
+
+    def smoothed(self, width: float) -> Hinge:
+        """Return the loss with another width."""
+        return self._replace(width=width)
+
+    @property
+    def labels(self) -> tuple[float, float]:
+        return (-1.0, 1.0)
+
+    @property
+    def curvature(self) -> float:
+        return 1.0 / self.width
+
+    def value(self, z: float, y: float) -> float:
+        slope = _slope(1.0 - y * z, self.width, 0.0, 1.0)
+        return slope * (1.0 - y * z) - 0.5 * self.width * slope * slope
+
+    def derivative(self, z: float, y: float) -> float:
+        return -y * _slope(1.0 - y * z, self.width, 0.0, 1.0)
+
+    def second_derivative(self, z: float, y: float) -> float:
+        return 1.0 / self.width if 0.0 < 1.0 - y * z < self.width else 0.0
+
+
+def _check_width(loss: Any) -> None:
+    if not 0.0 < loss.width < math.inf:
+        raise ValueError(f"loss={loss}: width must be positive and finite")
+
+
 # Loss class for each name that the estimators and ``saga`` accept.
 LOSSES: dict[str, type[Loss]] = {
     "log_loss": LogLoss,
+    "hinge": Hinge,
     "squared_hinge": SquaredHinge,
     "modified_huber": ModifiedHuber,
     "smooth_hinge": SmoothHinge,
@@ -649,6 +821,9 @@ LOSSES: dict[str, type[Loss]] = {
     "cloglog": CloglogLoss,
     "squared_error": SquaredError,
     "huber": Huber,
+    "absolute_error": AbsoluteError,
+    "quantile": Quantile,
+    "epsilon_insensitive": EpsilonInsensitive,
     "expectile": Expectile,
     "poisson": PoissonLoss,
     "gamma": GammaLoss,
@@ -691,13 +866,13 @@ def resolve_loss(loss: Any) -> Loss:
     kind = type(loss).__name__
     if isinstance(loss, type):
         raise TypeError(f"loss is the class {loss.__name__}; give an instance: {loss.__name__}()")
+    if hasattr(loss, "check"):
+        loss.check()
     missing = [name for name in ("value", "derivative", "curvature") if not hasattr(loss, name)]
     if missing:
         raise TypeError(f"loss is a {kind} without {', '.join(missing)}; give a name from {sorted(LOSSES)} or a loss")
     if not issubclass(type(loss), tuple):
         raise TypeError(f"loss is a {kind}, which numba cannot compile: make its class a typing.NamedTuple")
-    if hasattr(loss, "check"):
-        loss.check()
     if loss.curvature is None and not hasattr(loss, "curvature_at"):
         raise TypeError(f"loss: {kind}.curvature is None; give its upper bound, or a method curvature_at(z, y)")
     if loss.curvature is not None and not 0 < loss.curvature < math.inf:

@@ -32,6 +32,7 @@ from dask_saga.solver.preconditioner_choice import choose_preconditioner
 from dask_saga.solver.problem import Problem
 
 from .conftest import make_rows
+from .test_losses import loss_named
 from .test_saga import SmoothAbsolute
 
 
@@ -208,7 +209,7 @@ def exact_model(problem, chunk, x):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("fit_intercept", [False, True])
-@pytest.mark.parametrize("loss", [*(kind() for kind in LOSSES.values()), MultinomialLogLoss(3), SmoothAbsolute()])
+@pytest.mark.parametrize("loss", [*map(loss_named, LOSSES), MultinomialLogLoss(3), SmoothAbsolute()])
 def test_the_model_has_the_derivatives_of_the_loss(loss, fit_intercept, sparse, weighted):
     problem, chunk = problem_and_chunk(loss, fit_intercept, sparse, weighted)
     x = 0.1 * np.random.default_rng(1).standard_normal((problem.outputs, 6))

@@ -12,13 +12,16 @@ from dask_saga.data.validation import read_chunk
 from dask_saga.kernels.dispatch import prox_of_move
 from dask_saga.losses import (
     LOSSES,
+    EpsilonInsensitive,
     Expectile,
     GammaLoss,
+    Hinge,
     Huber,
     Interval,
     LogLoss,
     NegativeBinomial,
     PoissonLoss,
+    Quantile,
     SmoothHinge,
     Tweedie,
     resolve_loss,
@@ -32,6 +35,12 @@ from dask_saga.solver.state import new_solver_state
 from .conftest import make_rows
 
 
+def loss_named(name):
+    """The loss; one with corners is smoothed over a width that the differences below resolve."""
+    loss = LOSSES[name]()
+    return loss.smoothed(1.0) if hasattr(loss, "smoothed") else loss
+
+
 def targets(loss):
     valid = target_interval(loss)
     return getattr(loss, "labels", [y for y in (-2.0, 0.0, 0.3, 1.0, 3.5) if valid.contains(y)])
@@ -39,7 +48,7 @@ def targets(loss):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_derivative_is_that_of_value(name):
-    loss, h = LOSSES[name](), 1e-6
+    loss, h = loss_named(name), 1e-6
     for y in targets(loss):
         for z in np.linspace(-5, 5, 41):
             slope = (loss.value(z + h, y) - loss.value(z - h, y)) / (2 * h)
@@ -48,7 +57,7 @@ def test_derivative_is_that_of_value(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_curvature_is_the_least_upper_bound(name):
-    loss, h = LOSSES[name](), 1e-4
+    loss, h = loss_named(name), 1e-4
     for y in targets(loss):
         z = np.linspace(-5, 5, 201)
         curvature = [(loss.derivative(u + h, y) - loss.derivative(u - h, y)) / (2 * h) for u in z]
@@ -77,6 +86,15 @@ def test_losses_are_finite_at_extreme_predictions(name):
             assert np.isfinite([loss.value(z, y), loss.derivative(z, y)]).all()
             for member in {"curvature_at", "second_derivative"} & set(dir(loss)):
                 assert 0 <= getattr(loss, member)(z, y) < np.inf
+
+
+@pytest.mark.parametrize("name", [name for name, kind in LOSSES.items() if hasattr(kind, "smoothed")])
+def test_smoothed_losses_are_moreau_envelopes(name):
+    loss, points = LOSSES[name]().smoothed(0.3), np.linspace(-4, 4, 8001)
+    for y in targets(loss):
+        exact = np.array([loss.smoothed(1e-100).value(u, y) for u in points])
+        for z in np.linspace(-3, 3, 13):
+            assert loss.value(z, y) == pytest.approx(np.min(exact + (points - z) ** 2 / 0.6), abs=1e-5)
 
 
 def test_tweedie_is_poisson_and_gamma_at_its_ends():
@@ -201,10 +219,13 @@ def test_unknown_names_and_objects_are_refused():
         (Tweedie(2.5), "not convex"),
         (NegativeBinomial(0.0), "theta must be positive"),
         (Expectile(1.0), "level must be between 0 and 1"),
+        (Quantile(0.0), "level must be between 0 and 1"),
+        (Hinge(0.0), "width must be positive"),
+        (EpsilonInsensitive(-1.0), "epsilon must be at least 0"),
     ):
         with pytest.raises(ValueError, match=wrong):
             resolve_loss(bad)
-    for bad, error in (("hinge", ValueError), (NoCurvature(), TypeError), (LogLoss, TypeError)):
+    for bad, error in (("hinges", ValueError), (NoCurvature(), TypeError), (LogLoss, TypeError)):
         with pytest.raises(error, match="loss"):
             resolve_loss(bad)
     for bad, error in (("l3", ValueError), (3.0, TypeError)):

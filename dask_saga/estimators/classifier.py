@@ -53,8 +53,9 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
     Parameters
     ----------
     loss : str or object, default="log_loss"
-        "log_loss", "probit", "cloglog" (complementary log-log), "modified_huber", "squared_hinge" or "smooth_hinge".
-        The first four give probabilities. You can also define your own loss with ``labels = (-1.0, 1.0)`` (see
+        "log_loss", "probit", "cloglog" (complementary log-log), "modified_huber", "squared_hinge", "smooth_hinge" or
+        "hinge". The first four give probabilities. "hinge" has a corner, which `fit` smooths less and less;
+        `partial_fit` uses its `width`. You can also define your own loss with ``labels = (-1.0, 1.0)`` (see
         ``dask_saga.losses``).
     penalty : {"l2", "l1", "elasticnet"}, None or object, default="l2"
         The penalty R. "l1" gives sparse coefficients. ``ElasticNet(l2=1e-4, lower=0.0)`` of ``dask_saga.penalties``

@@ -30,6 +30,9 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
         - "squared_error" is ``(z - y)^2 / 2``. "expectile" gives other weights to targets above the prediction:
           ``Expectile(level=0.9)``.
         - "huber" is ``Huber(epsilon=1.35)``, with epsilon in units of y; use it for data with outliers.
+        - "absolute_error" predicts the median, "quantile" a quantile: ``Quantile(level=0.9)``. "epsilon_insensitive",
+          ``EpsilonInsensitive(epsilon=0.1)``, is that of support vector regression. They have corners, which `fit`
+          smooths less and less; `partial_fit` uses their `width`.
         - "poisson" and "negative_binomial", ``NegativeBinomial(theta=1.0)``, are for counts, "gamma" for positive
           amounts, and "tweedie", ``Tweedie(power=1.5)``, for amounts of which many are zero. They have a log link;
           predictions are expected targets.
