@@ -19,6 +19,7 @@ from .execution.executor import LocalExecutor, find_executor
 from .fitting.chunk_source import Source
 from .fitting.loop import run, split_x
 from .fitting.preparation import prepare
+from .fitting.smoothing import run_smoothed
 from .losses import Loss, resolve_loss
 from .penalties import Penalty, resolve_penalty
 from .solver.identity import draw_seed
@@ -192,7 +193,8 @@ def saga(
         prepared = prepare(source, problem, joins=False)
         if not any(fact.rows for fact in prepared.facts):
             raise ValueError("chunks hold no rows")
-        result = run(
+        solve = run_smoothed if hasattr(problem.loss, "smoothed") else run
+        result = solve(
             source, prepared, problem,
             seed=seed, max_iter=max_iter, tol=tol, shuffle=shuffle, callback=callback, given=chunks,
         )  # fmt: skip

@@ -212,7 +212,7 @@ def duality_gap(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> fl
     ------
     ValueError
         If no finite bound exists: with an intercept, as it is not penalised, or without a built-in penalty that has an
-        L2 part. The message says what to change.
+        L2 part. Also if the loss has corners. The message says what to change.
     TypeError
         If `estimator` is not one of this package.
 
@@ -243,6 +243,11 @@ def duality_gap(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> fl
         raise ValueError(
             f"duality_gap needs a built-in penalty with an L2 part, but the estimator has penalty={estimator.penalty!r}"
             f" and alpha={estimator.alpha!r}. Fit again with penalty='l2' or 'elasticnet' and a positive alpha"
+        )
+    if hasattr(problem.loss, "smoothed"):
+        raise ValueError(
+            f"duality_gap is for smooth losses, but the estimator has loss={estimator.loss!r}. Its `fit` measures the "
+            "duality gap itself: if `converged_` is True, the gap is within `tol`"
         )
     source, problem, _ = estimator._read(X, y, sample_weight, problem, False, fits=False)
     x = join_x(estimator.coef_, estimator.intercept_)

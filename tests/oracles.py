@@ -3,7 +3,7 @@
 import numpy as np
 import scipy.sparse as sp
 from scipy.optimize import minimize
-from scipy.special import expit, logsumexp, softmax
+from scipy.special import expit, log_ndtr, logsumexp, softmax
 from threadpoolctl import threadpool_limits
 
 from dask_saga.kernels.dispatch import row_derivative
@@ -165,6 +165,46 @@ def poisson(z, y):
     return np.exp(z) - y * z, np.exp(z) - y, np.exp(z)
 
 
+def gamma(z, y):
+    return y * np.exp(-z) + z, 1 - y * np.exp(-z), y * np.exp(-z)
+
+
+def tweedie(z, y, power):
+    amount, total = y * np.exp((1 - power) * z), np.exp((2 - power) * z)
+    value = amount / (power - 1) + total / (2 - power)
+    at_zero = 1 / (power - 1), 1 / (2 - power)  # the package's loss has other constants
+    value = value - y * (at_zero[0] - (power - 1)) - (at_zero[1] - (2 - power))
+    return value, total - amount, (2 - power) * total + (power - 1) * amount
+
+
+def negative_binomial(z, y, theta):
+    mean = np.exp(z)
+    share = mean / (theta + mean)
+    return (y + theta) * np.log(theta + mean) - y * z, (y + theta) * share - y, (y + theta) * share * (1 - share)
+
+
+def binomial(z, y):
+    return np.logaddexp(0.0, z) - y * z, expit(z) - y, expit(z) * expit(-z)
+
+
+def expectile(z, y, level):
+    factor = 2 * np.where(z < y, level, 1 - level)
+    return factor * (z - y) ** 2 / 2, factor * (z - y), factor
+
+
+def probit(z, y):
+    hazard = np.exp(-(z**2) / 2 - np.log(2 * np.pi) / 2 - log_ndtr(y * z))
+    return -log_ndtr(y * z), -y * hazard, hazard * (hazard + y * z)
+
+
+def cloglog(z, y):
+    rate = np.exp(z)
+    hazard = rate / np.expm1(rate)
+    value, slope = -np.log(-np.expm1(-rate)), -hazard
+    bend = hazard * (rate / -np.expm1(-rate) - 1)
+    return np.where(y > 0, value, rate), np.where(y > 0, slope, rate), np.where(y > 0, bend, rate)
+
+
 POINTWISE = {
     "LogLoss": log_loss,
     "SquaredError": squared_error,
@@ -173,6 +213,13 @@ POINTWISE = {
     "ModifiedHuber": modified_huber,
     "SmoothHinge": smooth_hinge,
     "PoissonLoss": poisson,
+    "GammaLoss": gamma,
+    "Tweedie": tweedie,
+    "NegativeBinomial": negative_binomial,
+    "BinomialLoss": binomial,
+    "Expectile": expectile,
+    "ProbitLoss": probit,
+    "CloglogLoss": cloglog,
 }
 
 

@@ -10,7 +10,18 @@ import scipy.sparse as sp
 
 from dask_saga import SAGAClassifier, SAGARegressor
 from dask_saga.data.validation import read_chunk
-from dask_saga.losses import Huber, LogLoss, ModifiedHuber, MultinomialLogLoss, PoissonLoss, SquaredError
+from dask_saga.losses import (
+    CloglogLoss,
+    GammaLoss,
+    Huber,
+    LogLoss,
+    ModifiedHuber,
+    MultinomialLogLoss,
+    NegativeBinomial,
+    PoissonLoss,
+    ProbitLoss,
+    SquaredError,
+)
 from dask_saga.penalties import ElasticNet
 from dask_saga.solver import curvature as models
 from dask_saga.solver.curvature import chunk_hessian
@@ -52,6 +63,10 @@ LOSSES = {
     "squared_error": SquaredError(),
     "huber": Huber(),
     "poisson": PoissonLoss(),
+    "gamma": GammaLoss(),
+    "negative_binomial": NegativeBinomial(),
+    "probit": ProbitLoss(),
+    "cloglog": CloglogLoss(),
 }
 PENALTIES = {
     "l2": ElasticNet(l2=1e-2),
@@ -72,9 +87,11 @@ def test_three_passes_reach_the_optimum(name, penalty, sparse):
     z = 0.5 * A @ rng.standard_normal(5) + rng.logistic(size=600)
     z = z - np.median(z)
     y = np.where(z > 0, 1.0, -1.0)
-    y = {"multinomial": np.digitize(z, [-1, 1]).astype(float), "poisson": rng.poisson(np.exp(np.clip(z, -2, 2)))}.get(
-        name, y if name in ("log_loss", "modified_huber") else z
+    counts = rng.poisson(np.exp(np.clip(z, -2, 2)))
+    y = {"poisson": counts, "negative_binomial": counts, "gamma": counts + 0.5}.get(
+        name, y if hasattr(loss, "labels") else z
     )
+    y = np.digitize(z, [-1, 1]).astype(float) if name == "multinomial" else y
     kind = SAGAClassifier if getattr(loss, "labels", None) or name == "multinomial" else SAGARegressor
     model = kind(name if name != "multinomial" else "log_loss", penalty=penalty, random_state=0, memory_dtype="float64")
     rows = sp.csr_array(A) if sparse else A

@@ -34,6 +34,22 @@ def counts(z, noise, rng):
     return rng.poisson(np.exp(0.4 * z + 0.3)).astype(float)
 
 
+def rare_counts(z, noise, rng):
+    return rng.poisson(np.exp(0.6 * z - 1.5) * rng.gamma(1.0, 1.0, N)).astype(float)
+
+
+def amounts(z, noise, rng):
+    return np.exp(0.4 * z + 0.3) * rng.gamma(2.0, 0.5, N)
+
+
+def claims(z, noise, rng):
+    return amounts(z, noise, rng) * (rng.random(N) < 0.6)
+
+
+def proportions(z, noise, rng):
+    return rng.binomial(5, 1 / (1 + np.exp(-z))) / 5
+
+
 def codes(z, noise, rng):
     # An odd number of classes: of an even one, L1 leaves a whole interval of optima.
     along = np.linspace(-0.6, 0.6, 5)
@@ -55,6 +71,13 @@ PROBLEMS = {
     "modified_huber": ("modified_huber", signs, 0.3),
     "smooth_hinge": ("smooth_hinge", signs, 0.15),
     "poisson": ("poisson", counts, 0.2),
+    "gamma": ("gamma", amounts, 0.1),
+    "tweedie": ("tweedie", claims, 0.3),
+    "negative_binomial": ("negative_binomial", rare_counts, 0.1),
+    "binomial": ("binomial", proportions, 0.1),
+    "expectile": ("expectile", numbers, 0.5),
+    "probit": ("probit", signs, 0.1),
+    "cloglog": ("cloglog", signs, 0.1),
     "multinomial": ("multinomial", codes, 0.05),
 }
 PENALTIES = {
@@ -105,12 +128,16 @@ def split(A, b, k):
 
 
 def test_every_loss_has_a_problem():
-    assert {name for name, *_ in PROBLEMS.values()} == {*LOSSES, "multinomial"}
+    smooth = {
+        name for name, kind in LOSSES.items() if not hasattr(kind, "smoothed")
+    }  # test_smoothing.py has the others
+    assert {name for name, *_ in PROBLEMS.values()} == smooth | {"multinomial"}
 
 
 @pytest.mark.parametrize("name", oracles.POINTWISE)
 def test_slope_and_bend_are_derivatives(name):
-    fields = {"Huber": (1.35,), "SmoothHinge": (0.7,)}.get(name, ())
+    fields = {"Huber": (1.35,), "SmoothHinge": (0.7,), "Tweedie": (1.4,), "NegativeBinomial": (0.5,)}.get(name, ())
+    fields = (0.8,) if name == "Expectile" else fields
     z, h = np.linspace(-4, 4, 402), 1e-5
     for y in (-1.0, 1.0):
         value, slope, bend = oracles.POINTWISE[name](z, y, *fields)
@@ -162,6 +189,16 @@ def poisson(A, b, term, fit_intercept):
     return linear_model.PoissonRegressor(alpha=term.l2, solver="newton-cholesky", **settings).fit(A, b)
 
 
+def gamma(A, b, term, fit_intercept):
+    settings = {"fit_intercept": fit_intercept, "tol": 1e-12, "max_iter": 1000}
+    return linear_model.GammaRegressor(alpha=term.l2, solver="newton-cholesky", **settings).fit(A, b)
+
+
+def tweedie(A, b, term, fit_intercept):
+    settings = {"fit_intercept": fit_intercept, "tol": 1e-12, "max_iter": 1000, "link": "log"}
+    return linear_model.TweedieRegressor(power=1.5, alpha=term.l2, solver="newton-cholesky", **settings).fit(A, b)
+
+
 def squared_hinge(A, b, term, fit_intercept):
     # With an intercept LinearSVC penalises it.
     settings = {"fit_intercept": False, "dual": False, "tol": 1e-8, "max_iter": 100_000, "random_state": 0}
@@ -177,6 +214,8 @@ def squared_hinge(A, b, term, fit_intercept):
         ("squared_error", ["none", "l2", "l1", "elasticnet"], [False, True], least_squares),
         ("squared_error, 3 outputs", ["none", "l2", "l1", "elasticnet"], [False, True], least_squares),
         ("poisson", ["none", "l2"], [False, True], poisson),
+        ("gamma", ["none", "l2"], [False, True], gamma),
+        ("tweedie", ["none", "l2"], [False, True], tweedie),
         ("squared_hinge", ["l2", "l1"], [False], squared_hinge),
     ],
 )
@@ -247,8 +286,8 @@ def assert_close(x, best, rtol=1e-5):
 
 @pytest.mark.parametrize("k", [1, 7])
 @pytest.mark.parametrize("penalty", ["l2", "l1"])
-@pytest.mark.parametrize("loss", ["squared_hinge", "modified_huber", "smooth_hinge"])
-def test_hinge_like_losses_are_one_vs_rest(loss, penalty, k):
+@pytest.mark.parametrize("loss", ["squared_hinge", "modified_huber", "smooth_hinge", "probit", "cloglog"])
+def test_losses_of_two_labels_are_one_vs_rest(loss, penalty, k):
     A, y = labels_of_three()
     term = ElasticNet(**{penalty: 0.1})
     targets = [np.where(y == label, 1.0, -1.0) for label in "abc"]

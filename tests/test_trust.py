@@ -400,6 +400,38 @@ def test_poisson_predicts_counts_and_refuses_negative_ones():
         SAGARegressor("poisson").fit(A, y - y.min() - 1)
 
 
+@pytest.mark.parametrize(
+    ("loss", "bad", "valid"),
+    [
+        ("gamma", 0.0, r"above 0\.0"),
+        ("tweedie", -0.5, r"at least 0\.0"),
+        ("negative_binomial", -1.0, r"at least 0\.0"),
+        ("binomial", 1.5, r"at least 0\.0 and at most 1\.0"),
+    ],
+)
+def test_targets_out_of_range_are_errors_that_name_the_chunk_and_the_row(loss, bad, valid):
+    A, y = np.random.default_rng(0).standard_normal((60, 3)), np.full(60, 0.5)
+    y[27] = bad
+    blocks = da.from_array(A, chunks=(20, 3)), da.from_array(y, chunks=20)
+    message = f"y must be {valid} for this loss, but has {bad} in row"
+    with pytest.raises(ValueError, match=f"chunk 1: {message} 7;"):
+        SAGARegressor(loss).fit(*blocks)
+    with pytest.raises(ValueError, match=f"{message} 27;"):
+        SAGARegressor(loss).partial_fit(A, y)
+
+
+def test_proportions_weighted_by_trials_are_logistic_regression():
+    rng = np.random.default_rng(0)
+    A, trials = rng.standard_normal((300, 3)), rng.integers(1, 9, 300)
+    successes = rng.binomial(trials, 1 / (1 + np.exp(-A @ [1.0, -0.5, 0.2])))
+    settings = {"alpha": 1e-2, "tol": 1e-9, "memory_dtype": "float64", "random_state": 0}
+    model = SAGARegressor("binomial", **settings).fit(A, successes / trials, sample_weight=trials)
+    labels, weights = np.repeat([1, 0], 300), np.r_[successes, trials - successes]
+    same = SAGAClassifier(**settings).fit(np.r_[A, A], labels, sample_weight=weights)
+    np.testing.assert_allclose(model.coef_, same.coef_[0], rtol=1e-5)
+    np.testing.assert_allclose(model.predict(A), same.predict_proba(A)[:, 1], rtol=1e-5)
+
+
 def test_modified_huber_probabilities_are_those_of_sgd(binary):
     A, _ = binary
     y = np.digitize(A[:, 0], [-0.5, 0.5])

@@ -13,7 +13,7 @@ from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
 from ..execution.executor import compute
-from ..losses import Loss
+from ..losses import Loss, target_interval
 from .bad_values import check_finite, explain_columns
 from .containers import as_array, check_columns
 
@@ -195,13 +195,14 @@ def read_targets(y: Any, classes: np.ndarray | None = None, loss: Loss | None = 
     if labels is not None and not np.isin(y, labels).all():
         found = y[~np.isin(y, labels)][0]
         raise ValueError(f"y (b) must hold only {_some(labels)} for this loss, but has {found}; encode its labels so")
-    least = getattr(loss, "least_target", -np.inf)
-    if y.size and y.min() < least:
-        row = int(y.min(axis=1).argmin())
-        raise ValueError(
-            f"y must be at least {least} for this loss, but has {y.min()} in row {row}; correct such rows, or choose "
-            "another loss"
-        )
+    valid = target_interval(loss)
+    for at in (y.argmin(), y.argmax()) if y.size else ():
+        if not valid.contains(y.flat[at]):
+            row = int(at) // y.shape[1]
+            raise ValueError(
+                f"y must be {valid} for this loss, but has {y.flat[at]} in row {row}; correct such rows, or choose "
+                "another loss"
+            )
     if y.size and max(y.max(), -y.min()) > LARGEST:
         row = int(np.abs(y).max(axis=1).argmax())
         raise ValueError(f"y has values beyond {LARGEST:.0e}, as in row {row}; give it in larger units")

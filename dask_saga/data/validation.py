@@ -178,7 +178,7 @@ def read_chunk(
     class_weights : ndarray of shape (n_classes,), default=None
         Factor of the row weights for each class.
     loss : object, default=None
-        Its ``labels`` and ``least_target`` define which targets are valid.
+        Its ``labels`` and ``targets`` (or ``least_target``) define which targets are valid.
     name : object, default=None
         Name of the chunk for error messages.
     estimator : str, default=None

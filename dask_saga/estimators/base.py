@@ -28,6 +28,7 @@ from ..fitting.checkpoint import Checkpoint
 from ..fitting.chunk_source import Source
 from ..fitting.loop import join_x, run
 from ..fitting.preparation import prepare
+from ..fitting.smoothing import run_smoothed
 from ..losses import LOSSES, resolve_loss
 from ..penalties import PENALTIES, resolve_penalty
 from ..solver.identity import draw_seed
@@ -275,7 +276,8 @@ class SAGABase(BaseEstimator):
         checkpoint : str or path, default=None
             Folder, or URL supported by fsspec, in which the fit is saved about every half minute and at the end. If it
             contains a checkpoint of a fit with the same data and parameters, the fit resumes from it, also after a
-            crash. The result is bitwise the same; `max_iter` and `tol` may differ. Set it for long fits.
+            crash. The result is bitwise the same; `max_iter` and `tol` may differ. Set it for long fits. Losses with
+            corners, such as "quantile", have no checkpoints.
         callback : callable, default=None
             Function called as ``callback(info)`` after each pass, where info has epoch, x, intercept, objective
             (estimated), gradient_norm, step_size, seconds, visits, bytes_read and chunks. The fit stops if it returns
@@ -345,7 +347,8 @@ class SAGABase(BaseEstimator):
                 f"y has {len(prepared.zero)} columns, but coef_, from which warm_start=True starts, has {len(start)}; "
                 "fit with warm_start=False"
             )
-        return run(
+        solve: Callable[..., Result] = run_smoothed if hasattr(problem.loss, "smoothed") else run
+        return solve(
             source, prepared, problem,
             seed=None if self.random_state is None else draw_seed(self.random_state),
             max_iter=self.max_iter, tol=self.tol, start=start,

@@ -53,9 +53,11 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
 
     Parameters
     ----------
-    loss : {"log_loss", "squared_hinge", "modified_huber", "smooth_hinge"} or object, default="log_loss"
-        Name of the loss, or your own loss with ``labels = (-1.0, 1.0)`` (see ``dask_saga.losses``). Use "log_loss" or
-        "modified_huber" if you need probabilities.
+    loss : str or object, default="log_loss"
+        "log_loss", "probit", "cloglog" (complementary log-log), "modified_huber", "squared_hinge", "smooth_hinge" or
+        "hinge". The first four give probabilities. "hinge" has a corner, which `fit` smooths less and less;
+        `partial_fit` uses its `width`. You can also define your own loss with ``labels = (-1.0, 1.0)`` (see
+        ``dask_saga.losses``).
     penalty : {"l2", "l1", "elasticnet"}, None or object, default="l2"
         The penalty R. "l1" gives sparse coefficients. ``ElasticNet(l2=1e-4, lower=0.0)`` of ``dask_saga.penalties``
         keeps coefficients non-negative. You can also define your own separable penalty. An object does not use `alpha`

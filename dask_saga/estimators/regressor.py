@@ -7,7 +7,7 @@ from typing import Any
 
 from sklearn.base import RegressorMixin
 
-from ..losses import resolve_loss
+from ..losses import LOSSES, resolve_loss, target_interval
 from .base import SAGABase, loss_constraint
 from .partial_fit import LearnsByChunk
 from .prediction import elementwise, r2
@@ -24,9 +24,20 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
 
     Parameters
     ----------
-    loss : {"squared_error", "huber", "poisson"} or object, default="squared_error"
-        "squared_error" is ``(z - y)^2 / 2``. "huber" is ``Huber(epsilon=1.35)``, with epsilon in units of y; use it for
-        data with outliers. "poisson" is half the Poisson deviance with a log link; its predictions are expected counts.
+    loss : str or object, default="squared_error"
+        Name of the loss, or an object of ``dask_saga.losses`` with other parameters.
+
+        - "squared_error" is ``(z - y)^2 / 2``. "expectile" gives other weights to targets above the prediction:
+          ``Expectile(level=0.9)``.
+        - "huber" is ``Huber(epsilon=1.35)``, with epsilon in units of y; use it for data with outliers.
+        - "absolute_error" predicts the median, "quantile" a quantile: ``Quantile(level=0.9)``. "epsilon_insensitive",
+          ``EpsilonInsensitive(epsilon=0.1)``, is that of support vector regression. They have corners, which `fit`
+          smooths less and less; `partial_fit` uses their `width`.
+        - "poisson" and "negative_binomial", ``NegativeBinomial(theta=1.0)``, are for counts, "gamma" for positive
+          amounts, and "tweedie", ``Tweedie(power=1.5)``, for amounts of which many are zero. They have a log link;
+          predictions are expected targets.
+        - "binomial" is for proportions from 0 to 1, with the numbers of trials as `sample_weight`. It has a logit link.
+
         You can also define your own loss (see ``dask_saga.losses``).
     penalty : {"l2", "l1", "elasticnet"}, None or object, default="l2"
         The penalty R. "l1" gives sparse coefficients. ``ElasticNet(l2=1e-4, lower=0.0)`` of ``dask_saga.penalties``
@@ -140,7 +151,8 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
-        tags.target_tags.positive_only = self.loss == "poisson"
+        loss = LOSSES[self.loss]() if isinstance(self.loss, str) and self.loss in LOSSES else self.loss
+        tags.target_tags.positive_only = target_interval(loss).low >= 0.0
         return tags
 
     def partial_fit(
@@ -191,7 +203,7 @@ class SAGARegressor(RegressorMixin, LearnsByChunk):
         return self._partial_fit(X, y, None, sample_weight, chunk_id, replace, check_content, offset)
 
     def predict(self, X: Any, offset: Any = None) -> Any:
-        """Predict targets for the rows of X; for "poisson" these are expected counts.
+        """Predict targets for the rows of X; for a loss with a link these are expected targets.
 
         Parameters
         ----------

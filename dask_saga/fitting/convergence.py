@@ -13,6 +13,7 @@ import numpy as np
 from ..solver.local_model import has_extreme_columns
 from ..solver.newton import sample_decrease
 from ..solver.preconditioned_problem import PreconditionedProblem
+from ..solver.problem import null_model
 from .models import Examined, examine, gain, ignores_coupling, pass_seconds, plan_for
 from .newton_passes import EXTREME_SECONDS, may_step
 
@@ -106,9 +107,12 @@ def norm_at_zero(prepared: Prepared, weight: float, problem: Problem) -> float:
     """Return the reference of the gradient norm: the norm at x = 0 of the coefficients' part of the gradient.
 
     If this part is zero, the whole gradient is used. The intercept is left out because an intercept far from zero must
-    not hide the coefficients. It does not affect centred columns.
+    not hide the coefficients. It does not affect centred columns. For a loss with ``link``, the gradient is that of the
+    null model instead.
     """
     gradient = prepared.zero / weight
+    if null := null_model(problem, prepared.stats.target):
+        gradient = gradient * null.slope_ratio
     zero, unshifted = np.zeros_like(gradient), PreconditionedProblem(problem, prepared.axes.unshifted)
     whole = unshifted.gradient_mapping_norm(zero, gradient)
     # If zero is the optimum, only rounding errors remain, for example with labels that do not depend on the columns.

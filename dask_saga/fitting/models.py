@@ -18,6 +18,7 @@ from ..solver.line_search import STEPS, best_on_line, chunk_values, rising_rows,
 from ..solver.local_model import MOST_ENTRIES, join_extremes, local_model, merge_models, plan_model, usual_model
 from ..solver.newton import newton_direction
 from ..solver.optimality import penalty_value
+from ..solver.problem import null_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -224,12 +225,15 @@ def pass_seconds(fit: FitSetup) -> float:
 def gain(fit: FitSetup, examined: Examined) -> float:
     """Return the reference of the promised decrease: F(0) - F(x) plus this decrease.
 
-    If zero is out of bounds, abs(F(x)) replaces the difference.
+    For a loss with ``link``, F of the null model replaces F(0). If zero is out of bounds, abs(F(x)) replaces the
+    difference.
     """
     penalty = fit.problem.penalty
     if isinstance(penalty, ElasticNet) and not penalty.lower <= 0.0 <= penalty.upper:
         return abs(examined.value) + examined.decrease
-    return max(value_at_zero(fit) - examined.value, 0.0) + examined.decrease
+    null = null_model(fit.problem, fit.prepared.stats.target)
+    reference = null.value * len(fit.prepared.zero) if null else value_at_zero(fit)
+    return max(reference - examined.value, 0.0) + examined.decrease
 
 
 def value_at_zero(fit: FitSetup) -> float:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..solver.subsample import Subsample
     from .chunk_source import Source
 
-__all__ = ["ChunkGradients", "Handover", "Prepared", "gradients_at", "prepare"]
+__all__ = ["ChunkGradients", "Handover", "Prepared", "gradients_at", "prepare", "prepared_for"]
 
 
 T = TypeVar("T")
@@ -265,6 +265,29 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True, labels: Seq
         zero=whole.zero,
         gradient=whole.zero / whole.stats.weight if is_quadratic else None,
         handover=Handover(limits, reference if is_quadratic else sample),
+    )
+
+
+def prepared_for(source: Source, prepared: Prepared, problem: Problem, value: float, zero: np.ndarray) -> Prepared:
+    """Return the result of the preparing pass for a loss of another curvature, without another pass.
+
+    Parameters
+    ----------
+    source : Source
+    prepared : Prepared
+        Result of ``prepare`` for the same rows.
+    problem : Problem
+    value : float
+        Sum of the weighted losses at x = 0.
+    zero : ndarray of shape (k, p + 1)
+        Sum of the gradients at x = 0.
+    """
+    axes = choose_preconditioner(prepared.stats, problem, 0.0)
+    preconditioned = PreconditionedProblem(problem, axes)
+    [reference] = source.executor.put([preconditioned])
+    limits = [source.executor.submit(axis_limits, prepared.stats, preconditioned, name="saga-limits")]
+    return prepared._replace(
+        axes=axes, preconditioned=reference, value=value, zero=zero, gradient=None, handover=Handover(limits, None)
     )
 
 

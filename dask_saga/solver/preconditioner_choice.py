@@ -5,7 +5,7 @@ See docs/algorithm/preconditioning.md and docs/algorithm/step_size.md.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from scipy.linalg import lapack
@@ -16,6 +16,7 @@ from ..kernels.column_moments import LARGEST_ENTRY, LEAST_SQUARE, overshoot_limi
 from ..penalties import ElasticNet
 from .preconditioned_problem import PreconditionedProblem
 from .preconditioner import Preconditioner
+from .problem import null_model
 from .step_rule import STEP_RULE
 
 if TYPE_CHECKING:
@@ -65,10 +66,7 @@ def choose_preconditioner(stats: ColumnStats, problem: Problem, sampled: float |
     Preconditioner
     """
     p, weight = len(stats.mean), max(stats.weight, np.finfo(float).tiny)
-    bound = problem.loss.curvature
-    # The curvature of the Poisson loss is exp(z). At the optimum its mean is the mean target. At x = 0 it is 1, and
-    # without an intercept x leaves that region slowly, so use at least 1 then.
-    curvature = max(stats.target, 0.1 if problem.fit_intercept else 1.0) if bound is None else float(bound)
+    curvature = _curvature(stats.target, problem)
     out, varies, scales = np.empty((4, p)), np.empty(p, bool), bool(problem.precondition and stats.rows)
     moments = (stats.mean, stats.squares, stats.low, stats.high, stats.counts, stats.full)
     centres = scales and bool(problem.fit_intercept)
@@ -84,6 +82,28 @@ def choose_preconditioner(stats: ColumnStats, problem: Problem, sampled: float |
         return scaled
     products = stats.products / weight + np.outer(stats.mean - shift, stats.mean - shift)
     return _rotated(scaled, stats, products, varies, problem, sampled)
+
+
+def _curvature(target: float, problem: Problem) -> float:
+    """Return the bound of the second derivative, or an estimate of its mean near the optimum if there is no bound.
+
+    Parameters
+    ----------
+    target : float
+        Mean of the targets.
+    problem : Problem
+    """
+    loss: Any = problem.loss
+    if loss.curvature is not None:
+        return float(loss.curvature)
+    if null := null_model(problem, target):
+        # At x = 0 it may be larger. The first steps must not be far too long there.
+        return max(null.curvature, min(0.1, loss.curvature_at(0.0, target)))
+    if hasattr(loss, "link"):
+        return float(loss.curvature_at(0.0, target))
+    # The curvature of the Poisson loss is exp(z). At the optimum its mean is the mean target. At x = 0 it is 1, and
+    # without an intercept x leaves that region slowly, so use at least 1 then.
+    return max(target, 0.1 if problem.fit_intercept else 1.0)
 
 
 def _above_least(mean_square: float) -> float:

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from ..losses import LOSSES, LogLoss, Loss, MultinomialLogLoss
+from ..losses import LOSSES, LogLoss, Loss, MultinomialLogLoss, target_interval
 from ..penalties import Penalty
 from .identity import _hash, _parts
 from .step_rule import STEP_RULE
 
-__all__ = ["CONSTRAINTS", "Problem", "problem_for", "to_float"]
+__all__ = ["CONSTRAINTS", "NullModel", "Problem", "null_model", "problem_for", "to_float"]
 
 
 # Parameter constraints for scikit-learn's validation, shared by the estimators and ``saga``.
@@ -103,6 +103,43 @@ class Problem(NamedTuple):
     def token(self) -> str:
         """Hash of the whole problem. For a user's own loss or penalty it includes the code."""
         return _hash(*_parts(self.loss, self.penalty), *self[2:])
+
+
+class NullModel(NamedTuple):
+    """Loss of the model that consists of an intercept only, for a loss with ``link``.
+
+    The loss is linear in y. So the mean over all targets is the loss of their mean.
+
+    Parameters
+    ----------
+    value : float
+        Mean loss at the best intercept z.
+    curvature : float
+        Mean second derivative at z.
+    slope_ratio : float
+        Gradient of the coefficients at z, relative to that at zero, if the columns are centred.
+    """
+
+    value: float
+    curvature: float
+    slope_ratio: float
+
+
+def null_model(problem: Problem, target: float) -> NullModel | None:
+    """Return the null model for the mean of the targets. None without an intercept, or without ``link``.
+
+    If the unit of y changes, the optimum of a log-link model only gets another intercept. Measures that refer to x = 0
+    would change with the unit; those that refer to the null model do not.
+    """
+    loss: Any = problem.loss
+    if not (problem.fit_intercept and hasattr(loss, "link")):
+        return None
+    valid = target_interval(loss)
+    if not valid.low < target < valid.high:
+        return None  # all targets are equal and at the bound, where the best intercept is infinite
+    z = loss.link(target)
+    at_null, at_zero = (loss.derivative(u, 2.0 * target) - loss.derivative(u, target) for u in (z, 0.0))
+    return NullModel(loss.value(z, target), loss.curvature_at(z, target), at_null / at_zero)
 
 
 def problem_for(problem: Problem, classes: np.ndarray | None) -> Problem:
