@@ -432,6 +432,19 @@ def test_proportions_weighted_by_trials_are_logistic_regression():
     np.testing.assert_allclose(model.predict(A), same.predict_proba(A)[:, 1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["probit", "cloglog"])
+def test_labels_are_those_of_the_larger_probability(loss):
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((500, 3))
+    y = np.where(A @ [1.0, -0.5, 0.2] + rng.standard_normal(500) > -0.2, "yes", "no")
+    model = SAGAClassifier(loss, random_state=0).fit(A, y)
+    p = model.predict_proba(A)
+    np.testing.assert_allclose(p.sum(axis=1), 1.0)
+    np.testing.assert_array_equal(model.predict(A), model.classes_[p.argmax(axis=1)])
+    np.testing.assert_array_equal(model.predict(da.from_array(A, chunks=(100, 3))).compute(), model.predict(A))
+    assert p[:, 1].mean() == pytest.approx(np.mean(y == "yes"), abs=0.02)
+
+
 def test_modified_huber_probabilities_are_those_of_sgd(binary):
     A, _ = binary
     y = np.digitize(A[:, 0], [-0.5, 0.5])

@@ -330,7 +330,7 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
         ndarray or dask array of shape (n,)
             Predicted labels.
         """
-        return to_labels(self._linear(X), self.classes_)
+        return to_labels(self._linear(X), self.classes_, getattr(resolve_loss(self.loss), "threshold", 0.0))
 
     @available_if(_defines_probability)
     def predict_proba(self, X: Any) -> Any:

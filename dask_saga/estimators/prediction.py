@@ -53,12 +53,12 @@ def elementwise(function: Callable, z: Any) -> Any:
     return z.map_blocks(function, dtype=np.float64, meta=z._meta) if is_dask_collection(z) else function(z)
 
 
-def to_labels(z: Any, classes: np.ndarray) -> Any:
-    """Return the class labels for linear predictions."""
+def to_labels(z: Any, classes: np.ndarray, threshold: float = 0.0) -> Any:
+    """Return the class labels for linear predictions. Of two classes it is the second one above `threshold`."""
     if is_dask_collection(z):
         drop = [1] if z.ndim == 2 else None
-        return z.map_blocks(to_labels, classes, drop_axis=drop, dtype=classes.dtype, meta=classes[:0])
-    return classes[(z > 0).astype(int) if z.ndim == 1 else z.argmax(axis=1)]
+        return z.map_blocks(to_labels, classes, threshold, drop_axis=drop, dtype=classes.dtype, meta=classes[:0])
+    return classes[(z > threshold).astype(int) if z.ndim == 1 else z.argmax(axis=1)]
 
 
 def probabilities(z: Any, loss: Any) -> Any:
@@ -69,7 +69,8 @@ def probabilities(z: Any, loss: Any) -> Any:
         chunks = (z.chunks[0], (k,))
         return z.map_blocks(probabilities, loss, chunks=chunks, **new, dtype=float, meta=np.empty((0, k)))
     if z.ndim == 1:  # 1 - p would lose the digits of small probabilities
-        return np.column_stack([loss.probability(-z), loss.probability(z)])
+        other = loss.other_probability(z) if hasattr(loss, "other_probability") else loss.probability(-z)
+        return np.column_stack([other, loss.probability(z)])
     p = loss.probability(z)
     total = p.sum(axis=1, keepdims=True)
     # One-vs-rest: if every class has probability 0, return equal probabilities.
