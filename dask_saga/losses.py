@@ -85,6 +85,8 @@ class Loss(Protocol):
 
     - ``labels = (-1.0, 1.0)`` makes it a loss for classifiers; y then takes these two values.
     - ``probability(z)``, the probability of the label 1, gives the classifier ``predict_proba``.
+    - ``other_probability(z)``, the probability of the label -1, and ``threshold``, the z of probability 1/2, are needed
+      if ``probability(-z)`` and 0 are wrong.
     - ``mean(z)``, the expected target, becomes the prediction of the regressor.
     - ``targets``, an ``Interval``, has the valid targets. ``least_target`` gives only the smallest one.
     - ``link(y)`` is the z at which the derivative is zero for targets y. A loss that is linear in y should have it if
@@ -235,6 +237,15 @@ class CloglogLoss(NamedTuple):
         """Return the probability of label 1 for linear predictions ``z``."""
         with np.errstate(over="ignore"):
             return -np.expm1(-np.exp(z))
+
+    def other_probability(self, z: np.ndarray) -> np.ndarray:
+        """Return the probability of label -1 for linear predictions ``z``."""
+        with np.errstate(over="ignore"):
+            return np.exp(-np.exp(z))
+
+    @property
+    def threshold(self) -> float:
+        return math.log(math.log(2.0))
 
 
 class SquaredHinge(NamedTuple):

@@ -16,7 +16,7 @@ from dask_saga.data.statistics import column_stats
 from dask_saga.data.validation import read_chunk
 from dask_saga.fitting import loop
 from dask_saga.inspection import duality_gap
-from dask_saga.losses import LogLoss, SquaredError
+from dask_saga.losses import LogLoss, NegativeBinomial, SquaredError
 from dask_saga.penalties import ElasticNet
 from dask_saga.solver import preconditioner_choice as metric_module
 from dask_saga.solver.preconditioned_problem import PreconditionedProblem
@@ -430,6 +430,43 @@ def test_proportions_weighted_by_trials_are_logistic_regression():
     same = SAGAClassifier(**settings).fit(np.r_[A, A], labels, sample_weight=weights)
     np.testing.assert_allclose(model.coef_, same.coef_[0], rtol=1e-5)
     np.testing.assert_allclose(model.predict(A), same.predict_proba(A)[:, 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["negative_binomial", "gamma", "binomial", "probit", "cloglog"])
+def test_families_are_those_of_statsmodels(name):
+    sm = pytest.importorskip("statsmodels.api")
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((800, 3))
+    z = A @ [0.5, -0.3, 0.2] + 0.4
+    families, links = sm.families, sm.families.links
+    loss, family, y = {
+        "negative_binomial": (
+            NegativeBinomial(2.0),
+            families.NegativeBinomial(links.Log(), alpha=0.5),
+            rng.poisson(np.exp(z) * rng.gamma(2.0, 0.5, 800)),
+        ),
+        "gamma": ("gamma", families.Gamma(links.Log()), np.exp(z) * rng.gamma(2.0, 0.5, 800)),
+        "binomial": ("binomial", families.Binomial(), rng.binomial(5, 1 / (1 + np.exp(-z))) / 5),
+        "probit": ("probit", families.Binomial(links.Probit()), z + rng.standard_normal(800) > 0),
+        "cloglog": ("cloglog", families.Binomial(links.CLogLog()), rng.random(800) > np.exp(-np.exp(z))),
+    }[name]
+    kind = SAGAClassifier if name in ("probit", "cloglog") else SAGARegressor
+    model = kind(loss, penalty=None, tol=1e-8, memory_dtype="float64", random_state=0).fit(A, y)
+    best = sm.GLM(y.astype(float), sm.add_constant(A), family=family).fit(tol=1e-12)
+    np.testing.assert_allclose(np.append(model.intercept_, model.coef_), best.params, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["probit", "cloglog"])
+def test_labels_are_those_of_the_larger_probability(loss):
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((500, 3))
+    y = np.where(A @ [1.0, -0.5, 0.2] + rng.standard_normal(500) > -0.2, "yes", "no")
+    model = SAGAClassifier(loss, random_state=0).fit(A, y)
+    p = model.predict_proba(A)
+    np.testing.assert_allclose(p.sum(axis=1), 1.0)
+    np.testing.assert_array_equal(model.predict(A), model.classes_[p.argmax(axis=1)])
+    np.testing.assert_array_equal(model.predict(da.from_array(A, chunks=(100, 3))).compute(), model.predict(A))
+    assert p[:, 1].mean() == pytest.approx(np.mean(y == "yes"), abs=0.02)
 
 
 def test_modified_huber_probabilities_are_those_of_sgd(binary):

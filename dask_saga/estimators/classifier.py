@@ -338,7 +338,8 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
         ndarray or dask array of shape (n,)
             Predicted labels.
         """
-        return to_labels(self._linear(X, offset), self.classes_)
+        threshold = getattr(resolve_loss(self.loss), "threshold", 0.0)
+        return to_labels(self._linear(X, offset), self.classes_, threshold)
 
     @available_if(_defines_probability)
     def predict_proba(self, X: Any, offset: Any = None) -> Any:

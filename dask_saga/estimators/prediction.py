@@ -98,12 +98,12 @@ def elementwise(z: Any, function: Callable) -> Any:
         return np.asarray(function(z)).astype(z.dtype, copy=False)
 
 
-def to_labels(z: Any, classes: np.ndarray) -> Any:
-    """Return the class labels for linear predictions."""
+def to_labels(z: Any, classes: np.ndarray, threshold: float = 0.0) -> Any:
+    """Return the class labels for linear predictions. Of two classes it is the second one above `threshold`."""
     if is_dask_collection(z):
         drop = [1] if z.ndim == 2 else None
-        return z.map_blocks(to_labels, classes, drop_axis=drop, dtype=classes.dtype, meta=classes[:0])
-    return classes[(z > 0).astype(int) if z.ndim == 1 else z.argmax(axis=1)]
+        return z.map_blocks(to_labels, classes, threshold, drop_axis=drop, dtype=classes.dtype, meta=classes[:0])
+    return classes[(z > threshold).astype(int) if z.ndim == 1 else z.argmax(axis=1)]
 
 
 def probabilities(z: Any, loss: Any) -> Any:
@@ -115,7 +115,8 @@ def probabilities(z: Any, loss: Any) -> Any:
         meta = np.empty((0, k), z.dtype)
         return z.map_blocks(probabilities, loss, chunks=chunks, **new, dtype=z.dtype, meta=meta)
     if z.ndim == 1:  # 1 - p would lose the digits of small probabilities
-        return np.column_stack([loss.probability(-z), loss.probability(z)]).astype(z.dtype, copy=False)
+        other = loss.other_probability(z) if hasattr(loss, "other_probability") else loss.probability(-z)
+        return np.column_stack([other, loss.probability(z)]).astype(z.dtype, copy=False)
     p = np.asarray(loss.probability(z)).astype(z.dtype, copy=False)
     total = p.sum(axis=1, keepdims=True)
     # One-vs-rest: if every class has probability 0, return equal probabilities.
