@@ -19,7 +19,8 @@ from dask_saga import SAGAClassifier
 from dask_saga.kernels import epoch
 A, y = np.random.default_rng(0).standard_normal((60, 1)) + np.logspace(-4, 0, 180).reshape(60, 3), np.arange(60) % 2
 for X in (A, sp.csr_array(A)):
-    SAGAClassifier(max_iter=2000, tol=1e-2, random_state=0).fit(X, y)
+    for average in (True, False):  # Newton steps, and passes of visits
+        SAGAClassifier(max_iter=2000, tol=1e-2, average=average, random_state=0).fit(X, y)
 for kernel in epoch._BUILT_IN:
     if "NUMBA_CACHE_DIR" in __import__("os").environ and kernel.dispatcher.signatures:
         print(sum(kernel.dispatcher.stats.cache_hits.values()), sum(kernel.dispatcher.stats.cache_misses.values()))
