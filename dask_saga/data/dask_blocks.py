@@ -89,8 +89,8 @@ def known_length(collection: Any, axis: int) -> float:
     return float(length) if isinstance(length, (int, float)) else math.nan
 
 
-def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
-    """Return one tuple ``(X, y, sample_weight)`` per block; lazy parts are delayed objects.
+def dask_blocks(X: Any, y: Any, sample_weight: Any = None, *folds: Any) -> list:
+    """Return one tuple ``(X, y, sample_weight, *folds)`` per block; lazy parts are delayed objects.
 
     All Dask collections must have the same block lengths.
 
@@ -102,6 +102,8 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
         Targets. They may be in memory only if the block lengths of X are known.
     sample_weight : dask array or series, array-like, number or None, default=None
         Row weights. The same rule applies. A number is passed on to every block.
+    *folds : dask array or series, array-like or None
+        At most one array with the fold of each row, for which the same rule applies. None is passed on.
 
     Returns
     -------
@@ -125,12 +127,13 @@ def dask_blocks(X: Any, y: Any, sample_weight: Any = None) -> list:
         )
     if y is None:
         raise ValueError(NO_TARGET)
-    arrays = [part for part in (X, y, sample_weight) if hasattr(part, "numblocks")]
+    named = {"y": y, "sample_weight": sample_weight, **dict(zip(["cv"], folds, strict=False))}
+    arrays = [part for part in (X, *named.values()) if hasattr(part, "numblocks")]
     layers = [name for array in arrays for name in array.dask.layers]
     alone = len(layers) == len(set(layers)) and not futures_of(arrays)
     blocks, lengths = _split("X", X, None, alone)
     columns = [blocks]
-    for name, other in (("y", y), ("sample_weight", sample_weight)):
+    for name, other in named.items():
         if other is None or isinstance(other, Number):
             columns.append([other] * len(blocks))
             continue

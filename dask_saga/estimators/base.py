@@ -24,6 +24,7 @@ from ..execution.executor import LocalExecutor, find_executor
 from ..fitting.checkpoint import Checkpoint
 from ..fitting.chunk_source import Source
 from ..fitting.loop import join_x, run
+from ..fitting.path_passes import checked_folds
 from ..fitting.preparation import prepare
 from ..losses import LOSSES, resolve_loss
 from ..penalties import PENALTIES, resolve_penalty
@@ -37,8 +38,10 @@ from .prediction import linear
 
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
+    from ..data.folds import Folds
     from ..fitting.fit_state import Result
     from ..fitting.loop import Info
+    from ..fitting.preparation import Prepared
 
 __all__ = ["SAGABase", "loss_constraint"]
 
@@ -287,13 +290,7 @@ class SAGABase(BaseEstimator):
         self, source: Source, problem: Problem, *, checkpoint: Any, start: np.ndarray | None, **watching: Any
     ) -> Result:
         prepared = prepare(source, problem, estimator=type(self).__name__)
-        if not any(fact.rows for fact in prepared.facts):
-            raise ValueError(ZERO_WEIGHTS if sum(prepared.lengths) else "X has no rows")
-        if len(prepared.stats.mean) != self.n_features_in_:
-            raise ValueError(
-                f"X has blocks of {len(prepared.stats.mean)} columns, but its shape or meta says "
-                f"{self.n_features_in_}; correct the shape or meta"
-            )
+        self._check_prepared(prepared)
         if start is not None and len(start) != len(prepared.zero):
             raise ValueError(
                 f"y has {len(prepared.zero)} columns, but coef_, from which warm_start=True starts, has {len(start)}; "
@@ -306,9 +303,19 @@ class SAGABase(BaseEstimator):
             checkpoint=None if checkpoint is None else Checkpoint(checkpoint), **watching,
         )  # fmt: skip
 
+    def _check_prepared(self, prepared: Prepared) -> None:
+        """Raise a ValueError if there are no rows, or if blocks have other columns than X says."""
+        if not any(fact.rows for fact in prepared.facts):
+            raise ValueError(ZERO_WEIGHTS if sum(prepared.lengths) else "X has no rows")
+        if len(prepared.stats.mean) != self.n_features_in_:
+            raise ValueError(
+                f"X has blocks of {len(prepared.stats.mean)} columns, but its shape or meta says "
+                f"{self.n_features_in_}; correct the shape or meta"
+            )
+
     def _read(
         self, X: Any, y: Any, sample_weight: Any, problem: Problem, persist: bool | str, *, fits: bool = True,
-        goes_on: bool = False,
+        goes_on: bool = False, folds: Folds | None = None,
     ) -> tuple[Source, Problem, np.ndarray | None]:  # fmt: skip
         """Return the source of chunks, the problem for their classes, and the classes.
 
@@ -320,11 +327,14 @@ class SAGABase(BaseEstimator):
             Whether classes and columns are set by the data. Otherwise the data are checked against the fitted ones.
         goes_on : bool, default=False
             Whether the fit starts from the current coefficients, so that classes and columns must be the fitted ones.
+        folds : Folds, default=None
+            Folds of cross-validation, which chunks then have.
         """
+        given = () if folds is None else (folds.given,)
         check_containers(X=X, y=y, sample_weight=sample_weight)
         lazy = any(map(is_dask_collection, (X, y, sample_weight)))
         if lazy:
-            blocks = dask_blocks(X, y, sample_weight)
+            blocks = dask_blocks(X, y, sample_weight, *given)
             self._check_columns(X, reset=fits and not goes_on)
             source = Source(
                 find_executor(), blocks,
@@ -332,17 +342,19 @@ class SAGABase(BaseEstimator):
                 n_parallel=self.n_parallel,
             )  # fmt: skip
         else:
-            source = Source(LocalExecutor(), [(X, y, sample_weight)], persist=persist or True)
+            source = Source(LocalExecutor(), [(X, y, sample_weight, *given)], persist=persist or True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(source)  # closes the source if an error occurs below
             classes, class_weights = self._classes_for(source, fits, goes_on)
             # A classifier without classes has an empty y: a later check raises, whether X has rows or not.
             if classes is not None or not self._labelled:
                 problem = problem_for(problem, classes)
+            if folds is not None:
+                folds = checked_folds(folds, source, classes)
             source.begin(functools.partial(
                 _read_block, columns=column_names(X),
                 classes=classes, class_weights=class_weights, loss=problem.loss,
-                estimator=type(self).__name__, finite=not fits,
+                estimator=type(self).__name__, finite=not fits, folds=folds,
             ))  # fmt: skip
             if not lazy:
                 source.chunk(0)  # errors in the values take precedence over errors in the columns
@@ -397,8 +409,9 @@ class SAGABase(BaseEstimator):
         return linear(rows, np.atleast_2d(self.coef_), self.intercept_)
 
 
-def _read_block(block: tuple, name: Any, **how: Any) -> Chunk:
-    return read_chunk(*block, name=name, **how)
+def _read_block(block: tuple, name: Any, folds: Folds | None, **how: Any) -> Chunk:
+    chunk = read_chunk(*block[:3], name=name, **how)
+    return chunk if folds is None else chunk._replace(folds=folds.of_block(block[3], name or 0, len(chunk.targets)))
 
 
 # dask-ml registers a tokenizer for all scikit-learn estimators. It would read the whole gradient memory, so this one

@@ -28,7 +28,7 @@ __all__ = ["SAGAClassifier"]
 
 
 def _block_labels(block: tuple, name: Any, weighted: bool) -> tuple[np.ndarray, np.ndarray]:
-    _, y, sample_weight = block
+    _, y, sample_weight = block[:3]  # a fourth part has folds
     with blame("y", name):
         labels = read_labels(y)
     with blame("sample_weight", name):
