@@ -20,7 +20,7 @@ from dask_saga import SAGAClassifier, SAGAClassifierCV, SAGARegressor, SAGARegre
 from dask_saga.data.folds import Folds
 from dask_saga.data.validation import read_chunk
 from dask_saga.estimators.cv import chosen
-from dask_saga.fitting import path_passes
+from dask_saga.fitting import checkpoint, path_passes
 from dask_saga.losses import MultinomialLogLoss
 from dask_saga.solver import path as solver_path
 from dask_saga.solver.optimality import chunk_gradient
@@ -192,7 +192,7 @@ def test_as_scikit_learn(numbers):
     np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-7)
     grid = SAGARegressorCV(penalty="elasticnet", alphas=3, **how, random_state=0).fit(A, y).alphas_
     largest = np.abs((A - A.mean(axis=0)).T @ (y - y.mean())).max() / len(y)
-    np.testing.assert_allclose(grid, largest * np.outer([2.0, 1.0], [1.0, 1e-2, 1e-4]))
+    np.testing.assert_allclose(grid, largest * np.outer([2.0, 1.0], [1.0, 1e-3**0.5, 1e-3]))
 
 
 @pytest.mark.parametrize("loss", ["log_loss", "squared_hinge", "smooth_hinge", "squared_error", "poisson"])
@@ -412,6 +412,31 @@ def test_interrupt_keeps_completed_passes(binary):
         model.fit(*binary, callback=stop)
     assert model.scores_.shape == (1, 4, 5)
     assert model.coef_.shape == (1, 8)
+
+
+@pytest.mark.parametrize("coefficients", [1, 1000])
+def test_checkpoints_resume_with_the_same_bits(binary, tmp_path, monkeypatch, coefficients):
+    monkeypatch.setattr(solver_path, "MOST_PATH_COEFFICIENTS", coefficients)
+    monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint, "AGE_RATIO", -1.0)
+    model = SAGAClassifierCV(alphas=ALPHAS, cv=FOLDS, **EXACT)
+    expected = clone(model).fit(*binary)
+
+    def stop(info):
+        if info.epoch == 7:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        clone(model).fit(*binary, checkpoint=tmp_path, callback=stop)
+    for _ in range(2):  # the second one has nothing left to do
+        resumed = clone(model).fit(*binary, checkpoint=tmp_path)
+        np.testing.assert_array_equal(resumed.scores_, expected.scores_)
+        np.testing.assert_array_equal(resumed.coef_path_, expected.coef_path_)
+        assert len(resumed.history_) == len(expected.history_)
+    with pytest.raises(ValueError, match="other data"):
+        clone(model).set_params(cv=FOLDS[::-1]).fit(*binary, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="other parameters"):
+        clone(model).set_params(alphas=[0.1]).fit(*binary, checkpoint=tmp_path)
 
 
 def test_repeated_fits_have_the_same_bits(binary):

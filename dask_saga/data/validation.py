@@ -25,7 +25,16 @@ from ..losses import Loss
 from .chunk import Chunk, ordered_blocks
 from .targets import checked, encode_labels, read_targets
 
-__all__ = ["align_columns", "blame", "check_containers", "check_finite", "read_chunk", "read_rows", "read_weights"]
+__all__ = [
+    "align_columns",
+    "blame",
+    "check_containers",
+    "check_finite",
+    "read_chunk",
+    "read_rows",
+    "read_weights",
+    "with_folds",
+]
 
 
 # Accepted range of the sum of the weights, in the units of the weights. The gradient memory holds weighted gradients;
@@ -286,6 +295,11 @@ def read_chunk(
     arrays = (rows.data, rows.indices, rows.indptr) if sp.issparse(rows) else (rows,)
     content = content_hash(*arrays, targets, shape=rows.shape) if hashed else ""
     return Chunk(rows, targets, weights, content, content_hash(weights) if weights.size else "")
+
+
+def with_folds(chunk: Chunk, folds: np.ndarray) -> Chunk:
+    """Return a chunk with the fold of each row. The hash of its weights is that of weights and folds."""
+    return chunk._replace(folds=folds, weights_content=chunk.weights_content + content_hash(folds))
 
 
 def content_hash(*arrays: np.ndarray, shape: tuple = ()) -> str:

@@ -19,7 +19,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted
 
 from ..data.dask_blocks import column_names, dask_blocks, known_length, most_bytes
-from ..data.validation import blame, check_containers, read_chunk, read_rows
+from ..data.validation import blame, check_containers, read_chunk, read_rows, with_folds
 from ..execution.executor import LocalExecutor, find_executor
 from ..fitting.checkpoint import Checkpoint
 from ..fitting.chunk_source import Source
@@ -411,7 +411,7 @@ class SAGABase(BaseEstimator):
 
 def _read_block(block: tuple, name: Any, folds: Folds | None, **how: Any) -> Chunk:
     chunk = read_chunk(*block[:3], name=name, **how)
-    return chunk if folds is None else chunk._replace(folds=folds.of_block(block[3], name or 0, len(chunk.targets)))
+    return chunk if folds is None else with_folds(chunk, folds.of_block(block[3], name or 0, len(chunk.targets)))
 
 
 # dask-ml registers a tokenizer for all scikit-learn estimators. It would read the whole gradient memory, so this one

@@ -15,6 +15,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 
 from ..data.folds import find_folds
+from ..fitting.checkpoint import Checkpoint
 from ..fitting.path_passes import PathModels, held_out_rows, prepare_path, run_path
 from ..losses import resolve_loss
 from ..penalties import resolve_penalty
@@ -235,6 +236,7 @@ def _solve(
         result = run_path(
             source, prepared, problem, models, seed=draw_seed(plain.random_state), max_iter=plain.max_iter,
             tol=plain.tol, start=start if start is not None and start.shape == shape else None, callback=callback,
+            checkpoint=None if checkpoint is None else Checkpoint(checkpoint),
         )  # fmt: skip
         scores = result.losses
         if scoring and folds and not result.interrupted:
@@ -381,7 +383,7 @@ class SAGAClassifierCV(_ChoosesAlpha, SAGAClassifier):
     alphas : int or array-like of shape (n_alphas,), default=20
         Weights of the penalty relative to the mean loss, in any order. An int is the size of a geometric grid for each
         `l1_ratio`. With an L1 part, it begins at the smallest alpha at which all coefficients are zero, and ends at
-        1e-4 times this alpha. For "l2" it begins at the median curvature of the columns (the bound of the loss times
+        1e-3 times this alpha. For "l2" it begins at the median curvature of the columns (the bound of the loss times
         the variance), and ends at 1e-6 times this.
     l1_ratio : float or list of float, default=0.15
         Share of the L1 part in "elasticnet", from 0 to 1. Give a list to choose among several.
@@ -565,7 +567,7 @@ class SAGARegressorCV(_ChoosesAlpha, SAGARegressor):
     alphas : int or array-like of shape (n_alphas,), default=20
         Weights of the penalty relative to the mean loss, in any order. An int is the size of a geometric grid for each
         `l1_ratio`. With an L1 part, it begins at the smallest alpha at which all coefficients are zero, and ends at
-        1e-4 times this alpha. For "l2" it begins at the median curvature of the columns (the bound of the loss times
+        1e-3 times this alpha. For "l2" it begins at the median curvature of the columns (the bound of the loss times
         the variance), and ends at 1e-6 times this.
     l1_ratio : float or list of float, default=0.15
         Share of the L1 part in "elasticnet", from 0 to 1. Give a list to choose among several.

@@ -20,7 +20,7 @@ import numpy as np
 from ..data.folds import block_counts, check_counts
 from ..execution.threads import even_slices, threads
 from ..penalties import ElasticNet
-from ..solver.identity import visit_seed
+from ..solver.identity import digest, visit_seed
 from ..solver.path import (
     PathMember,
     base_path,
@@ -30,19 +30,22 @@ from ..solver.path import (
     path_rows,
     path_steps,
     path_sums,
+    without_fold,
 )
 from ..solver.preconditioned_problem import PreconditionedProblem
+from ..solver.state import new_solver_state
+from .checkpoint import Saved
 from .convergence import may_step, norm_at_zero
 from .loop import run
 from .preparation import prepare
 
 if TYPE_CHECKING:
-    from ..data.chunk import Chunk
     from ..data.folds import Folds
     from ..execution.protocol import Reference
     from ..penalties import Penalty
     from ..solver.path import BasePath, PathSample, PathSums
     from ..solver.problem import Problem
+    from .checkpoint import Checkpoint
     from .chunk_source import Source
     from .preparation import Prepared
 
@@ -61,6 +64,9 @@ TRUSTED, FALLS = 0.01, 0.1
 
 # A model is fitted separately after STRIKES passes in which the promised decrease has not fallen to the fraction SLOW.
 STRIKES, SLOW = 2, 0.5
+
+# Fields of a fit that a checkpoint saves under their names.
+SAVED = ("held_out", "fold_weights", "promise", "strikes", "converged", "separate", "fitted")
 
 # Coefficients of more bytes are stored on the executor for the tasks of a pass.
 SENT_BYTES = 2**16
@@ -177,6 +183,7 @@ def run_path(
     max_iter: int,
     tol: float,
     start: np.ndarray | None = None,
+    checkpoint: Checkpoint | None = None,
     callback: Callable[[PathInfo], Any] | None = None,
 ) -> PathResult:
     """Fit all models of a path.
@@ -197,6 +204,8 @@ def run_path(
         Tolerance of each model, as in ``run``.
     start : ndarray of shape (l1_ratios, alphas, k, p + 1), default=None
         Coefficients to start from, for the models of all folds. None starts from optima on the sample.
+    checkpoint : Checkpoint, default=None
+        Checkpoint to resume from and to save to.
     callback : callable, default=None
         ``callback(info)`` is called after each pass. The fit stops if it returns True.
 
@@ -205,12 +214,13 @@ def run_path(
     PathResult
         A KeyboardInterrupt before the first pass has ended is raised again.
     """
-    fit = _PathFit(source, prepared, problem, models, tol, callback)
+    fit = _PathFit(source, prepared, problem, models, tol, callback, checkpoint)
     interrupted = False
     try:
         fit.solve_sample()
         if start is not None:
             fit.next_x[:] = np.repeat(start.reshape(-1, *start.shape[2:]), models.shape[2], axis=0)
+        fit.resume()
         while len(fit.left) and len(fit.history) < max_iter and not fit.is_stopped:
             fit.take_pass()
         if not fit.is_stopped:
@@ -222,6 +232,7 @@ def run_path(
         source.interrupt()
     if models.folds and not interrupted:
         fit.measure_held_out()
+        fit.save()
     source.executor.release_references()
     shape = models.shape
     return PathResult(
@@ -250,8 +261,8 @@ class _PathFit:
         Decrease of F that the last step promised.
     strikes : ndarray of int
         Number of passes in which the promise has not fallen enough.
-    converged, separate : ndarray of bool
-        Whether the model has converged, or is to be fitted separately.
+    converged, separate, fitted : ndarray of bool
+        Whether the model has converged, is to be fitted separately, and was fitted so.
     """
 
     def __init__(
@@ -262,6 +273,7 @@ class _PathFit:
         models: PathModels,
         tol: float,
         callback: Callable[[PathInfo], Any] | None,
+        checkpoint: Checkpoint | None,
     ):
         self.source, self.prepared, self.problem, self.models = source, prepared, problem, models
         self.tol, self.callback, self.folds = tol, callback, models.fold_of_model
@@ -270,11 +282,12 @@ class _PathFit:
         self.x, self.next_x = np.zeros((2, count, *prepared.zero.shape))
         self.held_out, self.gain, self.promise = np.full(count, np.nan), np.zeros(count), np.full(count, np.inf)
         self.fold_weights = np.full(models.folds, np.nan)
-        self.strikes, (self.converged, self.separate) = np.zeros(count, int), np.zeros((2, count), bool)
+        self.strikes, (self.converged, self.separate, self.fitted) = np.zeros(count, int), np.zeros((3, count), bool)
         self.references = {one: self._norm_at_zero(one) for one in itertools.chain(*models.penalties)}
         self.sample: Reference[PathSample | None] | None = None
         self.bases: list[Reference[BasePath | None]] = []
         self.history: list[dict] = []
+        self.checkpoint = checkpoint
         self.began, self.is_stopped, self.lock = time.perf_counter(), False, threading.RLock()
 
     def _norm_at_zero(self, penalty: Penalty) -> float:
@@ -357,37 +370,60 @@ class _PathFit:
         return np.concatenate(moved), np.concatenate(promises)
 
     def fit_separately(self, seed: int, max_iter: int) -> None:
-        """Fit the models for which shared passes gain too little, each from its neighbour on the path.
+        """Fit the models for which shared passes gain too little.
 
-        Threads share the chains of neighbours where chunks are held in this process.
+        Models that differ in alpha only are a chain, and are fitted one after the other. Those of all rows come first,
+        because the others start near them. Threads share the chains where chunks are held in this process.
         """
         chains: dict[tuple[int, int], list[int]] = {}
         for m in np.flatnonzero(self.separate):
             chains.setdefault((self.models.member(int(m)).ratio, int(self.folds[m])), []).append(int(m))
-        shares = self.source.holds and not self.source.executor.is_asynchronous
-        count = min(self.problem.n_threads, len(chains)) if shares else 1
-        problem = self.problem._replace(n_threads=max(1, self.problem.n_threads // max(count, 1)))
-        with threads(count) as each:
-            list(each(lambda chain: self._fit_chain(chain, problem, seed, max_iter), chains.values()))
+        executor, most = self.source.executor, self.problem.n_threads
+        for group in ([own for (_, fold), own in chains.items() if (fold < 0) == first] for first in (True, False)):
+            is_shared = self.source.holds and not executor.is_asynchronous
+            count = min(most, len(group)) if is_shared and group else 1
+            problem = self.problem._replace(n_threads=max(1, most // count))
+            with threads(count) as each:
+                list(each(functools.partial(self._fit_chain, problem=problem, seed=seed, max_iter=max_iter), group))
 
     def _fit_chain(self, chain: list[int], problem: Problem, seed: int, max_iter: int) -> None:
-        """Fit models that differ in alpha only, one after the other."""
         fold = int(self.folds[chain[0]])
-        source = self.source if fold < 0 else self.source.changed(_without_fold, fold)
-        start: np.ndarray | None = None
+        source = self.source if fold < 0 else self.source.changed(without_fold, fold)
+        before: int | None = None
         for m in chain:
+            if self.fitted[m] or self.is_stopped:
+                before = m
+                continue
             own = problem._replace(penalty=self.models.penalty(m))
-            start = self.x[m] if self.x[m].any() else start
             result = run(
                 source, prepare(source, own), own, seed=visit_seed(seed, "path", m), max_iter=max_iter, tol=self.tol,
-                start=start,
+                start=self._start(m, before),
             )  # fmt: skip
             if result.interrupted:
                 raise KeyboardInterrupt
-            start = result.x
+            before = m
             with self.lock:
-                self.x[m], self.converged[m], self.held_out[m] = start, result.converged, np.nan
+                self.x[m], self.converged[m], self.held_out[m], self.fitted[m] = (
+                    result.x,
+                    result.converged,
+                    np.nan,
+                    True,
+                )
                 self._note(result.history[-1]["gradient_norm"] if result.history else 0.0)
+
+    def _start(self, model: int, before: int | None) -> np.ndarray | None:
+        """Return the start of a model that is fitted separately after its neighbour `before`.
+
+        It is where shared passes have led. Otherwise it is the model of all rows, plus what the fold has changed in the
+        neighbour.
+        """
+        if self.x[model].any():
+            return self.x[model]
+        folds, has_all = self.models.shape[2], self.models.fits_all and self.folds[model] >= 0
+        whole = self.x[model // folds * folds + folds - 1] if has_all else None
+        if before is None:
+            return whole
+        return self.x[before] if whole is None else whole + self.x[before] - self.x[before // folds * folds + folds - 1]
 
     def measure_held_out(self) -> None:
         """Compute the held-out losses that are not known, some models at a time."""
@@ -397,6 +433,34 @@ class _PathFit:
             some = unknown[k : k + size]
             sums = self._sums(some, self.x[some])
             self.held_out[some], self.fold_weights = sums.held_out, sums.weights
+
+    @property
+    def _identity(self) -> dict:
+        """What a checkpoint must share with this fit."""
+        facts = [(fact.content, fact.weights_content) for fact in self.prepared.facts]
+        return {"data": digest(facts), "parameters": digest(self.problem.token(), self.models, self.tol)}
+
+    def resume(self) -> None:
+        """Continue from a checkpoint, if there is one."""
+        saved = self.checkpoint.load(self._identity) if self.checkpoint else None
+        if saved is None:
+            return
+        self.x, self.next_x = (field.reshape(self.x.shape).copy() for field in (saved.head.x, saved.head.gradient_sum))
+        for name in SAVED:
+            setattr(self, name, np.array(saved.facts[name], dtype=getattr(self, name).dtype))
+        self.history = saved.facts["history"]
+
+    def save(self) -> None:
+        """Write a checkpoint. Its solver state has the outputs of all models."""
+        if self.checkpoint is None:
+            return
+        stacked = (field.reshape(-1, self.x.shape[2]) for field in (self.x, self.next_x))
+        head = new_solver_state(self.x.shape[2] - 1, len(self.x) * self.x.shape[1])
+        head = head._replace(**dict(zip(("x", "gradient_sum"), stacked, strict=True)))
+        facts = {name: getattr(self, name).tolist() for name in SAVED}
+        self.checkpoint.save(
+            self._identity, Saved(head, [], {**facts, "history": self.history, "epoch": len(self.history)})
+        )
 
     def _note(self, norm: float) -> None:
         """Add one row to the history, and call the callback."""
@@ -410,6 +474,8 @@ class _PathFit:
         )
         logger.info("epoch %d: %d of %d models, gradient norm %.2e", *info[:1], info.converged, info.models, norm)
         self.history.append(info._asdict())
+        if self.checkpoint and self.checkpoint.is_due():
+            self.save()
         answer = self.callback(info) if self.callback else None
         self.is_stopped = self.is_stopped or (isinstance(answer, (bool, np.bool_)) and bool(answer))
 
@@ -455,8 +521,3 @@ def held_out_rows(source: Source, x: np.ndarray, count: int) -> list[tuple[np.nd
 
 def _optima(base: BasePath | None) -> tuple[np.ndarray, np.ndarray] | None:
     return None if base is None else (base.x, base.gain)
-
-
-def _without_fold(chunk: Chunk, fold: int) -> Chunk:
-    weights = np.where(chunk.folds == fold, 0.0, chunk.row_weights)
-    return chunk._replace(weights=weights, weights_content=f"{chunk.weights_content} without fold {fold}")

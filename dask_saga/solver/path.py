@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from ..data.chunk import BLOCK_BYTES, row_arrays
+from ..data.chunk import BLOCK_BYTES, Chunk, row_arrays
 from ..data.immutable import immutable
 from ..execution.threads import even_slices, one_blas_thread, thread_count, threads
 from ..kernels.epoch import kernels_for
@@ -30,7 +30,6 @@ from .visit import fresh_memory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..data.chunk import Chunk
     from ..data.statistics import ColumnStats
     from ..penalties import Penalty
     from .problem import Problem
@@ -47,6 +46,7 @@ __all__ = [
     "path_rows",
     "path_steps",
     "path_sums",
+    "without_fold",
 ]
 
 
@@ -233,6 +233,15 @@ def held_out_predictions(chunk: Chunk, x: np.ndarray, count: int) -> list[tuple[
         z = predictions(chunk.rows[some], np.ascontiguousarray(x[:, fold]).reshape(models * k, d))
         results.append((z.reshape(-1, models, k), chunk.targets[some], chunk.row_weights[some]))
     return results
+
+
+def without_fold(chunk: Chunk, fold: int) -> Chunk:
+    """Return the rows of a chunk that a model does not leave out."""
+    some = np.flatnonzero(chunk.folds != fold)
+    rows = chunk.rows[some] if sp.issparse(chunk.rows) else np.ascontiguousarray(chunk.rows[some])
+    weights = chunk.weights[some] if chunk.weights.size else chunk.weights
+    content = f"{chunk.content} without fold {fold}"
+    return Chunk(rows, chunk.targets[some], weights, content, chunk.weights_content, chunk.folds[some])
 
 
 def path_rows(chunk: Chunk, chunks: int, problem: Problem) -> Chunk:

@@ -17,7 +17,7 @@ __all__ = ["alpha_grid"]
 
 
 # Smallest alpha of a grid, relative to the largest: with and without an L1 part.
-L1_SPAN, L2_SPAN = 1e-4, 1e-6
+L1_SPAN, L2_SPAN = 1e-3, 1e-6
 
 # Largest absolute intercept, in units of the linear prediction, that is searched for.
 LARGEST_INTERCEPT = 1e3
