@@ -8,6 +8,8 @@ not penalised, and columns are raw.
 - A cell is one run: seconds of wall clock, seconds of all cores, and the largest (F(x) - F*) / (F(0) - F*) of the
   models of all folds. For L2, F(x) - F* is half the squared Newton decrement at x. For L1 it is measured from a fit
   with tol=1e-8 of some of the models.
+- "GridSearchCV" and "Hyperband" search the same alphas with SAGAClassifier; Hyperband on a cluster of two workers, with
+  `partial_fit` on one test set.
 - "separate fits" are as many fits of SAGAClassifier, each with warm_start=True after its neighbour on the path.
 - Packages that are not installed are left out.
 
@@ -23,18 +25,21 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
+import dask.array as da
 import numpy as np
 import scipy.sparse as sp
+from distributed import Client, LocalCluster
 from race_peers import installed
 from report import print_header
 from scipy.linalg import solve
 from scipy.sparse.linalg import LinearOperator, cg
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegressionCV
-from sklearn.model_selection import PredefinedSplit
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from trust_sets import SETS
 
 from dask_saga import SAGAClassifier, SAGAClassifierCV
+from dask_saga.model_selection import HyperbandSearchCV
 
 FOLDS, ALPHAS, L1_ALPHAS, CHECKED = 5, np.logspace(-1, -5, 20), 50, 10
 
@@ -50,8 +55,8 @@ class Task(NamedTuple):
     threads: int
 
 
-# Coefficients of shape (folds, alphas, p + 1), the intercept last.
-Fit = Callable[[Task], np.ndarray]
+# Coefficients of shape (folds, alphas, p + 1), the intercept last. None for searches, which do not keep them.
+Fit = Callable[[Task], np.ndarray | None]
 
 
 def independent() -> tuple[np.ndarray, np.ndarray]:
@@ -150,9 +155,25 @@ def skglm(task: Task) -> np.ndarray:
     return np.array(found).reshape(FOLDS, len(task.alphas), -1)
 
 
+def grid_search(task: Task) -> None:
+    model = SAGAClassifier(random_state=0, n_threads=task.threads)
+    GridSearchCV(model, {"alpha": task.alphas}, cv=PredefinedSplit(task.folds), scoring="neg_log_loss").fit(
+        task.X, task.y
+    )
+
+
+def hyperband(task: Task) -> None:
+    X, y = (da.from_array(one, chunks=(20_000, *one.shape[1:])) for one in (task.X, task.y))
+    with LocalCluster(n_workers=task.threads, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster):
+        search = HyperbandSearchCV(SAGAClassifier(random_state=0), {"alpha": task.alphas}, max_iter=27, random_state=0)
+        search.fit(X, y, classes=[0, 1])
+
+
 PEERS: dict[str, tuple[Fit, tuple[str, ...], str]] = {
     "SAGAClassifierCV": (ours, ("l1", "l2"), "dask"),
     "separate fits": (separate_fits, ("l1", "l2"), "dask"),
+    "GridSearchCV": (grid_search, ("l2",), "scikit-learn"),
+    "Hyperband": (hyperband, ("l2",), "dask"),
     "newton-cholesky": (scikit_learn("newton-cholesky", tol=1e-5), ("l2",), "scikit-learn"),
     "lbfgs": (scikit_learn("lbfgs", tol=1e-5, max_iter=500), ("l2",), "scikit-learn"),
     "saga": (scikit_learn("saga", tol=1e-4, max_iter=100), ("l1", "l2"), "scikit-learn"),
@@ -232,12 +253,13 @@ def main() -> None:
             fit, penalties, package = PEERS[peer]
             if ("l1" if l1 else "l2") not in penalties or not installed(package):
                 continue
-            if peer == "newton-cholesky" and X.shape[1] > 2000:
+            if (peer == "newton-cholesky" and X.shape[1] > 2000) or (peer == "Hyperband" and sp.issparse(X)):
                 continue
             wall, cpu = time.perf_counter(), time.process_time()
             found = fit(task)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            print(f"| {name} | {peer} | {wall:.1f} | {cpu:.1f} | {worst(task, found):.0e} |", flush=True)
+            gap = "" if found is None else f"{worst(task, found):.0e}"
+            print(f"| {name} | {peer} | {wall:.1f} | {cpu:.1f} | {gap} |", flush=True)
 
 
 if __name__ == "__main__":

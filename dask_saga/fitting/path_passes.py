@@ -295,7 +295,7 @@ class _PathFit:
             norm_at_zero(self.prepared, self.weight, self.problem._replace(penalty=one))
             for one in (penalty, ElasticNet())
         )
-        return max(own, LEAST_REFERENCE * free)
+        return max(own, LEAST_REFERENCE * free) or np.inf  # if zero is the optimum, every norm is small
 
     @property
     def left(self) -> np.ndarray:
@@ -403,12 +403,8 @@ class _PathFit:
                 raise KeyboardInterrupt
             before = m
             with self.lock:
-                self.x[m], self.converged[m], self.held_out[m], self.fitted[m] = (
-                    result.x,
-                    result.converged,
-                    np.nan,
-                    True,
-                )
+                self.x[m], self.converged[m] = result.x, result.converged
+                self.held_out[m], self.fitted[m] = np.nan, True
                 self._note(result.history[-1]["gradient_norm"] if result.history else 0.0)
 
     def _start(self, model: int, before: int | None) -> np.ndarray | None:
