@@ -29,7 +29,7 @@ import dask.array as da
 import numpy as np
 import scipy.sparse as sp
 from distributed import Client, LocalCluster
-from race_peers import installed
+from race_peers import MOST_COLUMNS, installed
 from report import print_header
 from scipy.linalg import solve
 from scipy.sparse.linalg import LinearOperator, cg
@@ -138,7 +138,7 @@ def glum(task: Task) -> np.ndarray:
         family="binomial", alphas=task.alphas, l1_ratio=float(task.l1), cv=PredefinedSplit(task.folds),
         gradient_tol=1e-5,
     ).fit(task.X, task.y.astype(float))  # fmt: skip
-    x = np.concatenate([model.coef_path_[0], model.intercept_path_[0][..., None]], axis=-1)
+    x = np.concatenate([model.coef_path_[:, 0], model.intercept_path_[:, 0]], axis=-1)
     return x.reshape(FOLDS, len(task.alphas), -1)
 
 
@@ -253,7 +253,8 @@ def main() -> None:
             fit, penalties, package = PEERS[peer]
             if ("l1" if l1 else "l2") not in penalties or not installed(package):
                 continue
-            if (peer == "newton-cholesky" and X.shape[1] > 2000) or (peer == "Hyperband" and sp.issparse(X)):
+            is_wide = peer in ("newton-cholesky", "glum") and X.shape[1] > MOST_COLUMNS
+            if is_wide or (peer == "Hyperband" and sp.issparse(X)):
                 continue
             wall, cpu = time.perf_counter(), time.process_time()
             found = fit(task)
