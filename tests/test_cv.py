@@ -407,11 +407,18 @@ def test_interrupt_keeps_completed_passes(binary):
         if info.epoch == 2:
             raise KeyboardInterrupt
 
-    model = SAGAClassifierCV(alphas=ALPHAS, cv=FOLDS, **EXACT)
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(*binary, callback=stop)
-    assert model.scores_.shape == (1, 4, 5)
-    assert model.coef_.shape == (1, 8)
+    for scoring in (None, "accuracy"):
+        model = SAGAClassifierCV(alphas=ALPHAS, cv=FOLDS, scoring=scoring, **EXACT)
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(*binary, callback=stop)
+        assert model.scores_.shape == (1, 4, 5)
+        assert model.coef_.shape == (1, 8)
+        assert model.alpha_ in ALPHAS
+
+
+def test_a_warning_counts_the_models_that_have_not_converged(binary):
+    with pytest.warns(ConvergenceWarning, match=r"\d+ of 24 models have not reached tol=1e-10"):
+        SAGAClassifierCV(alphas=ALPHAS, cv=FOLDS, **{**EXACT, "max_iter": 2}).fit(*binary)
 
 
 @pytest.mark.parametrize("coefficients", [1, 1000])

@@ -161,7 +161,7 @@ class _ChoosesAlpha(SAGABase):
         self.coef_path_ = x[:, :, 0, :-1] if drops else x[..., :-1]
         self.intercept_path_ = x[..., -1]
         self.scores_ = solved.scores
-        ratio, alpha = chosen(solved.scores if self.scoring else -solved.scores, self.select)
+        ratio, alpha = chosen(solved.merits, self.select)
         self.alpha_, self.l1_ratio_ = float(solved.alphas[ratio, alpha]), float(ratios[ratio])
         shares_grid = len(ratios) == 1 or not isinstance(self.alphas, Integral)
         self.alphas_ = solved.alphas[0] if shares_grid else solved.alphas
@@ -177,7 +177,7 @@ class _ChoosesAlpha(SAGABase):
 
     def _warn_of_path(self, result: PathResult) -> None:
         left = int((~result.converged).sum())
-        if left and len(result.history) >= self.max_iter:
+        if left and not (result.interrupted or result.stopped):
             advice = f"{left} of {result.converged.size} models have not reached tol={self.tol}; raise max_iter or tol."
             warnings.warn(advice, ConvergenceWarning, stacklevel=3)
 
@@ -189,13 +189,15 @@ class _Solved(NamedTuple):
     ----------
     result : PathResult
     alphas : ndarray of shape (l1_ratios, alphas)
-    scores : ndarray of shape (l1_ratios, alphas, folds)
+    scores, merits : ndarray of shape (l1_ratios, alphas, folds)
+        Losses or scores, and what to choose by: the scores, or the losses with the opposite sign.
     classes : ndarray or None
     """
 
     result: PathResult
     alphas: np.ndarray
     scores: np.ndarray
+    merits: np.ndarray
     classes: np.ndarray | None
 
 
@@ -238,14 +240,13 @@ def _solve(
             tol=plain.tol, start=start if start is not None and start.shape == shape else None, callback=callback,
             checkpoint=None if checkpoint is None else Checkpoint(checkpoint),
         )  # fmt: skip
-        scores = result.losses
+        scores, merits = result.losses, -result.losses
         if scoring and folds and not result.interrupted:
-            rows = held_out_rows(
-                source, result.x[:, :, : folds.number].reshape(-1, folds.number, *shape[2:]), folds.number
-            )
+            x = result.x[:, :, : folds.number].reshape(-1, folds.number, *shape[2:])
+            rows = held_out_rows(source, x, folds.number)
             is_weighted = sample_weight is not None or getattr(plain, "class_weight", None) is not None
-            scores = _scores(rows, scoring, problem, classes, is_weighted).reshape(*shape[:2], -1)
-    return _Solved(result, np.array(grid), scores, classes)
+            scores = merits = _scores(rows, scoring, problem, classes, is_weighted).reshape(*shape[:2], -1)
+    return _Solved(result, np.array(grid), scores, merits, classes)
 
 
 def _alphas_of(

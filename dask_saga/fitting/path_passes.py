@@ -156,7 +156,8 @@ class PathResult(NamedTuple):
     losses : ndarray of shape (l1_ratios, alphas, folds)
         Mean held-out loss of each model.
     converged : ndarray of bool of shape (l1_ratios, alphas, folds + fits_all)
-    interrupted : bool
+    interrupted, stopped : bool
+        Whether Ctrl-C or the callback has stopped the fit.
     history : list of dict
         One row for each pass, with the fields of ``PathInfo``.
     """
@@ -165,6 +166,7 @@ class PathResult(NamedTuple):
     losses: np.ndarray
     converged: np.ndarray
     interrupted: bool
+    stopped: bool
     history: list[dict]
 
 
@@ -240,6 +242,7 @@ def run_path(
         fit.held_out.reshape(shape)[:, :, : models.folds] / fit.fold_weights,
         fit.converged.reshape(shape),
         interrupted,
+        fit.is_stopped,
         fit.history,
     )
 

@@ -149,7 +149,7 @@ class _Examined(NamedTuple):
 
 
 def _examine(
-    chunk: Chunk, problem: Problem, chunks: int, estimator: str | None, draw: Draw | None, name: int | None
+    chunk: Chunk, problem: Problem, chunks: int, estimator: str | None, name: int | None, draw: Draw | None = None
 ) -> _Examined:
     memory = fresh_memory(chunk, problem)
     facts = memory._replace(gradients=np.empty((0, memory.gradients.shape[1])), total=None)
@@ -252,7 +252,8 @@ def prepare(
         If chunks differ in their numbers of columns or outputs.
     """
     executor, size = source.executor, _bytes_examined(source.columns, problem)
-    examined = source.map(_examine, problem, len(source), estimator, draw, name="saga-examine", named=True, nbytes=size)
+    examine = functools.partial(_examine, draw=draw) if draw else _examine
+    examined = source.map(examine, problem, len(source), estimator, name="saga-examine", named=True, nbytes=size)
     merged = _merge_most(executor, examined)
     [(whole, sampled)] = executor.gather([executor.submit(_whole, *merged, name="saga-whole")])
     _check_shapes(whole.shapes)
