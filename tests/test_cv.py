@@ -317,6 +317,19 @@ def test_a_cluster_changes_no_bit(client, binary):
         np.testing.assert_array_equal(fit.coef_path_, here.coef_path_)
 
 
+@pytest.mark.slow
+def test_separate_fits_on_a_cluster_have_the_same_bits(client):
+    A, y = make_rows(n=400, p=1100)  # too many columns for a Hessian
+    X, labels = da.from_array(A, chunks=(100, 1100)), da.from_array(y, chunks=100)
+    model = SAGAClassifierCV(penalty="l1", alphas=[0.1, 0.05], cv=3, tol=1e-3, max_iter=1000, random_state=0)
+    there = [clone(model).fit(X, labels, persist=persist) for persist in (True, False)]
+    with dask.config.set(scheduler="threads"):
+        here = clone(model).fit(X, labels)
+    assert len(here.history_) == 8
+    for fit in there:
+        np.testing.assert_array_equal(fit.coef_path_, here.coef_path_)
+
+
 # Invalid input: errors before any pass.
 
 
