@@ -196,7 +196,8 @@ def block_counts(block: tuple, number: int | None, folds: Folds, classes: np.nda
     -------
     ndarray of shape (folds, classes), or (folds, 1) without classes
     """
-    _, y, sample_weight, given = block
+    _, y, sample_weight, *more = block
+    given = more[0] if more else None
     with blame("y", number):
         if y is None:
             raise ValueError(NO_TARGET)
