@@ -204,7 +204,9 @@ def test_the_grid_begins_where_all_coefficients_are_zero(loss, outputs):
         y = np.digitize(A @ np.ones(8), [-3, 5]) if y.ndim == 1 else y
     y = np.where(np.arange(600) < 150, -1.0, y) if loss == "squared_hinge" and outputs == 1 else y
     with_cv, plain = kinds(loss)
-    largest = with_cv(loss, penalty="l1", random_state=0, alphas=3, tol=1e-2).fit(A, y).alphas_[0]
+    grid = with_cv(loss, penalty="l1", alphas=3, **{**EXACT, "tol": 1e-8}).fit(A, y)
+    assert np.abs(grid.coef_path_[0, 0]).max() < 1e-6
+    largest = grid.alphas_[0]
     fit = functools.partial(plain(loss, penalty="l1", **{**EXACT, "tol": 1e-8}).set_params, alpha=largest * 1.0001)
     assert not fit().fit(A, y).coef_.any()
     assert fit(alpha=largest * 0.99).fit(A, y).coef_.any()
@@ -502,5 +504,8 @@ def test_multinomial_path_has_every_class(numbers):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [SAGAClassifierCV, SAGARegressorCV])
 def test_checks_of_scikit_learn(kind):
-    results = check_estimator(kind(alphas=3, cv=3, **{**EXACT, "tol": 1e-10}), on_skip=None)
-    assert len(results) > 50
+    check = "check_sample_weight_equivalence_on_{}_data"
+    failing = {check.format(data): "needs tol far below the default" for data in ("dense", "sparse")}
+    results = check_estimator(kind(alphas=3, cv=3, random_state=0), expected_failed_checks=failing, on_skip=None)
+    assert {result["check_name"] for result in results if result["status"] == "xfail"} <= set(failing)
+    assert sum(result["status"] == "passed" for result in results) > 50

@@ -675,7 +675,7 @@ class SAGARegressorCV(_ChoosesAlpha, SAGARegressor):
     >>> X, y = load_diabetes(return_X_y=True)
     >>> model = SAGARegressorCV(penalty="l1", select="1se", random_state=0).fit(X, y)
     >>> model.coef_path_.shape, int((model.coef_ != 0).sum())
-    ((1, 20, 10), 5)
+    ((1, 20, 10), 6)
     """
 
     _plain_class = SAGARegressor
@@ -809,7 +809,7 @@ def saga_path(
     >>> X, y = load_diabetes(return_X_y=True)
     >>> path = saga_path(X, y, alphas=5, random_state=0)
     >>> (path.coef != 0).sum(axis=1).tolist()
-    [0, 5, 9, 10, 10]
+    [0, 4, 7, 9, 10]
     """
     kind = SAGAClassifier if getattr(resolve_loss(loss), "labels", None) else SAGARegressor
     plain = kind(loss, penalty=penalty, l1_ratio=l1_ratio, **parameters)

@@ -19,6 +19,9 @@ __all__ = ["alpha_grid"]
 # Smallest alpha of a grid, relative to the largest: with and without an L1 part.
 L1_SPAN, L2_SPAN = 1e-3, 1e-6
 
+# Share by which the largest alpha is raised, so that rounding leaves no coefficient.
+ROUNDED = 1e-10
+
 # Largest absolute intercept, in units of the linear prediction, that is searched for.
 LARGEST_INTERCEPT = 1e3
 
@@ -46,7 +49,8 @@ def alpha_grid(count: int, l1_share: float, zero: np.ndarray, stats: ColumnStats
     ndarray of shape (count,)
     """
     if l1_share > 0:
-        largest, span = float(np.abs(_gradient_without_coefficients(zero, stats, problem)).max()) / l1_share, L1_SPAN
+        gradient = _gradient_without_coefficients(zero, stats, problem)
+        largest, span = float(np.abs(gradient).max()) * (1.0 + ROUNDED) / l1_share, L1_SPAN
     else:
         bound = problem.loss.curvature
         variances = stats.squares[stats.squares > 0] / stats.weight
