@@ -1,4 +1,4 @@
-"""How far a fit is from the optimum: ``ConvergenceDisplay`` plots its history, ``duality_gap`` gives an upper bound."""
+"""Look at fits: ``ConvergenceDisplay`` plots a history, ``PathDisplay`` a path, ``duality_gap`` bounds the distance."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sklearn.utils._param_validation import StrOptions, validate_parameter_const
 from sklearn.utils.validation import check_is_fitted
 
 from .estimators.base import SAGABase
+from .estimators.cv import SAGAPath
 from .fitting.loop import join_x
 from .penalties import ElasticNet
 from .solver.optimality import chunk_gradient
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .data.chunk import Chunk
     from .solver.problem import Problem
 
-__all__ = ["ConvergenceDisplay", "duality_gap"]
+__all__ = ["ConvergenceDisplay", "PathDisplay", "duality_gap"]
 
 
 # For each quantity on the x axis: its key in a row of the history, and the axis label.
@@ -31,6 +32,9 @@ QUANTITIES = {
 }
 
 _CONSTRAINTS = {"against": [StrOptions(set(AGAINST))], "quantity": [StrOptions(set(QUANTITIES))]}
+
+# What a PathDisplay draws.
+KINDS = ("coefficients", "scores")
 
 # Smallest relative suboptimality that is drawn; smaller differences of two objectives are rounding error.
 LEAST_SUBOPTIMALITY = 1e-16
@@ -181,6 +185,192 @@ class ConvergenceDisplay:
                     )
         x, y = (np.array([row[key] for row in rows], dtype=float) for key in wanted)
         return x, np.maximum(y, LEAST_SUBOPTIMALITY) if self.quantity == "suboptimality" else y
+
+
+class PathDisplay:
+    """Plot of a path: coefficients against alpha, or scores against alpha with standard errors.
+
+    Like all displays of scikit-learn, it is created by class methods: ``from_estimator`` and ``from_path``. It only
+    draws, and never fits a model.
+
+    Parameters
+    ----------
+    alphas : ndarray of shape (n_alphas,)
+        Alphas of the path.
+    coef : ndarray of shape (n_alphas, n_features)
+        Coefficients of one output.
+    scores : ndarray of shape (n_alphas, n_folds), default=None
+        Mean held-out loss, or score, of each fold.
+    alpha : float, default=None
+        The chosen alpha, which a vertical line marks.
+    names : sequence of str, default=None
+        Names of the columns, for the legend.
+    score_name : str, default="mean held-out loss"
+        Label of the scores.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+    lines_ : list of matplotlib Line2D
+        Coefficients of each column, or the mean score.
+    bars_ : matplotlib ErrorbarContainer or None
+        Standard errors of the mean score.
+    chosen_ : matplotlib Line2D or None
+        Line at the chosen alpha.
+
+    See Also
+    --------
+    SAGAClassifierCV : Chooses alpha by cross-validation.
+    saga_path : The path of all rows.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> from sklearn.datasets import load_diabetes
+    >>> from dask_saga import SAGARegressorCV
+    >>> from dask_saga.inspection import PathDisplay
+    >>> X, y = load_diabetes(return_X_y=True, as_frame=True)
+    >>> model = SAGARegressorCV(penalty="l1", random_state=0).fit(X, y)
+    >>> display = PathDisplay.from_estimator(model, kind="scores")
+    >>> plt.show()
+    """
+
+    def __init__(
+        self,
+        alphas: np.ndarray,
+        coef: np.ndarray,
+        *,
+        scores: np.ndarray | None = None,
+        alpha: float | None = None,
+        names: Sequence[str] | None = None,
+        score_name: str = "mean held-out loss",
+    ):
+        self.alphas = alphas
+        self.coef = coef
+        self.scores = scores
+        self.alpha = alpha
+        self.names = names
+        self.score_name = score_name
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, *, kind: str = "scores", output: int = 0, ax: Any = None, **kwargs: Any
+    ) -> PathDisplay:
+        """Draw the path of a fitted estimator, for the chosen `l1_ratio_`.
+
+        Parameters
+        ----------
+        estimator : SAGAClassifierCV or SAGARegressorCV
+            A fitted estimator.
+        kind : {"scores", "coefficients"}, default="scores"
+            What to draw.
+        output : int, default=0
+            Class or target whose coefficients are drawn.
+        ax : matplotlib Axes, default=None
+            Axes to draw on. None creates a new figure.
+        **kwargs : dict
+            Keyword arguments for matplotlib's ``plot`` or ``errorbar``.
+
+        Returns
+        -------
+        PathDisplay
+            The display, already drawn.
+
+        Raises
+        ------
+        ValueError
+            If `kind` or `output` is invalid.
+        """
+        check_is_fitted(estimator, "coef_path_")
+        ratio = 0
+        if len(estimator.coef_path_) > 1:
+            ratio = int(np.flatnonzero(np.ravel(estimator.l1_ratio) == estimator.l1_ratio_)[0])
+        alphas = estimator.alphas_ if estimator.alphas_.ndim == 1 else estimator.alphas_[ratio]
+        display = cls(
+            alphas,
+            _of_output(estimator.coef_path_[ratio], output),
+            scores=estimator.scores_[ratio],
+            alpha=estimator.alpha_,
+            names=getattr(estimator, "feature_names_in_", None),
+            score_name=estimator.scoring or "mean held-out loss",
+        )
+        return display.plot(ax, kind=kind, **kwargs)
+
+    @classmethod
+    def from_path(
+        cls, path: SAGAPath, *, output: int = 0, names: Any = None, ax: Any = None, **kwargs: Any
+    ) -> PathDisplay:
+        """Draw the coefficients of a path without folds.
+
+        Parameters
+        ----------
+        path : SAGAPath
+            Result of ``saga_path``.
+        output : int, default=0
+            Class or target whose coefficients are drawn.
+        names : sequence of str, default=None
+            Names of the columns, for the legend.
+        ax : matplotlib Axes, default=None
+            Axes to draw on. None creates a new figure.
+        **kwargs : dict
+            Keyword arguments for matplotlib's ``plot``.
+
+        Returns
+        -------
+        PathDisplay
+            The display, already drawn.
+        """
+        return cls(path.alphas, _of_output(path.coef, output), names=names).plot(ax, kind="coefficients", **kwargs)
+
+    def plot(self, ax: Any = None, *, kind: str = "scores", **kwargs: Any) -> PathDisplay:
+        """Draw the path.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on. None creates a new figure.
+        kind : {"scores", "coefficients"}, default="scores"
+            What to draw.
+        **kwargs : dict
+            Keyword arguments for matplotlib's ``plot`` or ``errorbar``.
+
+        Returns
+        -------
+        PathDisplay
+            The object itself, with the attributes `ax_`, `figure_`, `lines_`, `bars_` and `chosen_`.
+        """
+        if kind not in KINDS or (kind == "scores" and self.scores is None):
+            raise ValueError(f"kind={kind!r} must be one of {KINDS}; a path without folds has no scores")
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise ImportError("PathDisplay.plot needs matplotlib: pip install matplotlib") from error
+        if ax is None:
+            _, ax = plt.subplots()
+        self.ax_, self.figure_, self.bars_, self.chosen_ = ax, ax.figure, None, None
+        if kind == "scores" and self.scores is not None:
+            errors = self.scores.std(axis=1, ddof=1) / np.sqrt(self.scores.shape[1])
+            self.bars_ = ax.errorbar(self.alphas, self.scores.mean(axis=1), errors, **{"capsize": 2, **kwargs})
+            self.lines_ = [self.bars_[0]]
+        else:
+            self.lines_ = ax.plot(self.alphas, self.coef, **kwargs)
+            if self.names is not None:
+                ax.legend(self.lines_, self.names)
+        if self.alpha is not None:
+            self.chosen_ = ax.axvline(self.alpha, linestyle="--", color="grey")
+        ax.set(xlabel="alpha", ylabel=self.score_name if kind == "scores" else "coefficient", xscale="log")
+        ax.grid(alpha=0.3)
+        return self
+
+
+def _of_output(coef: np.ndarray, output: int) -> np.ndarray:
+    """Return coefficients of shape (n_alphas, n_features) of one output."""
+    if coef.ndim == 2:
+        return coef
+    if not 0 <= output < coef.shape[1]:
+        raise ValueError(f"output={output} must be from 0 to {coef.shape[1] - 1}")
+    return coef[:, output]
 
 
 def duality_gap(estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:

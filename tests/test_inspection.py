@@ -1,4 +1,4 @@
-"""ConvergenceDisplay: it draws the given histories, and nothing else."""
+"""Displays: they draw what they are given, and nothing else."""
 
 import subprocess
 import sys
@@ -6,10 +6,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LogisticRegression
 
-from dask_saga import SAGAClassifier
-from dask_saga.inspection import ConvergenceDisplay
+from dask_saga import SAGAClassifier, SAGARegressorCV, saga_path
+from dask_saga.inspection import ConvergenceDisplay, PathDisplay
 
 from .conftest import make_rows
 
@@ -98,3 +99,27 @@ def test_matplotlib_is_asked_for_only_to_draw(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         ConvergenceDisplay.from_histories({"ours": fitted().history_})
+
+
+@pytest.mark.parametrize("kind", ["scores", "coefficients"])
+def test_path_display(kind):
+    X, y = load_diabetes(return_X_y=True, as_frame=True)
+    model = SAGARegressorCV(penalty="elasticnet", l1_ratio=[0.5, 1.0], alphas=6, random_state=0).fit(X, y)
+    display = PathDisplay.from_estimator(model, kind=kind)
+    assert display.chosen_.get_xdata()[0] == model.alpha_
+    assert len(display.lines_) == (10 if kind == "coefficients" else 1)
+    ratio = [0.5, 1.0].index(model.l1_ratio_)
+    drawn = display.lines_[0].get_ydata()
+    expected = model.scores_[ratio].mean(axis=1) if kind == "scores" else model.coef_path_[ratio, :, 0]
+    np.testing.assert_array_equal(drawn, expected)
+    assert (display.bars_ is None) == (kind == "coefficients")
+
+
+def test_path_display_of_a_path_and_its_errors():
+    X, y = load_diabetes(return_X_y=True)
+    display = PathDisplay.from_path(saga_path(X, np.column_stack([y, -y]), alphas=3, random_state=0), output=1)
+    assert len(display.lines_) == 10
+    with pytest.raises(ValueError, match="no scores"):
+        display.plot(kind="scores")
+    with pytest.raises(ValueError, match="output=2"):
+        PathDisplay.from_path(saga_path(X, np.column_stack([y, -y]), alphas=3, random_state=0), output=2)

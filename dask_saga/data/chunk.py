@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..kernels.intrinsics import GROUP
+from ..kernels.jit import frozen
 from .immutable import immutable
 
 __all__ = ["BLOCK_BYTES", "Chunk", "join_chunks", "ordered_blocks", "row_arrays", "row_blocks"]
@@ -16,6 +17,9 @@ __all__ = ["BLOCK_BYTES", "Chunk", "join_chunks", "ordered_blocks", "row_arrays"
 
 # Size in bytes of a block of rows that is copied or transformed at once: 1 MiB.
 BLOCK_BYTES = 2**20
+
+# Value of ``Chunk.folds`` without cross-validation.
+NO_FOLDS = frozen(np.empty(0, np.int16))
 
 
 @immutable
@@ -37,6 +41,8 @@ class Chunk(NamedTuple):
         Hash of rows and targets. "" if hashing was switched off.
     weights_content : str
         Hash of the weights. "" if there are none.
+    folds : ndarray of shape (n,) or (0,), int16
+        Fold of cross-validation in which each row is held out. Empty without cross-validation.
     """
 
     rows: Any
@@ -44,6 +50,7 @@ class Chunk(NamedTuple):
     weights: np.ndarray
     content: str
     weights_content: str
+    folds: np.ndarray = NO_FOLDS
 
     @property
     def weight(self) -> float:
@@ -110,4 +117,5 @@ def join_chunks(*chunks: Chunk) -> Chunk:
         np.concatenate([chunk.row_weights for chunk in chunks]) if weighted else chunks[0].weights,
         " ".join(chunk.content for chunk in chunks),
         " ".join(chunk.weights_content for chunk in chunks) if weighted else "",
+        np.concatenate([chunk.folds for chunk in chunks]),
     )

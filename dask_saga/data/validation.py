@@ -24,7 +24,7 @@ from .chunk import Chunk, ordered_blocks
 from .containers import as_array, check_columns, column_labels
 from .targets import add_offset, checked, encode_labels, read_numbers, read_targets
 
-__all__ = ["align_columns", "blame", "read_chunk", "read_rows", "read_weights"]
+__all__ = ["align_columns", "blame", "read_chunk", "read_rows", "read_weights", "with_folds"]
 
 
 # Accepted range of the sum of the weights, in the units of the weights. The gradient memory holds weighted gradients;
@@ -220,6 +220,11 @@ def read_chunk(
     arrays = (rows.data, rows.indices, rows.indptr) if sp.issparse(rows) else (rows,)
     content = content_hash(*arrays, targets.view(np.float64), shape=rows.shape) if hashed else ""
     return Chunk(rows, targets, weights, content, content_hash(weights) if weights.size else "")
+
+
+def with_folds(chunk: Chunk, folds: np.ndarray) -> Chunk:
+    """Return a chunk with the fold of each row. The hash of its weights is that of weights and folds."""
+    return chunk._replace(folds=folds, weights_content=chunk.weights_content + content_hash(folds))
 
 
 def content_hash(*arrays: np.ndarray, shape: tuple = ()) -> str:

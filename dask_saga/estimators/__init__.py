@@ -1,6 +1,7 @@
-"""The estimators with the API of scikit-learn: SAGAClassifier for classification, SAGARegressor for regression."""
+"""The estimators ``SAGAClassifier`` and ``SAGARegressor``, and those that choose `alpha` by cross-validation."""
 
 from .classifier import SAGAClassifier
+from .cv import SAGAClassifierCV, SAGAPath, SAGARegressorCV, saga_path
 from .regressor import SAGARegressor
 
-__all__ = ["SAGAClassifier", "SAGARegressor"]
+__all__ = ["SAGAClassifier", "SAGAClassifierCV", "SAGAPath", "SAGARegressor", "SAGARegressorCV", "saga_path"]

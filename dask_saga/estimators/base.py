@@ -22,11 +22,12 @@ from sklearn.utils.validation import _check_feature_names, _check_n_features, ch
 
 from ..data.containers import as_array, check_columns, check_containers, warn_of_column_vector, with_names
 from ..data.dask_blocks import column_names, dask_blocks, known_length, most_bytes
-from ..data.validation import blame, read_chunk, read_rows
+from ..data.validation import blame, read_chunk, read_rows, with_folds
 from ..execution.executor import LocalExecutor, find_executor
 from ..fitting.checkpoint import Checkpoint
 from ..fitting.chunk_source import Source
 from ..fitting.loop import join_x, run
+from ..fitting.path_passes import checked_folds
 from ..fitting.preparation import prepare
 from ..fitting.smoothing import run_smoothed
 from ..losses import LOSSES, resolve_loss
@@ -42,8 +43,10 @@ from .prediction import add_offset, linear
 
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
+    from ..data.folds import Folds
     from ..fitting.fit_state import Result
     from ..fitting.loop import Info
+    from ..fitting.preparation import Prepared
 
 __all__ = ["SAGABase", "loss_constraint"]
 
@@ -335,13 +338,7 @@ class SAGABase(BaseEstimator):
         self, source: Source, problem: Problem, *, checkpoint: Any, start: np.ndarray | None, **watching: Any
     ) -> Result:
         prepared = prepare(source, problem, labels=getattr(self, "feature_names_in_", None))
-        if not any(fact.rows for fact in prepared.facts):
-            raise ValueError(ZERO_WEIGHTS if sum(prepared.lengths) else "X has no rows")
-        if len(prepared.stats.mean) != self.n_features_in_:
-            raise ValueError(
-                f"X has blocks of {len(prepared.stats.mean)} columns, but its shape or meta says "
-                f"{self.n_features_in_}; correct the shape or meta"
-            )
+        self._check_prepared(prepared)
         if start is not None and len(start) != len(prepared.zero):
             raise ValueError(
                 f"y has {len(prepared.zero)} columns, but coef_, from which warm_start=True starts, has {len(start)}; "
@@ -355,9 +352,19 @@ class SAGABase(BaseEstimator):
             checkpoint=None if checkpoint is None else Checkpoint(checkpoint), **watching,
         )  # fmt: skip
 
+    def _check_prepared(self, prepared: Prepared) -> None:
+        """Raise a ValueError if there are no rows, or if blocks have other columns than X says."""
+        if not any(fact.rows for fact in prepared.facts):
+            raise ValueError(ZERO_WEIGHTS if sum(prepared.lengths) else "X has no rows")
+        if len(prepared.stats.mean) != self.n_features_in_:
+            raise ValueError(
+                f"X has blocks of {len(prepared.stats.mean)} columns, but its shape or meta says "
+                f"{self.n_features_in_}; correct the shape or meta"
+            )
+
     def _read(
         self, X: Any, y: Any, sample_weight: Any, problem: Problem, persist: bool | str, *, fits: bool = True,
-        goes_on: bool = False, offset: Any = None,
+        goes_on: bool = False, offset: Any = None, folds: Folds | None = None,
     ) -> tuple[Source, Problem, np.ndarray | None]:  # fmt: skip
         """Return the source of chunks, the problem for their classes, and the classes.
 
@@ -369,14 +376,17 @@ class SAGABase(BaseEstimator):
             Whether classes and columns are set by the data. Otherwise the data are checked against the fitted ones.
         goes_on : bool, default=False
             Whether the fit starts from the current coefficients, so that classes and columns must be the fitted ones.
+        folds : Folds, default=None
+            Folds of cross-validation, which chunks then have.
         """
         check_containers(X=X, y=y, sample_weight=sample_weight, offset=offset)
         if self._labelled:
             warn_of_column_vector(y)
         lazy = any(map(is_dask_collection, (X, y, sample_weight, offset)))
+        more = offset if folds is None else folds.given  # the fourth part of a block
         if lazy:
-            given, X, y, sample_weight, offset = X, *map(as_array, (X, y, sample_weight, offset))
-            blocks = dask_blocks(X, y, sample_weight, offset=offset)
+            given, X, y, sample_weight, more = X, *map(as_array, (X, y, sample_weight, more))
+            blocks = dask_blocks(X, y, sample_weight, **{"offset" if folds is None else "cv": more})
             check_columns(X._meta)
             self._check_columns(given, reset=fits and not goes_on)
             source = Source(
@@ -385,17 +395,19 @@ class SAGABase(BaseEstimator):
                 n_parallel=self.n_parallel,
             )  # fmt: skip
         else:
-            source = Source(LocalExecutor(), [(X, y, sample_weight, offset)], persist=persist or True)
+            source = Source(LocalExecutor(), [(X, y, sample_weight, more)], persist=persist or True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(source)  # closes the source if an error occurs below
             classes, class_weights = self._classes_for(source, fits, goes_on)
             # A classifier without classes has an empty y: a later check raises, whether X has rows or not.
             if classes is not None or not self._labelled:
                 problem = problem_for(problem, classes)
+            if folds is not None:
+                folds = checked_folds(folds, source, classes)
             source.begin(functools.partial(
                 _read_block, columns=column_names(X),
                 classes=classes, class_weights=class_weights, loss=problem.loss,
-                estimator=type(self).__name__, finite=not fits,
+                estimator=type(self).__name__, finite=not fits, folds=folds,
             ))  # fmt: skip
             if not lazy:
                 source.chunk(0)  # errors in the values take precedence over errors in the columns
@@ -521,8 +533,11 @@ class SAGABase(BaseEstimator):
         return sql_expressions(self, columns, method)
 
 
-def _read_block(block: tuple, name: Any, **how: Any) -> Chunk:
-    return read_chunk(*block, name=name, **how)
+def _read_block(block: tuple, name: Any, folds: Folds | None, **how: Any) -> Chunk:
+    if folds is None:
+        return read_chunk(*block, name=name, **how)
+    chunk, given = read_chunk(*block[:3], name=name, **how), block[3] if len(block) > 3 else None
+    return with_folds(chunk, folds.of_block(given, name or 0, len(chunk.targets)))
 
 
 # dask-ml registers a tokenizer for all scikit-learn estimators. It would read the whole gradient memory, so this one

@@ -13,7 +13,15 @@ from ..execution.compilation import calling_on_compilation
 if TYPE_CHECKING:
     from ..data.statistics import ColumnStats
 
-__all__ = ["ONLY_PREDICTS", "ZERO_WEIGHTS", "Ending", "diverged_advice", "showing_progress", "unconverged_advice"]
+__all__ = [
+    "ONLY_PREDICTS",
+    "ZERO_WEIGHTS",
+    "Ending",
+    "diverged_advice",
+    "showing_models",
+    "showing_progress",
+    "unconverged_advice",
+]
 
 
 # Part of messages: what an estimator without gradient memory can and cannot do.
@@ -60,6 +68,25 @@ def showing_progress(verbose: int, max_iter: int, callback: Callable | None) -> 
         def draw(info: Any) -> Any:
             bar.set_postfix({"gradient norm": f"{info.gradient_norm:.1e}"}, refresh=False)
             bar.update(info.epoch - bar.n)  # a resumed fit does not start at epoch 0
+            return None if callback is None else callback(info)
+
+        yield draw
+
+
+@contextlib.contextmanager
+def showing_models(verbose: int, callback: Callable | None) -> Iterator[Callable | None]:
+    """Do the same as ``showing_progress`` for a path. The bar counts the models that have converged."""
+    if not verbose:
+        yield callback
+        return
+    from tqdm.auto import tqdm  # here, because its import takes long where widgets are installed
+
+    with tqdm(unit="model", desc="SAGA") as bar:
+
+        def draw(info: Any) -> Any:
+            bar.total = info.models
+            bar.set_postfix({"pass": info.epoch, "gradient norm": f"{info.gradient_norm:.1e}"}, refresh=False)
+            bar.update(info.converged - bar.n)
             return None if callback is None else callback(info)
 
         yield draw

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import copy
+import functools
 import itertools
 import logging
 import math
@@ -325,11 +327,34 @@ class Source:
                 part = part[count:]
         return [group for lanes_in_turn in itertools.zip_longest(*groups) for group in lanes_in_turn if group]
 
+    def changed(self, change: Callable[..., Chunk], *args: Any) -> Source:
+        """Return a source whose chunks are those of this source, changed by a function.
+
+        Held chunks stay held. Both sources count the same reads. Only this source is to be closed.
+
+        Parameters
+        ----------
+        change : callable
+            Called as ``change(chunk, *args)``. It returns a Chunk.
+        *args : object
+        """
+        other = copy.copy(self)
+        other.expected = []
+        if self.holds:
+            other.held = dict(enumerate(self.map(change, *args, name="saga-change")))
+        else:
+            other.read = functools.partial(_read_changed, self.read, change, args)
+        return other
+
     def join(self) -> None:
         """Join all chunks into one, and hold it."""
         chunks = [self.chunk(k) for k in range(len(self))]
         self.held = {0: self.executor.submit(join_chunks, *chunks, name="saga-join")}
         self.blocks = [None]
+
+
+def _read_changed(read: Any, change: Callable[..., Chunk], args: tuple, *block: Any, **how: Any) -> Chunk:
+    return change(read(*block, **how), *args)
 
 
 def _size(chunk: Chunk) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -38,6 +38,9 @@ __all__ = ["ChunkGradients", "Handover", "Prepared", "gradients_at", "prepare", 
 
 
 T = TypeVar("T")
+
+# Draws the sample of a chunk, given the chunk and the number of chunks.
+Draw = Callable[["Chunk", int], "Chunk"]
 
 # Number of chunks whose statistics one task merges; number of chunks whose limits per axis one task computes.
 MERGED_CHUNKS, LIMITED_CHUNKS = 32, 16
@@ -145,7 +148,9 @@ class _Examined(NamedTuple):
     samples: list[Chunk]
 
 
-def _examine(chunk: Chunk, problem: Problem, chunks: int, labels: Sequence | None, name: int | None) -> _Examined:
+def _examine(
+    chunk: Chunk, problem: Problem, chunks: int, labels: Sequence | None, name: int | None, draw: Draw | None = None
+) -> _Examined:
     memory = fresh_memory(chunk, problem)
     facts = memory._replace(gradients=np.empty((0, memory.gradients.shape[1])), total=None)
     outputs, factors = count_outputs(chunk, problem), None
@@ -159,7 +164,7 @@ def _examine(chunk: Chunk, problem: Problem, chunks: int, labels: Sequence | Non
             raise
     if outputs > 1:
         value, gradient = chunk_gradient(chunk, np.zeros((outputs, chunk.rows.shape[1] + 1)), problem)
-    samples = [sample_rows(chunk, chunks)] if problem.automatic else []
+    samples = [(draw or sample_rows)(chunk, chunks)] if problem.automatic or draw else []
     shape = _Shape(len(chunk.targets), chunk.nbytes, sp.issparse(chunk.rows), chunk.rows.shape[1], len(gradient))
     return _Examined([facts], [shape], value, stats, gradient, samples)
 
@@ -189,6 +194,12 @@ def _limits(preconditioned: PreconditionedProblem, *examined: _Examined) -> np.n
     return np.min([axis_limits(one.stats, preconditioned) for one in examined], axis=0)
 
 
+def _join_samples(*examined: _Examined) -> Chunk | None:
+    """Join the samples of all chunks. None if some are sparse and others are dense."""
+    samples = [*itertools.chain(*(one.samples for one in examined))]
+    return join_chunks(*samples) if len({sp.issparse(one.rows) for one in samples}) == 1 else None
+
+
 def _make_sample(preconditioned: PreconditionedProblem, *examined: _Examined) -> Subsample:
     return make_sample(join_chunks(*itertools.chain(*(one.samples for one in examined))), preconditioned)
 
@@ -214,7 +225,9 @@ def gradients_at(chunk: Chunk, x: np.ndarray, problem: Problem, visits: int) -> 
     return ChunkGradients(total if memory.total is None else memory.total, memory, value)  # one array in a pickle
 
 
-def prepare(source: Source, problem: Problem, *, joins: bool = True, labels: Sequence | None = None) -> Prepared:
+def prepare(
+    source: Source, problem: Problem, *, joins: bool = True, labels: Sequence | None = None, draw: Draw | None = None
+) -> Prepared:
     """Run the preparing pass over all chunks in parallel.
 
     Parameters
@@ -225,6 +238,9 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True, labels: Seq
         Whether to join small data into one chunk.
     labels : sequence of length p, default=None
         Names of the columns for error messages. None stands for their numbers.
+    draw : callable, default=None
+        ``draw(chunk, chunks)`` draws the sample of a chunk. The handover then has the joined samples, without anything
+        else. None draws the rows for ``subsample_step``.
 
     Returns
     -------
@@ -236,7 +252,8 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True, labels: Seq
         If chunks differ in their numbers of columns or outputs.
     """
     executor, size = source.executor, _bytes_examined(source.columns, problem)
-    examined = source.map(_examine, problem, len(source), labels, name="saga-examine", named=True, nbytes=size)
+    examine = functools.partial(_examine, draw=draw) if draw else _examine
+    examined = source.map(examine, problem, len(source), labels, name="saga-examine", named=True, nbytes=size)
     merged = _merge_most(executor, examined)
     [(whole, sampled)] = executor.gather([executor.submit(_whole, *merged, name="saga-whole")])
     _check_shapes(whole.shapes)
@@ -248,8 +265,10 @@ def prepare(source: Source, problem: Problem, *, joins: bool = True, labels: Seq
     preconditioned = PreconditionedProblem(problem, axes)
     near: Any = preconditioned if is_sent else executor.put([preconditioned])[0]  # for the first tasks
     is_quadratic = problem.automatic and axes.rotation is not None and getattr(problem.loss, "quadratic", False)
-    sample: Reference[Subsample] | None = None
-    if sampled and not is_quadratic:
+    sample: Any = None
+    if draw:
+        sample, is_quadratic = executor.submit(_join_samples, *merged, name="saga-sample"), False
+    elif sampled and not is_quadratic:
         sample = executor.submit(_make_sample, near, *merged, name="saga-sample")
     parts = _split(examined, LIMITED_CHUNKS)
     limits = [executor.submit(_limits, near, *part, name="saga-limits") for part in parts]

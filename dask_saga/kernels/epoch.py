@@ -133,6 +133,7 @@ class Kernels(NamedTuple):
     row_values: Callable
     values_on_line: Callable
     coordinate_descent: Callable
+    path_slopes: Callable
 
 
 def _build(sources: int, cache: bool) -> Kernels:
@@ -435,6 +436,30 @@ def _build(sources: int, cache: bool) -> Kernels:
                 return sweep + 1
         return sweeps
 
+    @kernel(writes="z held_out scratch")
+    def path_slopes(z, b, weights, folds, fold_of_model, held_out, scratch, loss):
+        """Replace the predictions of many models by the weighted derivatives of their losses, in place.
+
+        ``z`` is (n, models * k), with the k outputs of a model side by side. Where a row is of the fold that a model
+        leaves out, the derivative is zero, and the weighted loss is added to the model's entry of ``held_out``.
+        """
+        sources  # noqa: B018
+        outputs = outputs_of(scratch)
+        u, m = array_of(scratch, 0)[:outputs], array_of(scratch, 1)[:outputs]
+        for i in range(z.shape[0]):
+            w, fold = weights[i] if weights.size else 1.0, folds[i] if folds.size else -1
+            for model in range(held_out.size):
+                at, is_held_out = model * outputs, fold >= 0 and fold == fold_of_model[model]
+                for k in range(outputs):
+                    u[k] = z[i, at + k]
+                    z[i, at + k] = 0.0
+                if is_held_out and w > 0.0:
+                    held_out[model] += w * row_value_and_derivative(loss, u, b[i], m)
+                elif w > 0.0 and not is_held_out:
+                    row_derivative(loss, u, b[i], m)
+                    for k in range(outputs):
+                        z[i, at + k] = w * m[k]
+
     return Kernels(
         dense_pass,
         sparse_pass,
@@ -446,6 +471,7 @@ def _build(sources: int, cache: bool) -> Kernels:
         row_values,
         values_on_line,
         coordinate_descent,
+        path_slopes,
     )
 
 

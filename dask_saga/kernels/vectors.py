@@ -7,7 +7,16 @@ import numpy as np
 from .intrinsics import borrowed
 from .jit import compiled
 
-__all__ = ["dense_predictions", "dense_sum", "largest_of", "scaled_products", "sparse_predictions", "squared_moves"]
+__all__ = [
+    "dense_predictions",
+    "dense_sum",
+    "largest_of",
+    "scaled_products",
+    "sparse_predictions",
+    "sparse_products",
+    "sparse_sums",
+    "squared_moves",
+]
 
 U = np.uint64
 
@@ -90,3 +99,34 @@ def sparse_predictions(data, indices, indptr, x, out):
             for q in range(U(indptr[i]), U(indptr[i + U(1)])):
                 total += data[q] * xk[U(indices[q])]
             out[i, k] = total + xk[xk.size - 1]
+
+
+@compiled(writes="out")
+def sparse_products(data, indices, indptr, x, out):
+    """Write the linear predictions of many models to ``out``, of shape (n, m). x is (p + 1, m), the intercepts last."""
+    data, indices, indptr, x, out = borrowed(data), borrowed(indices), borrowed(indptr), borrowed(x), borrowed(out)
+    last = x[x.shape[0] - 1]
+    for i in range(U(indptr.size - 1)):
+        row = out[i]
+        for m in range(row.size):
+            row[m] = last[m]
+        for q in range(U(indptr[i]), U(indptr[i + U(1)])):
+            entry, own = data[q], x[U(indices[q])]
+            for m in range(row.size):
+                row[m] += entry * own[m]
+
+
+@compiled(writes="out")
+def sparse_sums(data, indices, indptr, factors, out):
+    """Add sum_i factors_im a_i to column m of ``out``, of shape (p + 1, m). The intercept's column of a_i is 1."""
+    data, indices, indptr = borrowed(data), borrowed(indices), borrowed(indptr)
+    factors, out = borrowed(factors), borrowed(out)
+    last = out[out.shape[0] - 1]
+    for i in range(U(indptr.size - 1)):
+        row = factors[i]
+        for m in range(row.size):
+            last[m] += row[m]
+        for q in range(U(indptr[i]), U(indptr[i + U(1)])):
+            entry, own = data[q], out[U(indices[q])]
+            for m in range(row.size):
+                own[m] += entry * row[m]

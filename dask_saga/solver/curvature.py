@@ -37,6 +37,7 @@ __all__ = [
     "ROUNDED_WEIGHT",
     "ChunkCurvature",
     "Curvature",
+    "block_shape",
     "chunk_hessian",
     "empty_curvature",
     "new_curvature",
@@ -189,14 +190,14 @@ def uses_curvature(problem: Problem, chunk: Chunk, outputs: int) -> bool:
     if problem.curvature is True:
         return True
     p = chunk.rows.shape[1]
-    blocks, d = _shape(problem, p, outputs)
+    blocks, d = block_shape(problem, p, outputs)
     solution = BLAS_SECONDS * blocks * d**3
     steps = STREAM_VISIT_SECONDS + ENTRY_SECONDS * chunk.entries * outputs
     is_long = len(chunk.targets) > p
     return problem.takes_default_steps and is_long and d <= MOST_COEFFICIENTS and solution <= SLOWER * steps
 
 
-def _shape(problem: Problem, p: int, outputs: int) -> tuple[int, int]:
+def block_shape(problem: Problem, p: int, outputs: int) -> tuple[int, int]:
     """Return the number of blocks and the number d of coordinates of each."""
     return (1, outputs * (p + 1)) if isinstance(problem.loss, MultinomialLogLoss) else (outputs, p + 1)
 
@@ -213,7 +214,7 @@ def new_curvature(problem: Problem, outputs: int, chunk: Chunk, stats: ColumnSta
 
 def empty_curvature(problem: Problem, outputs: int, origin: np.ndarray) -> Curvature:
     """Return sums that are zero, with the given origin."""
-    blocks, d = _shape(problem, len(origin), outputs)
+    blocks, d = block_shape(problem, len(origin), outputs)
     return Curvature(problem.loss_key, origin, np.zeros((blocks, d, d)), np.zeros((blocks, d)), 0.0)
 
 

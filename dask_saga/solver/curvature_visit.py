@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .problem import Problem
     from .state import ChunkMemory, SolverState
 
-__all__ = ["curvature_visit"]
+__all__ = ["InnerProblem", "curvature_visit"]
 
 
 # A visit takes at most MOST_STEPS Newton steps. They end if a step promises at most the fraction LEFT_OF_GAIN of what
@@ -78,7 +78,7 @@ def curvature_visit(
     if head.weight <= 0 or not head.rows:
         return head, memory, others
     with np.errstate(all="ignore"), one_blas_thread():
-        inner = _InnerProblem(chunk, head, memory, others, problem, is_first)
+        inner = InnerProblem(chunk, head, memory, others, problem, is_first)
         inner.minimise()
         gradients = inner.slopes.astype(memory.gradients.dtype)
         total = weighted_sum(chunk.rows, gradients.astype(float), problem)
@@ -107,7 +107,7 @@ def curvature_visit(
     return head, memory, whole
 
 
-class _InnerProblem:
+class InnerProblem:
     """The problem of one visit: loss of the chunk, models of the other chunks, and penalty.
 
     Attributes
@@ -120,6 +120,8 @@ class _InnerProblem:
         Derivatives of the rows' losses at `x`.
     hessian : ndarray of shape (blocks, d, d)
         Hessian of the chunk at `x_of_hessian`, where the predictions are `z_of_hessian`.
+    promise : float
+        Decrease that the first step promised, 0 before it.
     is_floored : bool
         Whether `hessian` has the least curvature of rows of a first visit. It has if the other models weigh more than
         the chunk, because the steps then hardly change. Otherwise it gets it after the last step. Classes of the
@@ -144,7 +146,13 @@ class _InnerProblem:
         self.is_floored = is_first and (others.is_coupled or others.weight > memory.weight)
         self.slopes = self.z_of_hessian = np.empty((0, len(self.x)))
         self.hessian, self.x_of_hessian = others.hessian, self.x
+        self.promise = 0.0
         self.curvatures: np.ndarray | None = None  # of the rows, where the Hessian was computed
+
+    def keep_hessian(self, other: InnerProblem) -> None:
+        """Begin with the Hessian of another problem of the same rows. It is computed anew where it has changed."""
+        self.hessian, self.x_of_hessian, self.z_of_hessian = other.hessian, other.x_of_hessian, other.z_of_hessian
+        self.curvatures = other.curvatures
 
     def minimise(self) -> None:
         """Take Newton steps on the inner problem, until a step promises little."""
@@ -166,6 +174,7 @@ class _InnerProblem:
                 break
             step, promise = step_with_intercepts(hessian, slope, self.x, others.intercepts, problem)
             step = others.without_common(step, is_free(problem.penalty))
+            self.promise = promise if count == 0 else self.promise
             least = max(min(LEFT_OF_GAIN * gained, LEFT_OF_LOSS * loss), ROUNDED_LOSS * loss)
             if not (np.isfinite(step).all() and promise > least):
                 break
@@ -216,7 +225,7 @@ class _InnerProblem:
 class _Line:
     """The inner problem along a step from its x."""
 
-    def __init__(self, inner: _InnerProblem, z: np.ndarray, step: np.ndarray, linear: float, quadratic: float):
+    def __init__(self, inner: InnerProblem, z: np.ndarray, step: np.ndarray, linear: float, quadratic: float):
         self.inner, self.z, self.move = inner, z, inner.others.to_user(step)
         self.dz = predictions(inner.chunk.rows, self.move)
         self.linear, self.quadratic = linear, quadratic

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .problem import Problem
     from .state import ChunkMemory, SolverState
 
-__all__ = ["Subsample", "effective_rows", "is_separated", "make_sample", "sample_rows", "subsample_step"]
+__all__ = ["Subsample", "draw_rows", "effective_rows", "is_separated", "make_sample", "sample_rows", "subsample_step"]
 
 
 # Size of the subsample: the fraction SAMPLE_PART of all rows, but at least LEAST_BYTES and at most MOST_BYTES of rows,
@@ -87,13 +87,21 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     -------
     Chunk
     """
-    positive = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets))
-    n, p = len(positive), chunk.rows.shape[1]
+    n, p = int(np.count_nonzero(chunk.weights)) if chunk.weights.size else len(chunk.targets), chunk.rows.shape[1]
     nbytes = chunk.nbytes / max(len(chunk.targets), 1) if sp.issparse(chunk.rows) else 8.0 * p
     least, fit = (limit / max(nbytes, 1.0) for limit in (LEAST_BYTES, MOST_BYTES))
     wanted = min(max(n * SAMPLE_PART, least / chunks), fit / chunks, n * SAMPLE_SHARE)
     most = wanted if chunks == 1 else np.inf if sp.issparse(chunk.rows) else fit
-    count = 0 if most < _least_rows(p) else min(n, max(1, int(wanted)))
+    return draw_rows(chunk, 0 if most < _least_rows(p) else min(n, max(1, int(wanted))))
+
+
+def draw_rows(chunk: Chunk, count: int) -> Chunk:
+    """Draw `count` rows at random from those with positive weight, in their order. The same chunk gives the same rows.
+
+    The weights are scaled so that their sum is that of the whole chunk.
+    """
+    positive = np.flatnonzero(chunk.weights) if chunk.weights.size else np.arange(len(chunk.targets))
+    n = len(positive)
     rng = np.random.default_rng(list(chunk.content.encode()))
     drawn = np.zeros(n, bool)
     drawn[rng.choice(n, count, replace=False, shuffle=False) if n else []] = True
@@ -101,7 +109,8 @@ def sample_rows(chunk: Chunk, chunks: int) -> Chunk:
     weights = chunk.weights[some] if chunk.weights.size else np.ones(count)
     weights = weights * (chunk.weight / weights.sum()) if count else weights
     rows = chunk.rows[some] if sp.issparse(chunk.rows) else np.ascontiguousarray(chunk.rows[some])
-    return Chunk(rows, chunk.targets[some], weights, chunk.content, "sample")
+    folds = chunk.folds[some] if chunk.folds.size else chunk.folds
+    return Chunk(rows, chunk.targets[some], weights, chunk.content, "sample", folds)
 
 
 def effective_rows(samples: list[Chunk]) -> float:
