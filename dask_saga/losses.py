@@ -845,7 +845,16 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def target_interval(loss: Any) -> Interval:
-    """Return the valid targets of a loss: its ``targets``, or all numbers from its ``least_target``."""
+    """Return the valid targets of a loss: its ``targets``, or all numbers from its ``least_target``.
+
+    Parameters
+    ----------
+    loss : Loss
+
+    Returns
+    -------
+    Interval
+    """
     return getattr(loss, "targets", None) or Interval(getattr(loss, "least_target", -math.inf))
 
 
