@@ -194,7 +194,7 @@ def test_sparse_rows_sorted_by_a_category_converge_in_chunks_that_lack_most_leve
         ({"random_state": -1}, ValueError, "random_state"),
         ({"max_iter": 2.5}, ValueError, "max_iter"),
         ({"step_size": None}, ValueError, "step_size"),
-        ({"loss": "hinge"}, ValueError, "loss"),
+        ({"loss": "zero_one"}, ValueError, "loss"),
         ({"penalty": "l2"}, TypeError, "penalty"),
         ({"step_size": 0.0}, ValueError, "step_size"),
         ({"step_size": "large"}, ValueError, "step_size"),
