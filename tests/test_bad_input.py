@@ -80,7 +80,7 @@ BAD_DATA = {
     "2-d weights": ((A, y, np.ones((60, 2))), ValueError, "sample_weight must be a 1D array"),
 }
 BAD_PARAMETERS = {
-    "loss": "hinge", "penalty": "l3", "alpha": -1.0, "l1_ratio": 1.5, "step_size": 0.0, "step_size_scale": -2.0,
+    "loss": "zero_one", "penalty": "l3", "alpha": -1.0, "l1_ratio": 1.5, "step_size": 0.0, "step_size_scale": -2.0,
     "max_iter": 0, "tol": -1.0, "memory_dtype": "float16", "fit_intercept": "yes", "precondition": None,
     "random_state": "seed",
 }  # fmt: skip
