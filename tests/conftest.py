@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dask_saga.fitting import preparation
+from dask_saga.fitting import newton_passes, preparation
 
 
 def make_rows(n=600, p=8, seed=0, classes=True):
@@ -19,6 +19,12 @@ def chunks_stay_apart(request, monkeypatch):
     """The tests' chunks are so small that fit would visit them together."""
     if "joins" not in request.keywords:
         monkeypatch.setattr(preparation, "JOINED_BYTES", 0)
+
+
+@pytest.fixture
+def only_visits(monkeypatch):
+    """Passes visit the chunks. Newton steps, which small data take at once, read them more often."""
+    monkeypatch.setattr(newton_passes, "CHEAP", 0.0)
 
 
 @pytest.fixture

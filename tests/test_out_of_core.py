@@ -24,7 +24,6 @@ from dask_saga.data.validation import read_chunk
 from dask_saga.execution.cluster import TASKS_AHEAD, ClientExecutor
 from dask_saga.execution.deferred import DeferredCall, defer_blocks
 from dask_saga.execution.executor import LocalExecutor
-from dask_saga.fitting import newton_passes
 from dask_saga.fitting.chunk_source import HELD_SHARE, Source
 from dask_saga.losses import LOSSES, LogLoss
 from dask_saga.penalties import PENALTIES
@@ -103,12 +102,6 @@ class Counted:
     def array(self):
         parts = [da.from_delayed(delayed(self.read, pure=False)(k), (100, 8), float) for k in range(self.blocks)]
         return da.concatenate(parts)
-
-
-@pytest.fixture
-def only_visits(monkeypatch):
-    """Passes visit the chunks. Newton steps, which small data take at once, read them more often."""
-    monkeypatch.setattr(newton_passes, "CHEAP", 0.0)
 
 
 def test_one_load_a_visit_and_few_blocks_at_a_time(only_visits):

@@ -47,7 +47,7 @@ def test_a_bar_counts_passes(capsys):
     assert not capsys.readouterr().err
 
 
-def test_a_pass_that_is_interrupted_never_was():
+def test_a_pass_that_is_interrupted_never_was(only_visits):
     reads = []
 
     def read(k):
@@ -119,7 +119,7 @@ def test_saga_lets_the_interrupt_through():
 
 @pytest.mark.parametrize("persist", [True, False])
 @pytest.mark.parametrize("n_parallel", [1, 2])
-def test_what_a_pass_tells(persist, n_parallel):
+def test_what_a_pass_tells(persist, n_parallel, only_visits):
     seen, weights = [], np.linspace(0.5, 1.5, 600)
     model = SAGAClassifier(random_state=0, tol=1e-6, alpha=0.01, n_parallel=n_parallel)
     model.fit(X, labels, da.from_array(weights, chunks=100), persist=persist, callback=seen.append)

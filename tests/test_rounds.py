@@ -185,7 +185,7 @@ class Notes(WorkerPlugin):
 
 
 @pytest.mark.parametrize("n_parallel", [1, 2])
-def test_visits_that_run_twice_change_nothing(client, tmp_path, n_parallel):
+def test_visits_that_run_twice_change_nothing(client, tmp_path, n_parallel, only_visits):
     settings = {**LONG, "n_parallel": n_parallel}
     stop = 5
     expected = SAGAClassifier(**settings).fit(X, labels, callback=lambda info: info.epoch == stop)
@@ -262,7 +262,7 @@ def test_checkpoints_and_the_width_of_auto(tmp_path, monkeypatch):
     assert bits(model) == bits(expected)
 
 
-def test_a_pass_that_is_interrupted_never_was(monkeypatch):
+def test_a_pass_that_is_interrupted_never_was(monkeypatch, only_visits):
     calls = []
 
     def interrupted(*args):

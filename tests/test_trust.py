@@ -296,7 +296,7 @@ def test_a_wrong_step_is_mended_unseen(kind, k, scale):
 
 
 @pytest.mark.parametrize("kind", [SAGAClassifier, SAGARegressor])
-def test_a_step_beyond_all_numbers_leaves_finite_coefficients(kind):
+def test_a_step_beyond_all_numbers_leaves_finite_coefficients(kind, only_visits):
     A, b = make_rows(classes=kind is SAGAClassifier)
     loss = "huber" if kind is SAGARegressor else "log_loss"  # squared error would start at its optimum
     with pytest.warns(ConvergenceWarning):
@@ -638,7 +638,7 @@ def test_steps_that_are_raised_lead_nowhere_far(kind, seed):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_steps_of_the_user_are_not_undone(monkeypatch):
+def test_steps_of_the_user_are_not_undone(monkeypatch, only_visits):
     """They would be no shorter the next time."""
     monkeypatch.setattr(loop, "_is_diverging", lambda *passes: True)
     monkeypatch.setattr(loop, "roll_back", lambda *passes: 1 / 0)
