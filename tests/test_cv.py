@@ -21,7 +21,7 @@ from dask_saga.data.folds import Folds
 from dask_saga.data.validation import read_chunk
 from dask_saga.estimators.cv import chosen
 from dask_saga.fitting import checkpoint, path_passes
-from dask_saga.losses import MultinomialLogLoss
+from dask_saga.losses import CloglogLoss, MultinomialLogLoss
 from dask_saga.solver import path as solver_path
 from dask_saga.solver.optimality import chunk_gradient
 from dask_saga.solver.problem import problem_for
@@ -509,3 +509,16 @@ def test_checks_of_scikit_learn(kind):
     results = check_estimator(kind(alphas=3, cv=3, random_state=0), expected_failed_checks=failing, on_skip=None)
     assert {result["check_name"] for result in results if result["status"] == "xfail"} <= set(failing)
     assert sum(result["status"] == "passed" for result in results) > 50
+
+
+def test_scores_use_the_labels_of_the_loss():
+    """The complementary log-log loss predicts its second class above another linear prediction than zero."""
+    A, y = make_rows(300, 3)
+    model = SAGAClassifierCV(loss="cloglog", alphas=[1e-2], cv=KFold(3), scoring="accuracy", **EXACT).fit(A, y)
+    own = []
+    for train, test in KFold(3).split(A):
+        plain = SAGAClassifier(loss="cloglog", alpha=1e-2, **EXACT).fit(A[train], y[train])
+        own.append(plain.score(A[test], y[test]))
+        z = plain.decision_function(A[test])
+        assert ((z > 0) != (z > CloglogLoss().threshold)).any()
+    np.testing.assert_allclose(model.scores_[0, 0], own, rtol=1e-12)

@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.validation import check_is_fitted
 
 from dask_saga import SAGAClassifier, SAGARegressor
-from dask_saga.losses import MultinomialLogLoss
+from dask_saga.losses import CloglogLoss, MultinomialLogLoss
 
 from .conftest import make_rows
 
@@ -254,3 +254,12 @@ def test_bad_arguments():
         model.to_sql(NAMES, method="proba")
     with pytest.raises(ValueError, match="method='predict_proba' is for classifiers; use 'predict'"):
         model.to_sql(NAMES, method="predict_proba")
+
+
+def test_sql_labels_are_those_of_the_loss():
+    """The complementary log-log loss predicts its second class above another linear prediction than zero."""
+    model, frame = classifier("cloglog", 2)
+    z = model.decision_function(frame)
+    assert ((z > 0) != (z > CloglogLoss().threshold)).any()
+    [found] = in_database(frame, [model.to_sql()])
+    np.testing.assert_array_equal(found, model.predict(frame))

@@ -338,8 +338,7 @@ class SAGAClassifier(ClassifierMixin, LearnsByChunk):
         ndarray or dask array of shape (n,)
             Predicted labels.
         """
-        threshold = getattr(resolve_loss(self.loss), "threshold", 0.0)
-        return to_labels(self._linear(X, offset), self.classes_, threshold)
+        return to_labels(self._linear(X, offset), self.classes_, resolve_loss(self.loss))
 
     @available_if(_defines_probability)
     def predict_proba(self, X: Any, offset: Any = None) -> Any:

@@ -365,7 +365,7 @@ class _GivenClassifier(ClassifierMixin, BaseEstimator):
         return X[:, 0] if X.shape[1] == 1 else X
 
     def predict(self, X: np.ndarray) -> np.ndarray:
-        return to_labels(self.decision_function(X), self.classes_)
+        return to_labels(self.decision_function(X), self.classes_, self.loss)
 
     @available_if(lambda self: hasattr(self.loss, "probability"))
     def predict_proba(self, X: np.ndarray) -> np.ndarray:

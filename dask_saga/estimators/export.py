@@ -12,6 +12,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.validation import check_is_fitted
 
 from ..losses import LogLoss, ModifiedHuber, MultinomialLogLoss, PoissonLoss, resolve_loss
+from .prediction import threshold_of
 
 if TYPE_CHECKING:
     from .base import SAGABase
@@ -139,7 +140,9 @@ def _classifier_sql(
         return _only(sums)
     labels = [_literal(label) for label in model.classes_.tolist()]
     if len(sums) == 1:
-        return f"CASE WHEN {sums[0]} > 0 THEN {labels[1]} WHEN {sums[0]} <= 0 THEN {labels[0]} END"
+        threshold = threshold_of(resolve_loss(model.loss))
+        limit = _number(threshold) if threshold else "0"
+        return f"CASE WHEN {sums[0]} > {limit} THEN {labels[1]} WHEN {sums[0]} <= {limit} THEN {labels[0]} END"
     return _largest(labels, names, coef, intercept)
 
 

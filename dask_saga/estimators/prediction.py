@@ -19,7 +19,7 @@ from ..data.validation import align_columns, blame, read_rows, read_weights
 from ..execution.executor import compute
 from .messages import ZERO_WEIGHTS
 
-__all__ = ["accuracy", "add_offset", "elementwise", "linear", "probabilities", "r2", "to_labels"]
+__all__ = ["accuracy", "add_offset", "elementwise", "linear", "probabilities", "r2", "threshold_of", "to_labels"]
 
 
 def linear(X: Any, coef: np.ndarray, intercept: np.ndarray) -> Any:
@@ -98,12 +98,17 @@ def elementwise(z: Any, function: Callable) -> Any:
         return np.asarray(function(z)).astype(z.dtype, copy=False)
 
 
-def to_labels(z: Any, classes: np.ndarray, threshold: float = 0.0) -> Any:
-    """Return the class labels for linear predictions. Of two classes it is the second one above `threshold`."""
+def to_labels(z: Any, classes: np.ndarray, loss: Any) -> Any:
+    """Return the class labels for linear predictions. Of two classes it is the second one above ``threshold_of``."""
     if is_dask_collection(z):
         drop = [1] if z.ndim == 2 else None
-        return z.map_blocks(to_labels, classes, threshold, drop_axis=drop, dtype=classes.dtype, meta=classes[:0])
-    return classes[(z > threshold).astype(int) if z.ndim == 1 else z.argmax(axis=1)]
+        return z.map_blocks(to_labels, classes, loss, drop_axis=drop, dtype=classes.dtype, meta=classes[:0])
+    return classes[(z > threshold_of(loss)).astype(int) if z.ndim == 1 else z.argmax(axis=1)]
+
+
+def threshold_of(loss: Any) -> float:
+    """Return the linear prediction above which the second of two classes is predicted."""
+    return getattr(loss, "threshold", 0.0)
 
 
 def probabilities(z: Any, loss: Any) -> Any:
