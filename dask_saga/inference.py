@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .data.dask_blocks import dask_blocks
 from .estimators.base import SAGABase
+from .execution.executor import merged
 from .execution.threads import one_blas_thread
 from .fitting.loop import join_x
 from .losses import LogLoss, MultinomialLogLoss, PoissonLoss, SquaredError, resolve_loss
@@ -310,10 +311,7 @@ def _sum_all(
     nbytes = 8.0 * x.size**2 * (2 if cov_type.startswith("HC") else 1)
     call = (x, problem, origin, cov_type.startswith("HC"))
     sums = source.map(_sums_of, *call, name="saga-inference", named=True, nbytes=nbytes, paired=labels)
-    while len(sums) > 1:
-        groups = [sums[k : k + MERGED_SUMS] for k in range(0, len(sums), MERGED_SUMS)]
-        sums = [source.executor.submit(_merge, *group, name="saga-merge") for group in groups]
-    [whole] = source.executor.gather(sums)
+    [whole] = source.executor.gather(merged(source.executor, _merge, sums, MERGED_SUMS))
     if whole is None or not whole.weight > 0:
         raise ValueError("X has no rows of positive weight")
     return whole

@@ -18,7 +18,7 @@ from .cluster import ClientExecutor
 if TYPE_CHECKING:
     from .protocol import Executor, Reference
 
-__all__ = ["LocalExecutor", "compute", "find_executor"]
+__all__ = ["LocalExecutor", "compute", "find_executor", "merged"]
 
 
 T = TypeVar("T")
@@ -115,6 +115,30 @@ class LocalExecutor:
 
 def _is_lazy(block: Any) -> bool:
     return any(map(is_dask_collection, block)) if isinstance(block, tuple) else is_dask_collection(block)
+
+
+def merged(
+    executor: Executor, function: Callable[..., T], references: list[Reference[T]], size: int, most: int = 1
+) -> list[Reference[T]]:
+    """Merge results near the data, in a tree of tasks with at most `size` arguments each, until `most` are left.
+
+    Parameters
+    ----------
+    executor : Executor
+    function : callable
+        Called as ``function(*results)``. It returns a result.
+    references : list of Reference
+    size : int
+    most : int, default=1
+
+    Returns
+    -------
+    list of Reference
+    """
+    while len(references) > most:
+        groups = [references[k : k + size] for k in range(0, len(references), size)]
+        references = [executor.submit(function, *group, name="saga-merge") for group in groups]
+    return references
 
 
 def compute(*values: Any) -> tuple:

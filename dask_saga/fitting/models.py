@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..data.immutable import immutable
+from ..execution.executor import merged
 from ..execution.threads import one_blas_thread
 from ..losses import MultinomialLogLoss
 from ..penalties import ElasticNet
@@ -153,14 +154,12 @@ def merged_model(
     fit: FitSetup, model_of: Callable[..., LocalModel], x: np.ndarray, plan: ModelPlan
 ) -> Reference[LocalModel]:
     """Return a reference to the merged model of all chunks."""
-    p, executor = x.shape[1] - 1, fit.source.executor
-    nbytes = 8.0 * x.size * (3 + (p if plan.full else 1))
+    width = x.size if plan.coupled else x.shape[1] if plan.full else 1
+    nbytes = 8.0 * x.size * (3 + width)
     with one_blas_thread():  # once for all chunks in this process, because each change of the limit takes 0.1 ms
         models = fit.source.map(model_of, x, fit.prepared.preconditioned, plan, name="saga-confirm", nbytes=nbytes)
-    while len(models) > 1:
-        groups = [models[k : k + MERGED_MODELS] for k in range(0, len(models), MERGED_MODELS)]
-        models = [executor.submit(merge_models, *group, name="saga-merge") for group in groups]
-    return models[0]
+    [model] = merged(fit.source.executor, merge_models, models, MERGED_MODELS)
+    return model
 
 
 def _direction(

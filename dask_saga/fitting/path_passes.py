@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..data.folds import block_counts, check_counts
+from ..execution.executor import merged
 from ..execution.threads import even_slices, threads
 from ..penalties import ElasticNet
 from ..solver.identity import digest, visit_seed
@@ -353,10 +354,7 @@ class _PathFit:
         [there] = executor.put([x]) if x.nbytes > SENT_BYTES else [x]
         call = (there, self.folds[models], self.models.folds, self.problem)
         sums = source.map(path_sums, *call, name="saga-path", nbytes=x.nbytes)
-        while len(sums) > 1:
-            groups = [sums[k : k + MERGED] for k in range(0, len(sums), MERGED)]
-            sums = [executor.submit(merge_sums, *group, name="saga-merge") for group in groups]
-        return executor.gather(sums)[0]
+        return executor.gather(merged(executor, merge_sums, sums, MERGED))[0]
 
     def _steps(self, left: np.ndarray, x: np.ndarray, gradients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compute the next x of each model, and the decrease of F that its step promises. Threads share the models."""

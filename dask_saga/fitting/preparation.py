@@ -18,6 +18,7 @@ from ..data.chunk import join_chunks
 from ..data.immutable import immutable
 from ..data.statistics import check_values, measure, merge, wants_products
 from ..data.validation import blame
+from ..execution.executor import merged
 from ..solver.optimality import chunk_gradient, count_outputs, factors_at_zero
 from ..solver.preconditioned_problem import PreconditionedProblem
 from ..solver.preconditioner_choice import axis_limits, choose_preconditioner
@@ -27,7 +28,7 @@ from ..solver.visit import fresh_memory
 if TYPE_CHECKING:
     from ..data.chunk import Chunk
     from ..data.statistics import ColumnStats
-    from ..execution.protocol import Executor, Reference
+    from ..execution.protocol import Reference
     from ..solver.preconditioner import Preconditioner
     from ..solver.problem import Problem
     from ..solver.state import ChunkMemory
@@ -254,8 +255,8 @@ def prepare(
     executor, size = source.executor, _bytes_examined(source.columns, problem)
     examine = functools.partial(_examine, draw=draw) if draw else _examine
     examined = source.map(examine, problem, len(source), labels, name="saga-examine", named=True, nbytes=size)
-    merged = _merge_most(executor, examined)
-    [(whole, sampled)] = executor.gather([executor.submit(_whole, *merged, name="saga-whole")])
+    few = merged(executor, _merge, examined, MERGED_CHUNKS, most=MERGED_CHUNKS)  # few enough for one task
+    [(whole, sampled)] = executor.gather([executor.submit(_whole, *few, name="saga-whole")])
     _check_shapes(whole.shapes)
     source.expect(
         [shape.nbytes for shape in whole.shapes], [(fact.content, fact.weights_content) for fact in whole.facts]
@@ -267,9 +268,9 @@ def prepare(
     is_quadratic = problem.automatic and axes.rotation is not None and getattr(problem.loss, "quadratic", False)
     sample: Any = None
     if draw:
-        sample, is_quadratic = executor.submit(_join_samples, *merged, name="saga-sample"), False
+        sample, is_quadratic = executor.submit(_join_samples, *few, name="saga-sample"), False
     elif sampled and not is_quadratic:
-        sample = executor.submit(_make_sample, near, *merged, name="saga-sample")
+        sample = executor.submit(_make_sample, near, *few, name="saga-sample")
     parts = _split(examined, LIMITED_CHUNKS)
     limits = [executor.submit(_limits, near, *part, name="saga-limits") for part in parts]
     [reference] = executor.put([preconditioned]) if is_sent else [near]
@@ -312,13 +313,6 @@ def prepared_for(source: Source, prepared: Prepared, problem: Problem, value: fl
 
 def _split(items: list[T], size: int) -> list[list[T]]:
     return [items[k : k + size] for k in range(0, len(items), size)]
-
-
-def _merge_most(executor: Executor, examined: list[Reference[_Examined]]) -> list[Reference[_Examined]]:
-    """Merge results in a tree of tasks until few enough are left for one task."""
-    while len(examined) > MERGED_CHUNKS:
-        examined = [executor.submit(_merge, *part, name="saga-merge") for part in _split(examined, MERGED_CHUNKS)]
-    return examined
 
 
 def _check_shapes(shapes: list[_Shape]) -> None:
