@@ -13,6 +13,7 @@ may come from some of the rows. See docs/algorithm/curvature.md.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..data.immutable import immutable
 from ..losses import LogLoss, MultinomialLogLoss
 from .hessian import block_hessians, coupled_hessian
 from .local_model import predictions, row_derivatives
+from .quadratic_step import is_free, step_with_intercepts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +43,7 @@ __all__ = [
     "chunk_hessian",
     "empty_curvature",
     "new_curvature",
+    "newton_move",
     "times",
     "uses_curvature",
     "without_model",
@@ -270,6 +273,38 @@ def _diagonal(hessian: np.ndarray) -> np.ndarray:
 def times(hessian: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Multiply each block by its vector."""
     return np.matmul(hessian, u[:, :, None])[:, :, 0]
+
+
+def newton_move(
+    coordinates: Curvature, hessian: np.ndarray, slope: np.ndarray, weight: float, x: np.ndarray, problem: Problem
+) -> tuple[np.ndarray, float]:
+    """Return the step from x to the minimum of a quadratic and the penalty, and the decrease that it promises.
+
+    What the classes of the multinomial loss have in common is subtracted. In the slope it is a rounding error. In the
+    step it changes no probability.
+
+    Parameters
+    ----------
+    coordinates : Curvature
+        Defines the coordinates of the quadratic.
+    hessian : ndarray of shape (blocks, d, d)
+    slope : ndarray of shape (blocks, d)
+    weight : float
+        Weight of the rows that `hessian` and `slope` are sums over.
+    x : ndarray of shape (k, p + 1)
+    problem : Problem
+
+    Returns
+    -------
+    step : ndarray of shape (blocks, d)
+    promise : float
+        inf, with a step of zero, if the quadratic is not finite.
+    """
+    slope, hessian = coordinates.without_common(slope) / weight, hessian / weight
+    if not np.isfinite(slope.sum() + hessian.sum()):
+        return np.zeros_like(slope), math.inf
+    step, promise = step_with_intercepts(hessian, slope, x, coordinates.intercepts, problem)
+    return coordinates.without_common(step, is_free(problem.penalty)), promise
 
 
 def chunk_hessian(chunk: Chunk, z: np.ndarray, whole: Curvature, problem: Problem, is_first: bool) -> np.ndarray:

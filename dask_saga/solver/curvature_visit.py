@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..execution.threads import one_blas_thread
-from .curvature import KEPT_SIZE, ROUNDED_WEIGHT, ChunkCurvature, Curvature, chunk_hessian, times
+from .curvature import KEPT_SIZE, ROUNDED_WEIGHT, ChunkCurvature, Curvature, chunk_hessian, newton_move, times
 from .line_search import EXCEEDED, LONGER, line_values, penalties_within, points_on_line
 from .local_model import predictions, row_derivatives
 from .optimality import weighted_sum
-from .quadratic_step import is_free, step_with_intercepts
 from .state import LARGEST_COEFFICIENT
 from .visit import counted
 
@@ -168,15 +167,10 @@ class InnerProblem:
                 model, linear = self._models(u)
             slope_of_models = linear + times(model, u)
             slope = slope_of_models + others.sum_to_centred(weighted_sum(self.chunk.rows, self.slopes, problem))
-            # Rounding errors of the memory gradients do not cancel over the classes.
-            slope, hessian = others.without_common(slope) / self.weight, (model + self.hessian) / self.weight
-            if not np.isfinite(slope.sum() + hessian.sum()):
-                break
-            step, promise = step_with_intercepts(hessian, slope, self.x, others.intercepts, problem)
-            step = others.without_common(step, is_free(problem.penalty))
+            step, promise = newton_move(others, model + self.hessian, slope, self.weight, self.x, problem)
             self.promise = promise if count == 0 else self.promise
             least = max(min(LEFT_OF_GAIN * gained, LEFT_OF_LOSS * loss), ROUNDED_LOSS * loss)
-            if not (np.isfinite(step).all() and promise > least):
+            if not (np.isfinite(step).all() and least < promise < np.inf):
                 break
             line = _Line(self, z, step, (slope_of_models * step).sum(), (times(model, step) * step).sum())
             if value is None:

@@ -17,12 +17,12 @@ import numpy as np
 from ..data.immutable import immutable
 from ..execution.threads import one_blas_thread
 from ..losses import MultinomialLogLoss
-from .curvature import empty_curvature
+from .curvature import empty_curvature, newton_move
 from .line_search import STEPS, line_values, penalties_within, points_on_line, row_values
 from .local_model import join_extremes, local_model, row_derivatives
 from .optimality import penalty_value
 from .preconditioned_problem import PreconditionedProblem
-from .quadratic_step import is_free, is_smooth, proximal_step, smooth_step, step_with_intercepts
+from .quadratic_step import is_smooth, proximal_step, smooth_step
 
 if TYPE_CHECKING:
     from .local_model import Extremes, LocalModel, ModelPlan
@@ -131,13 +131,11 @@ def newton_direction(
 def _coupled_step(model: LocalModel, x: np.ndarray, weight: float, problem: Problem) -> tuple[np.ndarray, float]:
     """Return the Newton step of all classes together, and the decrease that it promises."""
     whole = empty_curvature(problem, len(x), model.mean[0])
-    slope = whole.without_common(whole.sum_to_centred(model.gradient)) / weight
-    hessian = model.hessian / weight
+    slope = whole.sum_to_centred(model.gradient)
     if not problem.fit_intercept:
         slope[:, whole.intercepts] = 0.0
-        hessian[:, whole.intercepts, :] = hessian[:, :, whole.intercepts] = 0.0
-    step, decrease = step_with_intercepts(hessian, slope, x, whole.intercepts, problem)
-    return whole.to_user(whole.without_common(step, is_free(problem.penalty))), decrease
+    step, decrease = newton_move(whole, model.hessian, slope, weight, x, problem)
+    return whole.to_user(step), decrease
 
 
 def direction_of(model: LocalModel, x: np.ndarray, weight: float, problem: Problem, gradient: np.ndarray) -> Direction:

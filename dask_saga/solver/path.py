@@ -17,12 +17,11 @@ from ..execution.threads import even_slices, one_blas_thread, thread_count, thre
 from ..kernels.epoch import kernels_for
 from ..kernels.intrinsics import scratch_for
 from ..kernels.vectors import sparse_products, sparse_sums
-from .curvature import Curvature, block_shape, new_curvature
+from .curvature import Curvature, block_shape, new_curvature, newton_move
 from .curvature_visit import InnerProblem
 from .line_search import within
 from .local_model import predictions
 from .optimality import chunk_gradient, count_outputs, penalty_value
-from .quadratic_step import is_smooth, step_with_intercepts
 from .state import new_solver_state
 from .subsample import LEAST_BYTES, MOST_BYTES, SAMPLE_PART, draw_rows
 from .visit import fresh_memory
@@ -359,9 +358,8 @@ def newton_step(
         Decrease of F that the quadratic model promises. inf if the step is not finite.
     """
     with np.errstate(all="ignore"), one_blas_thread():
-        slope = coordinates.without_common(coordinates.sum_to_centred(gradient))
-        step, promise = step_with_intercepts(hessian, slope, x, coordinates.intercepts, problem)
-        step = coordinates.without_common(step, is_smooth(problem.penalty))
+        slope = coordinates.sum_to_centred(gradient)
+        step, promise = newton_move(coordinates, hessian, slope, 1.0, x, problem)
         after = within(x + coordinates.to_user(step), problem)
     return (after, float(promise)) if np.isfinite(after).all() and np.isfinite(promise) else (x, np.inf)
 
