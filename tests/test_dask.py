@@ -18,7 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from dask_saga import SAGAClassifier, SAGARegressor, saga
-from dask_saga.fitting import loop, newton_passes
+from dask_saga.fitting import loop
 
 from .conftest import make_rows
 
@@ -423,9 +423,7 @@ def test_a_fit_that_fails_leaves_nothing_on_the_cluster(client, fault):
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("n_parallel", [1, 2])
-def test_the_same_bits_where_passes_are_undone(client, monkeypatch, tmp_path, n_parallel):
-    monkeypatch.setattr(newton_passes, "CHEAP", 0.0)  # passes of visits, not Newton steps
-
+def test_the_same_bits_where_passes_are_undone(client, monkeypatch, tmp_path, n_parallel, only_visits):
     def is_third_or_seventh(place, ended, at_zero):
         return len(place.history) in (2, 6)
 
